@@ -1,0 +1,179 @@
+"""The variational bound on the negative log-likelihood, term by term (DDPM Eqs. 5, 13).
+
+Everything is in nats per dimension; `to_bits_per_dim` is the one conversion.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion.forward import q_marginal, q_posterior, q_sample
+from diffusion.random import normal
+from diffusion.structs import Gaussian, Prediction, Schedule
+
+X = Float[Array, "*x"]
+Decoder = Callable[[jax.Array, Gaussian], jax.Array]
+
+BIN_HALF_WIDTH = 1.0 / 255.0  # images have 256 levels in [-1, 1]
+FLOOR_NATS = float(np.log(1e-12))  # the original never lets a pixel's probability fall below 1e-12
+
+
+def to_bits_per_dim(nats_per_dim: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """nats / ln 2."""
+    return nats_per_dim / jnp.log(2.0)
+
+
+def mean_per_example(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """The mean over all axes but the first."""
+    return jnp.mean(x.reshape(x.shape[0], -1), axis=1)
+
+
+def normal_kl(q: Gaussian, p: Gaussian) -> Float[Array, "..."]:
+    """KL(q || p) in nats of every coordinate: f32 of the broadcast shape, >= 0."""
+    log_ratio = q.log_variance - p.log_variance
+    # expm1 keeps the digits of (ratio - 1 - log ratio) where the two variances are close.
+    return 0.5 * (
+        jnp.expm1(log_ratio) - log_ratio + jnp.square(q.mean - p.mean) * jnp.exp(-p.log_variance)
+    )
+
+
+def _bin_edges(x_0: X, p: Gaussian) -> tuple[jax.Array, jax.Array]:
+    """Upper and lower edge of x_0's bin in standard deviations of p; finite whatever p is."""
+    inverse_std = jnp.exp(-0.5 * jnp.clip(p.log_variance, -60.0, 60.0))
+    upper = inverse_std * (x_0 - p.mean + BIN_HALF_WIDTH)
+    lower = inverse_std * (x_0 - p.mean - BIN_HALF_WIDTH)
+    return jnp.clip(upper, -1e4, 1e4), jnp.clip(lower, -1e4, 1e4)
+
+
+def _open_ends(x_0: X, first: jax.Array, last: jax.Array, inner: jax.Array) -> jax.Array:
+    """The first bin reaches down to -infinity, the last one up to infinity (DDPM Eq. 13)."""
+    return jnp.where(x_0 < -0.999, first, jnp.where(x_0 > 0.999, last, inner))
+
+
+def tanh_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
+    """Log-probability of the 256-level x_0 under the discretized Gaussian p (DDPM Eq. 13).
+
+    The normal distribution function is the original's approximation
+    (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2, which is a logistic function s of twice the
+    argument of tanh; s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) then has no cancellation. The
+    probability is floored at 1e-12.
+
+    Args:
+        x_0: f32[...], multiples of 2/255 from -1 to 1.
+        p: mean and log-variance broadcastable to x_0.
+
+    Returns:
+        f32[...] in nats, in [log 1e-12, 0]; finite, with finite gradients, for finite input.
+    """
+    upper, lower = _bin_edges(x_0, p)
+    scale = 2.0 * np.sqrt(2.0 / np.pi)
+    a = scale * (upper + 0.044715 * upper**3)
+    b = scale * (lower + 0.044715 * lower**3)
+    inner = (
+        jax.nn.log_sigmoid(a)
+        + jax.nn.log_sigmoid(-b)
+        + jnp.log(-jnp.expm1(-jnp.maximum(a - b, 1e-20)))
+    )
+    log_prob = _open_ends(x_0, jax.nn.log_sigmoid(a), jax.nn.log_sigmoid(-b), inner)
+    return jnp.maximum(log_prob, FLOOR_NATS)
+
+
+def exact_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
+    """Log-probability of the 256-level x_0 under the discretized Gaussian p (DDPM Eq. 13).
+
+    With the normal distribution function itself and no floor: about 0.09 bits above `tanh_decoder`
+    at a residual of 2 standard deviations and 1.2 bits below it at 3.
+
+    Args and Returns: as for `tanh_decoder`, without its lower limit.
+    """
+    upper, lower = _bin_edges(x_0, p)
+    # In the upper half the tail on the other side is the same number without cancellation.
+    flip = upper + lower > 0.0
+    a, b = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
+    log_a, log_b = jax.scipy.special.log_ndtr(a), jax.scipy.special.log_ndtr(b)
+    inner = log_a + jnp.log(-jnp.expm1(-jnp.maximum(log_a - log_b, 1e-20)))
+    return _open_ends(
+        x_0, jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(-lower), inner
+    )
+
+
+def vlb_term(
+    schedule: Schedule,
+    prediction: Prediction,
+    x_0: Float[Array, "b *x"],
+    x_t: Float[Array, "b *x"],
+    t: Int[Array, " b"],
+    *,
+    decoder: Decoder = tanh_decoder,
+) -> Float[Array, " b"]:
+    """The bound's term at t: L_{t-1} of DDPM Eq. 5 for t > 0, and L_0 at t = 0.
+
+    L_{t-1} is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in closed form; L_0 is
+    -log p(x_0 | x_1) under `decoder`.
+
+    Returns:
+        f32[B] in nats per dimension.
+    """
+    p = Gaussian(prediction.mean, prediction.log_variance)
+    divergence = mean_per_example(normal_kl(q_posterior(schedule, x_0, x_t, t), p))
+    reconstruction = mean_per_example(-decoder(x_0, p))
+    return jnp.where(t == 0, reconstruction, divergence)
+
+
+def prior_term(schedule: Schedule, x_0: Float[Array, "b *x"]) -> Float[Array, " b"]:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) of DDPM Eq. 5: f32[B] in nats per dimension."""
+    last = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1)
+    zero = jnp.zeros(())
+    return mean_per_example(normal_kl(q_marginal(schedule, x_0, last), Gaussian(zero, zero)))
+
+
+class Bound(NamedTuple):
+    """The variational bound of each example, in nats per dimension, and what it is made of."""
+
+    prior: Float[Array, " b"]  # L_T
+    terms: Float[Array, "T b"]  # row 0 is L_0 (the decoder), row t is L_{t-1} in the paper's count
+    x_0_mse: Float[Array, "T b"]  # mean squared error of the estimate of x_0 at each t
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        """L_T + sum_t L_{t-1} + L_0 (DDPM Eq. 5)."""
+        return self.prior + jnp.sum(self.terms, axis=0)
+
+
+def variational_bound(
+    schedule: Schedule,
+    denoise: Callable[[X, jax.Array], Prediction],
+    x_0: Float[Array, "b *x"],
+    keys: Key[Array, " b"],
+    *,
+    decoder: Decoder = tanh_decoder,
+) -> Bound:
+    """All T terms of the bound, each at one draw of x_t ~ q(x_t | x_0) (DDPM Eq. 5).
+
+    Args:
+        schedule: the chain.
+        denoise: (x_t, t) -> Prediction, parameters already bound.
+        x_0: f32[B, ...] in [-1, 1].
+        keys: one key per example; example i's noise at t depends on (keys[i], t) alone.
+        decoder: log-probability of x_0 given p(x_0 | x_1).
+    """
+
+    def body(carry: None, t: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        batch_t = jnp.broadcast_to(t, x_0.shape[:1])
+        x_t = q_sample(schedule, x_0, batch_t, normal(keys, t, x_0.shape[1:]))
+        prediction = denoise(x_t, batch_t)
+        term = vlb_term(schedule, prediction, x_0, x_t, batch_t, decoder=decoder)
+        return carry, (term, mean_per_example(jnp.square(prediction.x_0 - x_0)))
+
+    _, (terms, mse) = jax.lax.scan(body, None, jnp.arange(schedule.num_timesteps))
+    return Bound(prior_term(schedule, x_0), terms, mse)
+
+
+DECODERS: MappingProxyType[str, Any] = MappingProxyType(
+    {"tanh": tanh_decoder, "exact": exact_decoder}
+)

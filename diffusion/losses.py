@@ -1,0 +1,243 @@
+"""Training objectives, the weightings of the simple one, and how t is drawn.
+
+What the program supplies is positional-only; what comes after the slash is a choice that a config
+makes. Losses are per example, averaged over dimensions.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion.forward import q_sample, snr
+from diffusion.likelihood import mean_per_example, to_bits_per_dim, vlb_term
+from diffusion.reverse import check_signal, predict, split_output
+from diffusion.structs import Parameterization, Schedule, TimestepSampler, Variance
+
+X = Float[Array, "b *x"]
+PerExample = Float[Array, " b"]
+T = Int[Array, " b"]
+
+ALLOWED = (
+    "Allowed: simple with fixed_small or fixed_large; vlb with any variance; hybrid with learned "
+    "or learned_range; weighting `vlb` with a fixed variance."
+)
+
+
+class Model(NamedTuple):
+    """A chain and how the network's output is read on it."""
+
+    schedule: Schedule
+    parameterization: Parameterization
+    variance: Variance
+
+
+class Noised(NamedTuple):
+    """One training example after the forward process."""
+
+    x_0: X
+    eps: X
+    x_t: X
+    t: T
+
+
+# --- Weightings of the simple loss: functions of (model, t), f32[B] ---
+
+
+def _output_to_x_0(model: Model, t: T) -> PerExample:
+    """|d x_0 / d output|: how far x_0 moves when the network's output moves by 1."""
+    zero, one = jnp.zeros(t.shape), jnp.ones(t.shape)
+    decode = model.parameterization.decode
+    return jnp.abs(decode(model.schedule, one, zero, t) - decode(model.schedule, zero, zero, t))
+
+
+def uniform_weight(model: Model, t: T, /) -> PerExample:
+    """1, the paper's L_simple (DDPM Eq. 14)."""
+    return jnp.ones(t.shape)
+
+
+def vlb_weight(model: Model, t: T, /) -> PerExample:
+    """The weight that the bound gives the squared error of the output.
+
+    (d mean / d output)^2 / (2 sigma_t^2), which for eps is
+    beta_t^2 / (2 sigma_t^2 alpha_t (1 - alpha_bar_t)) (DDPM Eq. 12).
+
+    Raises:
+        ValueError: if the variance is learned, so that no sigma_t exists before the network runs.
+    """
+    if model.variance.extra_channels:
+        raise ValueError(f"weighting `vlb` needs a fixed variance to weight by. {ALLOWED}")
+    slope = model.schedule.posterior_mean_x_0[t] * _output_to_x_0(model, t)
+    log_variance = model.variance.log_variance(model.schedule, None, t.astype(jnp.float32), t)
+    return jnp.square(slope) * jnp.exp(-log_variance) / 2.0
+
+
+def min_snr_weight(model: Model, t: T, /, gamma: float = 5.0) -> PerExample:
+    """min(SNR, gamma) on the squared error of x_0, carried over to the output (minSNR Eq. 6)."""
+    ratio = jnp.minimum(snr(model.schedule, t), gamma)
+    return ratio * jnp.square(_output_to_x_0(model, t))
+
+
+# --- Losses: functions of (model, output, noised), f32[B] ---
+
+
+def _squared_error(model: Model, value: X, noised: Noised) -> PerExample:
+    x_0, eps, x_t, t = noised
+    target = model.parameterization.target(model.schedule, x_0, eps, x_t, t)
+    return mean_per_example(jnp.square(target - value))
+
+
+def simple(
+    model: Model,
+    output: Float[Array, "b ..."],
+    noised: Noised,
+    /,
+    weighting: Callable[[Model, T], PerExample] = uniform_weight,
+) -> PerExample:
+    """Weighted mean squared error between the network's output and its target (DDPM Eq. 14).
+
+    Raises:
+        ValueError: if the variance is learned: this loss would give it no gradient.
+    """
+    if model.variance.extra_channels:
+        raise ValueError(f"loss `simple` gives a learned variance no gradient. {ALLOWED}")
+    value, _ = split_output(model.variance, output, noised.x_t)
+    return weighting(model, noised.t) * _squared_error(model, value, noised)
+
+
+def vlb(
+    model: Model, output: Float[Array, "b ..."], noised: Noised, /, scale: float = 1.0
+) -> PerExample:
+    """scale * T * (the bound's term at t), in bits per dimension (DDPM Eq. 5).
+
+    With t uniform and scale 1 its mean is the whole bound L - L_T. The original optimises the term
+    itself, which is scale = 1 / T; the factor matters to gradient clipping only.
+    """
+    x_0, _, x_t, t = noised
+    prediction = predict(*model, output, x_t, t, clip=False)
+    term = to_bits_per_dim(vlb_term(model.schedule, prediction, x_0, x_t, t))
+    return scale * model.schedule.num_timesteps * term
+
+
+def hybrid(
+    model: Model,
+    output: Float[Array, "b ..."],
+    noised: Noised,
+    /,
+    vlb_coefficient: float = 1e-3,
+    weighting: Callable[[Model, T], PerExample] = uniform_weight,
+) -> PerExample:
+    """L_simple + vlb_coefficient * L_vlb, the mean held still in the second part (IDDPM Eq. 16).
+
+    Raises:
+        ValueError: if the variance is fixed: the second part would then have no gradient at all.
+    """
+    if not model.variance.extra_channels:
+        raise ValueError(f"loss `hybrid` trains a learned variance and has none. {ALLOWED}")
+    value, _ = split_output(model.variance, output, noised.x_t)
+    held = output.at[..., : value.shape[-1]].set(jax.lax.stop_gradient(value))
+    return weighting(model, noised.t) * _squared_error(model, value, noised) + vlb_coefficient * (
+        vlb(model, held, noised)
+    )
+
+
+def make_loss_fn(
+    apply: Callable[..., jax.Array], model: Model, loss: Callable[[Model, jax.Array, Noised], Any]
+) -> Callable[..., PerExample]:
+    """loss_fn(params, x_0, t, eps, **inputs) -> f32[B], one network evaluation (DDPM Alg. 1).
+
+    Args:
+        apply: (params, x_t, model_t, **inputs) -> network output.
+        model: concrete tables, not traced ones.
+        loss: one of LOSSES, its options bound.
+
+    Raises:
+        ValueError: if the parameterization cannot be decoded on the model's schedule.
+    """
+    check_signal(model.schedule, model.parameterization)
+
+    def loss_fn(params: Any, x_0: X, t: T, eps: X, **inputs: Any) -> PerExample:
+        x_t = q_sample(model.schedule, x_0, t, eps)
+        output = apply(params, x_t, model.schedule.model_t[t], **inputs)
+        return loss(model, output, Noised(x_0, eps, x_t, t))
+
+    return loss_fn
+
+
+# --- Drawing t ---
+
+
+def uniform(num_timesteps: int, /) -> TimestepSampler:
+    """t uniform on 0 .. T - 1 (DDPM Alg. 1)."""
+
+    def sample(state: tuple[()], keys: Key[Array, " b"]) -> tuple[T, PerExample]:
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(keys)
+        return t, jnp.ones(t.shape)
+
+    return TimestepSampler(lambda: (), sample, lambda state, t, losses: state)
+
+
+class LossHistory(NamedTuple):
+    """The last losses seen at each timestep, as a ring buffer."""
+
+    losses: Float[Array, "T history"]
+    seen: Int[Array, " T"]  # how many there ever were
+
+
+def loss_second_moment(
+    num_timesteps: int, /, history: int = 10, uniform_share: float = 1e-3
+) -> TimestepSampler:
+    """t drawn in proportion to sqrt(E[L_t^2]) over the last `history` losses (IDDPM Eq. 18).
+
+    Uniform until every timestep has a full history; `uniform_share` of the draws stay uniform so
+    that no timestep is forgotten. The weights 1 / (T p_t) keep the loss's mean.
+
+    Raises:
+        ValueError: unless history >= 1 and 0 < uniform_share <= 1.
+    """
+    if history < 1 or not 0.0 < uniform_share <= 1.0:
+        raise ValueError(
+            f"got history = {history} and uniform_share = {uniform_share}; "
+            "history must be at least 1 and uniform_share in (0, 1]."
+        )
+
+    def init() -> LossHistory:
+        return LossHistory(jnp.zeros((num_timesteps, history)), jnp.zeros(num_timesteps, jnp.int32))
+
+    def probabilities(state: LossHistory) -> jax.Array:
+        root = jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))
+        share = root / jnp.maximum(jnp.sum(root), jnp.finfo(root.dtype).tiny)
+        mixed = (1.0 - uniform_share) * share + uniform_share / num_timesteps
+        full = jnp.all(state.seen >= history) & (jnp.sum(root) > 0.0)
+        return jnp.where(full, mixed, 1.0 / num_timesteps)
+
+    def sample(state: LossHistory, keys: Key[Array, " b"]) -> tuple[T, PerExample]:
+        p = probabilities(state)
+        cumulative = jnp.cumsum(p)
+        u = jax.vmap(jax.random.uniform)(keys) * cumulative[-1]
+        t = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), num_timesteps - 1)
+        return t.astype(jnp.int32), 1.0 / (num_timesteps * p[t])
+
+    def update(state: LossHistory, t: T, losses: PerExample) -> LossHistory:
+        # Several examples may share a t: the k-th of them takes the k-th next slot, and of more
+        # than `history` only the last ones are kept.
+        same = t[:, None] == t[None, :]
+        rank = jnp.sum(jnp.tril(same, -1), axis=1)
+        kept = rank >= jnp.sum(same, axis=1) - history
+        slot = jnp.where(kept, (state.seen[t] + rank) % history, history)
+        losses = jax.lax.stop_gradient(losses)
+        return LossHistory(
+            state.losses.at[t, slot].set(losses, mode="drop"), state.seen.at[t].add(1)
+        )
+
+    return TimestepSampler(init, sample, update)
+
+
+LOSSES = MappingProxyType({"simple": simple, "vlb": vlb, "hybrid": hybrid})
+WEIGHTINGS = MappingProxyType(
+    {"uniform": uniform_weight, "vlb": vlb_weight, "min_snr": min_snr_weight}
+)
+TIMESTEP_SAMPLERS = MappingProxyType({"uniform": uniform, "loss_second_moment": loss_second_moment})

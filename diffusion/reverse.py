@@ -1,0 +1,111 @@
+"""From the network's output to p(x_{t-1} | x_t). The only place that clips."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion.forward import Time, at, q_posterior
+from diffusion.structs import Parameterization, Prediction, Schedule, Variance
+
+X = Float[Array, "*x"]
+Denoise = Callable[..., Prediction]  # (params, x_t, t, **inputs) -> Prediction
+
+
+def split_output(
+    variance: Variance, output: Float[Array, "..."], x_t: X
+) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
+    """The network's output as (mean part, variance part or None), split on the last axis.
+
+    Raises:
+        ValueError: if the output has not the shape that `variance` needs.
+    """
+    channels = x_t.shape[-1]
+    expected = x_t.shape[:-1] + (channels * (1 + variance.extra_channels),)
+    if output.shape != expected:
+        raise ValueError(
+            f"the network returned shape {output.shape} for x_t of shape {x_t.shape}, but this "
+            f"variance needs {expected}: {1 + variance.extra_channels} output(s) per data channel."
+        )
+    if variance.extra_channels == 0:
+        return output, None
+    return output[..., :channels], output[..., channels:]
+
+
+def predict(
+    schedule: Schedule,
+    parameterization: Parameterization,
+    variance: Variance,
+    output: Float[Array, "..."],
+    x_t: X,
+    t: Time,
+    *,
+    clip: bool,
+) -> Prediction:
+    """Reads the network's output as p(x_{t-1} | x_t) = N(mean, exp(log_variance)) (DDPM Eq. 1).
+
+    Args:
+        schedule, parameterization, variance: the model.
+        output: f32[B, ..., C] or f32[B, ..., 2C] where the variance is learned.
+        x_t: f32[B, ..., C].
+        t: i32[] or i32[B], in [0, T).
+        clip: clip x_0 to [-1, 1] before the mean is formed. A predicted mean (`mu`) is never
+            clipped: there only the reported x_0 is, as in the original.
+    """
+    value, extra = split_output(variance, output, x_t)
+    x_0 = parameterization.decode(schedule, value, x_t, t)
+    if clip:
+        x_0 = jnp.clip(x_0, -1.0, 1.0)
+    eps = (x_t - at(schedule.sqrt_alpha_bar, t, x_t) * x_0) / at(
+        schedule.sqrt_one_minus_alpha_bar, t, x_t
+    )
+    mean = value if parameterization.predicts_mean else q_posterior(schedule, x_0, x_t, t).mean
+    return Prediction(x_0, eps, mean, variance.log_variance(schedule, extra, x_t, t))
+
+
+def check_signal(schedule: Schedule, parameterization: Parameterization) -> None:
+    """Refuses a parameterization that divides by alpha_bar_t on a chain where it reaches 0.
+
+    Raises:
+        ValueError: naming the timestep and what to choose instead.
+    """
+    alpha_bar = np.asarray(schedule.alpha_bar)
+    if parameterization.needs_signal and not (alpha_bar > 0.0).all():
+        t = int(np.argmin(alpha_bar > 0.0))
+        raise ValueError(
+            f"this parameterization recovers x_0 by dividing by alpha_bar, which is 0 at t = {t}: "
+            "no signal is left there. Choose mu, x_0 or v, or a schedule whose last beta is below 1"
+            "."
+        )
+
+
+def make_denoise(
+    apply: Callable[..., jax.Array],
+    schedule: Schedule,
+    parameterization: Parameterization,
+    variance: Variance,
+    *,
+    clip: bool,
+) -> Denoise:
+    """Joins a network with its meaning: denoise(params, x_t, t, **inputs) -> Prediction.
+
+    Args:
+        apply: (params, x_t, model_t, **inputs) -> network output; `inputs` (class labels, say)
+            pass through untouched.
+        schedule: concrete tables, not traced ones.
+        clip: as for `predict`.
+
+    Raises:
+        ValueError: if the parameterization cannot be decoded on this schedule.
+    """
+    check_signal(schedule, parameterization)
+
+    def denoise(params: Any, x_t: X, t: Time, **inputs: Any) -> Prediction:
+        batch_t = jnp.broadcast_to(t, x_t.shape[:1])
+        output = apply(params, x_t, schedule.model_t[batch_t], **inputs)
+        return predict(schedule, parameterization, variance, output, x_t, t, clip=clip)
+
+    return denoise

@@ -1,0 +1,229 @@
+"""Noise schedules: float64 arrays of beta, and the tables that follow from them."""
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float64
+
+from diffusion.structs import Schedule
+
+Betas = Float64[np.ndarray, " T"]
+
+
+def _check_length(num_timesteps: int) -> None:
+    if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, (int, np.integer)):
+        raise ValueError(f"num_timesteps must be an integer, got {num_timesteps!r}.")
+    if num_timesteps < 1:
+        raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}.")
+
+
+def linear(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
+    """beta rising linearly, the paper's choice with T = 1000 (DDPM section 4)."""
+    _check_length(num_timesteps)
+    return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+
+
+def quadratic(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
+    """The square of a linear rise in the root of beta (DDPM section 4, among the choices tried)."""
+    _check_length(num_timesteps)
+    return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def sigmoid(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
+    """A logistic rise over [-6, 6], scaled to [beta_start, beta_end]."""
+    _check_length(num_timesteps)
+    rise = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps, dtype=np.float64)))
+    return beta_start + (beta_end - beta_start) * rise
+
+
+def constant(num_timesteps: int, beta: float = 0.02) -> Betas:
+    """The same beta at every step (DDPM section 4, among the choices tried)."""
+    _check_length(num_timesteps)
+    return np.full(num_timesteps, beta, dtype=np.float64)
+
+
+def jsd(num_timesteps: int) -> Betas:
+    """beta_t = 1 / (T - t), which ends in pure noise: 1/T, 1/(T-1), ..., 1 (DPM, 2015)."""
+    _check_length(num_timesteps)
+    return 1.0 / np.arange(num_timesteps, 0, -1, dtype=np.float64)
+
+
+def _warmup(num_timesteps: int, beta_start: float, beta_end: float, share: float) -> Betas:
+    _check_length(num_timesteps)
+    betas = np.full(num_timesteps, beta_end, dtype=np.float64)
+    rising = int(num_timesteps * share)
+    betas[:rising] = np.linspace(beta_start, beta_end, rising, dtype=np.float64)
+    return betas
+
+
+def warmup10(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
+    """A linear rise over the first tenth of the chain, constant after it."""
+    return _warmup(num_timesteps, beta_start, beta_end, 0.1)
+
+
+def warmup50(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
+    """A linear rise over the first half of the chain, constant after it."""
+    return _warmup(num_timesteps, beta_start, beta_end, 0.5)
+
+
+def cosine(num_timesteps: int, offset: float = 0.008, beta_max: float = 0.999) -> Betas:
+    """alpha_bar falling as a squared cosine (IDDPM Eq. 17), each beta at most `beta_max`."""
+    _check_length(num_timesteps)
+    time = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alpha_bar = np.cos((time + offset) / (1.0 + offset) * np.pi / 2.0) ** 2
+    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], beta_max)
+
+
+def array(betas: Sequence[float]) -> Betas:
+    """The given numbers, for a schedule that has no name."""
+    return np.asarray(betas, dtype=np.float64)
+
+
+def _check_betas(betas: np.ndarray) -> None:
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas must be one non-empty row of numbers, got shape {betas.shape}.")
+    wrong = ~((betas > 0.0) & (betas <= 1.0))  # also catches NaN
+    wrong[:-1] |= betas[:-1] == 1.0
+    if wrong.any():
+        t = int(np.argmax(wrong))
+        raise ValueError(
+            f"beta[{t}] = {betas[t]} is not allowed: every beta must lie in (0, 1), and only the "
+            f"last, beta[{betas.size - 1}], may be 1 (the chain then ends in pure noise)."
+        )
+
+
+def _tables(betas: np.ndarray, model_t: np.ndarray) -> Schedule:
+    """Derives every table in float64 and casts once: float32 would lose up to 1.7e-4 relative."""
+    alpha = 1.0 - betas
+    alpha_bar = np.cumprod(alpha)
+    alpha_bar_prev = np.concatenate([[1.0], alpha_bar[:-1]])
+    # 1 - alpha_bar by the recurrence of the variances, which never subtracts near-equal numbers.
+    one_minus = np.empty_like(betas)
+    variance = 0.0
+    for t, beta in enumerate(betas):
+        variance = (1.0 - beta) * variance + beta
+        one_minus[t] = variance
+    one_minus_prev = np.concatenate([[0.0], one_minus[:-1]])
+    posterior_variance = betas * one_minus_prev / one_minus
+    # The variance is 0 at t = 0; like the original, the logarithm there repeats the one at t = 1.
+    positive = np.concatenate([posterior_variance[1:2], posterior_variance[1:]])
+    tables = dict(
+        beta=betas,
+        alpha=alpha,
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        one_minus_alpha_bar=one_minus,
+        sqrt_alpha_bar=np.sqrt(alpha_bar),
+        sqrt_one_minus_alpha_bar=np.sqrt(one_minus),
+        log_beta=np.log(betas),
+        posterior_variance=posterior_variance,
+        posterior_log_variance=np.log(positive) if betas.size > 1 else np.log(betas),
+        posterior_mean_x_0=betas * np.sqrt(alpha_bar_prev) / one_minus,
+        posterior_mean_x_t=one_minus_prev * np.sqrt(alpha) / one_minus,
+    )
+    return Schedule(
+        **{name: jnp.asarray(table, jnp.float32) for name, table in tables.items()},
+        model_t=jnp.asarray(model_t, jnp.int32),
+    )
+
+
+def from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
+    """All tables of the chain with these variances (DDPM Eqs. 2, 4, 6, 7).
+
+    Args:
+        betas: float[T], each in (0, 1); the last may be 1.
+
+    Raises:
+        ValueError: naming the first offending index and its value.
+    """
+    values = np.asarray(betas, dtype=np.float64)
+    _check_betas(values)
+    return _tables(values, np.arange(values.size))
+
+
+def respace(betas: Sequence[float] | np.ndarray, keep: Sequence[int] | np.ndarray) -> Schedule:
+    """The chain that visits only the timesteps `keep`, with the same marginals (IDDPM Eq. 19).
+
+    Its variances are beta'_i = 1 - alpha_bar[keep_i] / alpha_bar[keep_{i-1}]; the network is still
+    told the original timesteps, which `model_t` holds.
+
+    Args:
+        betas: float[T], as for `from_betas`.
+        keep: int[N], strictly increasing, each in [0, T).
+
+    Raises:
+        ValueError: if `betas` or `keep` are not as described.
+    """
+    values = np.asarray(betas, dtype=np.float64)
+    _check_betas(values)
+    kept = np.asarray(keep)
+    if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
+        raise ValueError(f"keep must be a non-empty row of integers, got {keep!r}.")
+    if kept[0] < 0 or kept[-1] >= values.size or (np.diff(kept) <= 0).any():
+        raise ValueError(
+            f"keep must be strictly increasing and lie in [0, {values.size}), got {kept.tolist()}."
+        )
+    # A product over the skipped steps instead of a ratio of alpha_bars, which may underflow.
+    starts = np.concatenate([[0], kept[:-1] + 1])
+    alpha = np.multiply.reduceat((1.0 - values)[: kept[-1] + 1], starts)
+    return _tables(1.0 - alpha, kept)
+
+
+def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
+    """i64[num_steps] timesteps from 0 to T - 1 at equal distances, for `respace`.
+
+    Raises:
+        ValueError: unless 1 <= num_steps <= num_timesteps.
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(
+            f"num_steps = {num_steps} is not possible: choose 1 to {num_timesteps} (all timesteps)."
+        )
+    if num_steps == 1:
+        return np.array([num_timesteps - 1])
+    return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
+
+
+class Description(NamedTuple):
+    """A schedule in four numbers, for a log line and a sanity check."""
+
+    alpha_bar_last: float  # share of the signal's variance that is left in x_T
+    prior_bits_per_dim: float  # L_T where |x_0| = 1, which no image in [-1, 1] exceeds
+    snr_first: float  # alpha_bar / (1 - alpha_bar) at t = 0
+    snr_last: float  # and at t = T - 1
+
+
+def describe(schedule: Schedule) -> Description:
+    """How much noise the chain ends in; L_T is DDPM Eq. 5's first term at |x_0| = 1, in bits/dim.
+
+    With x_0^2 = 1 the divergence KL(q(x_T | x_0) || N(0, I)) is -log(1 - alpha_bar_T) / 2 nats per
+    dimension. A value far from 0 means that sampling starts from a distribution that training never
+    showed the network: usually betas meant for another T.
+    """
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
+    one_minus = np.asarray(schedule.one_minus_alpha_bar, np.float64)
+    snr = alpha_bar / one_minus
+    return Description(
+        alpha_bar_last=float(alpha_bar[-1]),
+        prior_bits_per_dim=float(-0.5 * np.log1p(-alpha_bar[-1]) / np.log(2.0)),
+        snr_first=float(snr[0]),
+        snr_last=float(snr[-1]),
+    )
+
+
+BETAS = MappingProxyType(
+    {
+        "linear": linear,
+        "quadratic": quadratic,
+        "sigmoid": sigmoid,
+        "constant": constant,
+        "jsd": jsd,
+        "warmup10": warmup10,
+        "warmup50": warmup50,
+        "cosine": cosine,
+        "array": array,
+    }
+)

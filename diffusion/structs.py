@@ -1,0 +1,100 @@
+"""The immutable records that the functions of this package pass around."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Schedule(NamedTuple):
+    """Tables of the forward process, f32[T] each, derived in float64 by `schedules.from_betas`.
+
+    `t` is 0-based everywhere: t = 0 is the paper's t = 1, and t = T - 1 is its t = T.
+    """
+
+    beta: jax.Array  # beta_t, variance of one step, in (0, 1]
+    alpha: jax.Array  # 1 - beta_t
+    alpha_bar: jax.Array  # prod_{s <= t} alpha_s
+    alpha_bar_prev: jax.Array  # alpha_bar_{t-1}, with 1 at t = 0
+    one_minus_alpha_bar: jax.Array  # 1 - alpha_bar_t, without the cancellation of float32
+    sqrt_alpha_bar: jax.Array
+    sqrt_one_minus_alpha_bar: jax.Array
+    log_beta: jax.Array
+    posterior_variance: jax.Array  # beta-tilde_t of DDPM Eq. 7; 0 at t = 0
+    posterior_log_variance: jax.Array  # log beta-tilde_t, whose entry 0 repeats entry 1
+    posterior_mean_x_0: jax.Array  # coefficient of x_0 in mu-tilde_t, DDPM Eq. 7
+    posterior_mean_x_t: jax.Array  # coefficient of x_t in mu-tilde_t, DDPM Eq. 7
+    model_t: jax.Array  # i32[T], the timestep that the network is told
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of steps of this chain."""
+        return self.beta.shape[0]
+
+
+class Gaussian(NamedTuple):
+    """A Gaussian with diagonal covariance; the two arrays broadcast against each other."""
+
+    mean: jax.Array
+    log_variance: jax.Array
+
+
+class Prediction(NamedTuple):
+    """What a sampler or a likelihood term needs of the network, whatever the network emits."""
+
+    x_0: jax.Array  # estimate of the clean data
+    eps: jax.Array  # estimate of the noise, consistent with x_0
+    mean: jax.Array  # mean of p(x_{t-1} | x_t)
+    log_variance: jax.Array  # its log-variance, broadcastable to `mean`
+
+
+class Parameterization(NamedTuple):
+    """What the network is asked to predict, as functions of (schedule, ..., t).
+
+    target: (schedule, x_0, eps, x_t, t) -> what the network should emit.
+    decode: (schedule, output, x_t, t) -> x_0; affine in `output`.
+    predicts_mean: the output is itself the mean of p(x_{t-1} | x_t).
+    needs_signal: decode divides by alpha_bar_t, which then must not reach 0.
+    """
+
+    target: Callable[..., jax.Array]
+    decode: Callable[..., jax.Array]
+    predicts_mean: bool
+    needs_signal: bool
+
+
+class Variance(NamedTuple):
+    """The variance of p(x_{t-1} | x_t), always as a logarithm.
+
+    extra_channels: how many outputs beyond the mean's the network emits per data channel, 0 or 1.
+    log_variance: (schedule, extra, x_t, t) -> log-variance broadcastable to x_t; `extra` is the
+        network's second half, or None where extra_channels is 0.
+    """
+
+    extra_channels: int
+    log_variance: Callable[..., jax.Array]
+
+
+class TimestepSampler(NamedTuple):
+    """How training draws t, with the weights that keep the loss unbiased.
+
+    init: () -> state.
+    sample: (state, keys) -> (t i32[B], weight f32[B]).
+    update: (state, t, losses f32[B]) -> state.
+    """
+
+    init: Callable[[], Any]
+    sample: Callable[..., tuple[jax.Array, jax.Array]]
+    update: Callable[..., Any]
+
+
+class Sampler(NamedTuple):
+    """One way to walk from x_T to x_0, as a pair of pure functions.
+
+    init: x_T -> memory, a pytree that the steps hand on; () for a Markov sampler.
+    step: (schedule, denoise, x_t, t, noise, memory) -> (x_{t-1}, Prediction, memory), where
+        denoise(x_t, t) gives a Prediction and noise(j) the j-th standard normal draw of the step.
+    """
+
+    init: Callable[[jax.Array], Any]
+    step: Callable[..., tuple[jax.Array, Prediction, Any]]

@@ -1,0 +1,1 @@
+"""The program around the mathematics: configs, data, training, sampling, evaluation."""

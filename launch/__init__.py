@@ -1,0 +1,1 @@
+"""Launching on other machines: builds commands for existing engines; imports configs only."""

@@ -1,0 +1,48 @@
+"""Packaging. Lower bounds here; the exact versions that CI runs are in constraints.txt."""
+
+import setuptools
+
+DATA = [
+    "tensorflow-datasets>=4.9.9",
+    "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
+    "array_record>=0.8",
+    "grain>=0.2.15",
+    "pillow>=10",
+    "scikit-learn>=1.5",  # carries the digits, the data set that needs no network
+]
+
+setuptools.setup(
+    name="ddpm-jax",
+    version="0.1.0",
+    description="Denoising Diffusion Probabilistic Models in JAX/Flax, for research",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["diffusion*", "experiments*", "launch*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "jaxtyping>=0.3",
+        "numpy>=2",
+        "absl-py>=2.1",
+        "ml_collections>=1.0",
+        "rich>=13",
+        "tensorboardX>=2.6.2",
+        *DATA,
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "dev": [
+            "pytest>=8",
+            "beartype>=0.19",
+            "scipy>=1.13",
+            "tensorboard>=2.18",
+            "ruff>=0.9",
+            "mypy>=1.14",
+        ],
+        "parity": ["torch>=2.6", "diffusers>=0.32", "safetensors>=0.4"],
+        "launch": ["submitit>=1.5.2"],
+    },
+)
