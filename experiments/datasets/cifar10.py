@@ -1,0 +1,178 @@
+"""CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels, from either published tarball."""
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterator
+from types import MappingProxyType
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.image_classification import cifar
+
+from experiments.datasets import prepared
+
+IMAGE_SHAPE = (32, 32, 3)
+NUM_CLASSES = 10
+LABELS = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+RECORDS_PER_FILE = 10_000
+RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, green and blue planes
+PYTHON_TARBALL = "cifar-10-python.tar.gz"
+BINARY_TARBALL = "cifar-10-binary.tar.gz"
+_BATCHES = MappingProxyType(
+    {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+)
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8[N, 32, 32, 3], labels int64[N]
+
+
+class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
+    """The stock data set with its tarball read by Python instead of TensorFlow.
+
+    `source`, set before preparing, is the path of a tarball; None downloads the binary one.
+    """
+
+    PYTHON_TARBALL_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    source: str | None = None
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        path = self.source or os.fspath(dl_manager.download(self._cifar_info.url))
+        if os.path.basename(path) == PYTHON_TARBALL:
+            splits = read_python_tarball(path, self.PYTHON_TARBALL_SHA256)
+        else:
+            splits = read_binary_tarball(path)
+        self.info.features["label"].names = LABELS
+        return {split: self._generate_examples(split, *splits[split]) for split in splits}
+
+    def _generate_examples(
+        self, split: str, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[int, dict]]:
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield (
+                index,
+                {
+                    "id": f"{split}_{index:05d}",
+                    "image": prepared.encode_png(image),
+                    "label": int(label),
+                },
+            )
+
+
+def planes_to_images(planes: np.ndarray) -> np.ndarray:
+    """uint8[N, 3072] of red, green, blue planes -> uint8[N, 32, 32, 3]."""
+    return planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def read_binary_tarball(path: str) -> dict[str, Arrays]:
+    """Both splits of a tarball in the format of cifar-10-binary.tar.gz.
+
+    Raises:
+      ValueError: it is truncated, lacks a file, or a file has another size or label.
+    """
+    names = {f"cifar-10-batches-bin/{b}.bin": b for batches in _BATCHES.values() for b in batches}
+    contents = _read_members(path, list(names))
+    parsed = {}
+    for name, batch in names.items():
+        if len(contents[name]) != RECORDS_PER_FILE * RECORD_BYTES:
+            raise ValueError(
+                f"{name} in {path} has {len(contents[name]):,} bytes, the format has "
+                f"{RECORDS_PER_FILE:,} records of {RECORD_BYTES:,} bytes = "
+                f"{RECORDS_PER_FILE * RECORD_BYTES:,}."
+            )
+        records = np.frombuffer(contents[name], np.uint8).reshape(-1, RECORD_BYTES)
+        labels = records[:, 0].astype(np.int64)
+        if labels.max() >= NUM_CLASSES:
+            raise ValueError(f"{name} in {path} has label {labels.max()}, labels are 0..9.")
+        parsed[batch] = (planes_to_images(records[:, 1:]), labels)
+    return _join(parsed)
+
+
+def read_python_tarball(path: str, sha256: str) -> dict[str, Arrays]:
+    """Both splits of cifar-10-python.tar.gz, unpickled only if the file's digest is `sha256`.
+
+    Raises:
+      ValueError: the file is another one.
+    """
+    with open(path, "rb") as file:
+        came = hashlib.file_digest(file, "sha256").hexdigest()
+    if came != sha256:
+        raise ValueError(
+            f"{path} has SHA-256 {came}, the published file has {sha256}. It holds pickles, which "
+            f"are opened only if it is exactly that file: fetch it again, or use {BINARY_TARBALL}."
+        )
+    names = {f"cifar-10-batches-py/{b}": b for batches in _BATCHES.values() for b in batches}
+    contents = _read_members(path, list(names))
+    parsed = {}
+    for name, batch in names.items():
+        record = pickle.load(io.BytesIO(contents[name]), encoding="bytes")
+        parsed[batch] = (planes_to_images(record[b"data"]), np.asarray(record[b"labels"], np.int64))
+    return _join(parsed)
+
+
+def _read_members(path: str, names: list[str]) -> dict[str, bytes]:
+    """Contents of the named members, read into memory; nothing is extracted to disk."""
+    contents = {}
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                if member.name in names and (file := tar.extractfile(member)) is not None:
+                    contents[member.name] = file.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} is truncated or no gzipped tar file ({error}); fetch it again."
+        ) from error
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not {BINARY_TARBALL} or whole.")
+    return contents
+
+
+def _join(parsed: dict[str, Arrays]) -> dict[str, Arrays]:
+    return {
+        split: (
+            np.concatenate([parsed[batch][0] for batch in batches]),
+            np.concatenate([parsed[batch][1] for batch in batches]),
+        )
+        for split, batches in _BATCHES.items()
+    }
+
+
+def _locate(source: str) -> str:
+    """The tarball: `source` itself, or the one in the folder `source`; binary first."""
+    if os.path.isdir(source):
+        for name in (BINARY_TARBALL, PYTHON_TARBALL):
+            if os.path.exists(os.path.join(source, name)):
+                return os.path.join(source, name)
+        raise FileNotFoundError(f"Neither {BINARY_TARBALL} nor {PYTHON_TARBALL} is in {source}.")
+    if not os.path.exists(source):
+        raise FileNotFoundError(f"There is no file {source}; {BINARY_TARBALL} is needed.")
+    return source
+
+
+def prepare(source: str | None, data_dir: str | None) -> str:
+    """Prepares CIFAR-10 from a tarball and returns the prepared folder.
+
+    Args:
+      source: a tarball or its folder; None downloads. One of the name cifar-10-python.tar.gz
+        is read as that file, any other as cifar-10-binary.tar.gz.
+      data_dir: where to prepare; None is the usual place.
+    Raises:
+      FileNotFoundError: there is no tarball.
+      ValueError: it is damaged, of another format, or the python one is not the published file.
+    """
+    builder = Cifar10(data_dir=prepared.resolve_data_dir(data_dir))
+    builder.source = _locate(os.path.expanduser(source)) if source else None
+    return prepared.write(builder, "cifar10", data_dir)
+
+
+def open_split(split: str, data_dir: str | None) -> prepared.Prepared:
+    """Opens "train" (50,000 images) or "test" (10,000)."""
+    how_to_get = (
+        f"Prepare it from {BINARY_TARBALL} (--from left out downloads it): "
+        + prepared.prepare_command("cifar10", data_dir, BINARY_TARBALL)
+    )
+    return prepared.open_prepared("cifar10", split, IMAGE_SHAPE, data_dir, how_to_get)

@@ -1,0 +1,147 @@
+"""Prepared folders of tensorflow-datasets in array_record: finding, writing and reading them."""
+
+import io
+import os
+import re
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+FILE_FORMAT = "array_record"
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+def resolve_data_dir(data_dir: str | None) -> str:
+    """`data_dir`, or $TFDS_DATA_DIR, or ~/tensorflow_datasets; gs:// addresses pass unchanged."""
+    return os.path.expanduser(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
+
+
+def prepare_command(dataset: str, data_dir: str | None = None, source: str | None = None) -> str:
+    """The shell command that prepares `dataset`, as error messages give it."""
+    words = ["python -m experiments.prepare", f"--dataset={dataset}"]
+    if source:
+        words.append(f"--from={source}")
+    if data_dir:
+        words.append(f"--data_dir={data_dir}")
+    return " ".join(words)
+
+
+def find(dataset: str, data_dir: str | None) -> epath.Path | None:
+    """The folder of the newest version of `dataset` ("name" or "name/config"), or None.
+
+    Folders that a killed run left unfinished carry another name, so they are never found.
+    """
+    root = epath.Path(resolve_data_dir(data_dir)) / dataset
+    if not root.exists():
+        return None
+    versions = {
+        tuple(int(number) for number in match.groups()): folder
+        for folder in root.iterdir()
+        if (match := _VERSION.fullmatch(folder.name)) and (folder / "dataset_info.json").exists()
+    }
+    return versions[max(versions)] if versions else None
+
+
+def formats(folder: epath.Path) -> list[str]:
+    """The record formats that a prepared folder holds, e.g. ["array_record"]."""
+    info = tfds.builder_from_directory(folder).info
+    return sorted(file_format.value for file_format in info.available_file_formats())
+
+
+def write(builder: tfds.core.GeneratorBasedBuilder, dataset: str, data_dir: str | None) -> str:
+    """Prepares `builder`'s data set unless it is there already, and returns its folder.
+
+    The records are written to a temporary folder that takes its final name once it is complete.
+    Of two processes that prepare the same folder at the same time one wins and both return it.
+
+    Raises:
+      ValueError: the folder is there in another format than array_record.
+    """
+    folder = find(dataset, data_dir)
+    if folder is not None:
+        if FILE_FORMAT not in formats(folder):
+            raise ValueError(
+                f"{folder} already holds {dataset} as {', '.join(formats(folder))}, which cannot "
+                f"be read without TensorFlow. Move that folder away, or prepare {dataset} in "
+                f"another folder: {prepare_command(dataset, 'ANOTHER_FOLDER')}"
+            )
+        return os.fspath(folder)
+    try:
+        builder.download_and_prepare(file_format=FILE_FORMAT)
+    except OSError:
+        if find(dataset, data_dir) is None:  # else another process was faster
+            raise
+    return os.fspath(builder.data_path)
+
+
+class Prepared:
+    """A split of a prepared folder; [i] is {"image": uint8[H, W, C], "label": int32[]}.
+
+    Without labels in the folder every label is 0.
+    """
+
+    def __init__(self, folder: epath.Path, split: str):
+        builder = tfds.builder_from_directory(folder)
+        self._records = builder.as_data_source(split, file_format=FILE_FORMAT)
+        self.image_shape = tuple(builder.info.features["image"].shape)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self._records[index]
+        return {"image": record["image"], "label": np.int32(record.get("label", 0))}
+
+
+def open_prepared(
+    dataset: str,
+    split: str,
+    image_shape: tuple[int, int, int],
+    data_dir: str | None,
+    how_to_get: str,
+) -> Prepared:
+    """Opens a split (TFDS syntax, e.g. "train[:90%]") of a prepared data set.
+
+    Args:
+      dataset: "name" or "name/config".
+      image_shape: H, W, C that the folder must hold.
+      data_dir: a local folder or gs:// address; None is the usual place (`resolve_data_dir`).
+      how_to_get: a sentence for the error message, with the command that prepares it.
+    Raises:
+      FileNotFoundError: there is no such prepared folder.
+      ValueError: it is in a format other than array_record, or its images have another shape.
+    """
+    folder = find(dataset, data_dir)
+    if folder is None:
+        raise FileNotFoundError(
+            f"The data set {dataset!r} is not prepared: looked for "
+            f"{resolve_data_dir(data_dir)}/{dataset}/<version>/dataset_info.json. {how_to_get}"
+        )
+    if FILE_FORMAT not in formats(folder):
+        raise ValueError(
+            f"{folder} holds {dataset} as {', '.join(formats(folder))}, which cannot be read "
+            f"without TensorFlow; {FILE_FORMAT} is needed. Prepare it again in another folder: "
+            f"{prepare_command(dataset, 'ANOTHER_FOLDER')}"
+        )
+    source = Prepared(folder, split)
+    if source.image_shape != image_shape:
+        raise ValueError(
+            f"{folder} holds images of shape {source.image_shape}, {image_shape} is needed. "
+            f"{how_to_get}"
+        )
+    return source
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of uint8[H, W, 1 or 3]; TFDS itself would encode an array through TensorFlow."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"uint8[H, W, 1 or 3] is needed, got {image.dtype}{list(image.shape)}")
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+        buffer, format="png", compress_level=1
+    )
+    return buffer.getvalue()
