@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -137,7 +137,7 @@ class Padded:
 
     def __init__(self, source: prepared.Prepared, margin: int):
         self._source = source
-        self._margins = ((margin, margin), (margin, margin), (0, 0))
+        self._margins = ((margin, margin), (margin, margin), (0, 0))  # of H, W, C
 
     def __len__(self) -> int:
         return len(self._source)
@@ -145,6 +145,11 @@ class Padded:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self._source[index]
         return {**record, "image": np.pad(record["image"], self._margins)}
+
+    def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
+        records = self._source.gather(indices)
+        return {**records, "image": np.pad(records["image"], ((0, 0), *self._margins))}
 
 
 def open_split(split: str, data_dir: str | None, pad_to: int) -> prepared.Prepared | Padded:

@@ -3,11 +3,13 @@
 import io
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 FILE_FORMAT = "array_record"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -81,20 +83,38 @@ def write(builder: tfds.core.GeneratorBasedBuilder, dataset: str, data_dir: str 
 class Prepared:
     """A split of a prepared folder; [i] is {"image": uint8[H, W, C], "label": int32[]}.
 
-    Without labels in the folder every label is 0.
+    Without labels in the folder every label is 0. Records are decoded here: many at once this is
+    some five times as fast as through the features of tensorflow-datasets.
     """
 
     def __init__(self, folder: epath.Path, split: str):
         builder = tfds.builder_from_directory(folder)
-        self._records = builder.as_data_source(split, file_format=FILE_FORMAT)
+        self._records = builder.as_data_source(
+            split,
+            file_format=FILE_FORMAT,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        )
         self.image_shape = tuple(builder.info.features["image"].shape)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        record = self._records[index]
-        return {"image": record["image"], "label": np.int32(record.get("label", 0))}
+        image, label = self._decode(self._records[index])
+        return {"image": image, "label": label}
+
+    def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
+        images, labels = zip(*map(self._decode, self._records.__getitems__(indices)), strict=True)
+        return {"image": np.stack(images), "label": np.stack(labels)}
+
+    def _decode(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        mode = "L" if self.image_shape[2] == 1 else "RGB"
+        with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as picture:
+            image = np.asarray(picture.convert(mode), np.uint8).reshape(self.image_shape)
+        label = features["label"].int64_list.value[0] if "label" in features else 0
+        return image, np.asarray(label, np.int32)
 
 
 def open_prepared(
