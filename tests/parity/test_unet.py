@@ -1,0 +1,127 @@
+"""The U-Net and diffusers' UNet2DModel are the same function of the same weights."""
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+torch = pytest.importorskip("torch", reason="comparing with diffusers needs the parity extra")
+pytest.importorskip("diffusers", reason="comparing with diffusers needs the parity extra")
+
+from diffusion.unet import UNet, timestep_embedding  # noqa: E402
+from tests.fixtures.make_unet_diffusers import param_shapes, random_params  # noqa: E402
+from tests.parity import diffusers_weights  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+# An angle of the timestep embedding has float32's rounding of t radians, 6e-5 at t = 1000 whatever
+# the library: large timesteps are compared in `test_timestep_embedding_equals_diffusers`.
+TIMESTEPS = (3, 400)
+SMALL = dict(out_channels=3, channels=32, norm_groups=8)
+TOPOLOGIES = {
+    "cifar10": (32, 3, dict(SMALL)),
+    "two attention levels": (16, 3, dict(SMALL, attention_resolutions=(16, 8))),
+    "digits": (
+        8,
+        1,
+        dict(
+            out_channels=1,
+            channels=32,
+            channel_multipliers=(1, 2, 2),
+            attention_resolutions=(4,),
+        ),
+    ),
+    "no attention but in the middle": (
+        16,
+        3,
+        dict(SMALL, channel_multipliers=(1, 2), attention_resolutions=()),
+    ),
+    "one level, one block": (
+        8,
+        3,
+        dict(SMALL, channel_multipliers=(1,), num_blocks=1, attention_resolutions=(8,)),
+    ),
+    "three blocks, twice the outputs": (
+        8,
+        3,
+        dict(
+            SMALL,
+            out_channels=6,
+            channel_multipliers=(1, 3),
+            num_blocks=3,
+            attention_resolutions=(8, 4),
+        ),
+    ),
+}
+
+
+def compare(model: UNet, image_shape: tuple[int, int, int]) -> None:
+    shapes = param_shapes(model, image_shape)
+    levels = len(model.channel_multipliers)
+    theirs = diffusers_weights.build(model, image_shape)
+    state = diffusers_weights.state_from_params(random_params(shapes), levels)
+    theirs.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in state.items()})
+    theirs.double()  # so that the difference is our rounding only
+    state = {name: value.float().numpy() for name, value in theirs.state_dict().items()}
+    params = diffusers_weights.params_from_state(state, shapes, levels)
+
+    draw = np.random.Generator(np.random.PCG64(0))
+    x = draw.standard_normal((len(TIMESTEPS), *image_shape)).astype(np.float32)
+    t = np.array(TIMESTEPS, np.int32)
+    with torch.no_grad():
+        images = torch.from_numpy(x).double().permute(0, 3, 1, 2)
+        expected = theirs(images, torch.from_numpy(t)).sample.permute(0, 2, 3, 1).numpy()
+    with jax.default_matmul_precision("highest"):
+        output = jax.jit(model.apply)({"params": params}, x, t)
+    assert 0.3 < expected.std() < 3.0
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_unet_equals_diffusers(name: str):
+    size, image_channels, fields = TOPOLOGIES[name]
+    compare(UNet(**fields), (size, size, image_channels))
+
+
+def test_unet_of_the_cifar10_model_equals_diffusers():
+    compare(UNet(out_channels=3), (32, 32, 3))
+
+
+@pytest.mark.parametrize("channels", [32, 128, 33])
+def test_timestep_embedding_equals_diffusers(channels: int):
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    expected = get_timestep_embedding(torch.arange(1000), channels, downscale_freq_shift=1)
+    actual = timestep_embedding(np.arange(1000), channels)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+def small() -> tuple[dict[str, np.ndarray], dict, int]:
+    model = UNet(**SMALL, channel_multipliers=(1, 2), attention_resolutions=(16,))
+    shapes = param_shapes(model, (16, 16, 3))
+    return diffusers_weights.state_from_params(random_params(shapes), 2), shapes, 2
+
+
+def test_mapping_of_weights_is_one_to_one():
+    state, shapes, levels = small()
+    theirs = diffusers_weights.build(
+        UNet(**SMALL, channel_multipliers=(1, 2), attention_resolutions=(16,)), (16, 16, 3)
+    )
+    expected = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
+    assert {name: value.shape for name, value in state.items()} == expected
+    params = diffusers_weights.params_from_state(state, shapes, levels)
+    flat, again = traverse_util.flatten_dict(random_params(shapes)), params
+    for path, value in traverse_util.flatten_dict(again).items():
+        np.testing.assert_array_equal(value, flat[path])
+
+
+def test_mapping_of_weights_is_strict():
+    state, shapes, levels = small()
+    with pytest.raises(ValueError, match=r"no place in our network: \['extra'\]"):
+        diffusers_weights.params_from_state({**state, "extra": np.ones(1)}, shapes, levels)
+    missing = {name: v for name, v in state.items() if name != "conv_in.bias"}
+    with pytest.raises(ValueError, match=r"conv_in/bias needs conv_in\.bias"):
+        diffusers_weights.params_from_state(missing, shapes, levels)
+    wrong = {**state, "conv_in.bias": np.ones(5, np.float32)}
+    with pytest.raises(ValueError, match=r"conv_in\.bias gives \(5,\)"):
+        diffusers_weights.params_from_state(wrong, shapes, levels)
