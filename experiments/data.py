@@ -1,7 +1,7 @@
 """Data sets by name, and batches of them: everything random is a function of (seed, step)."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
@@ -214,7 +214,7 @@ def batches(
     num_workers: int = 0,
     num_threads: int = 4,
     prefetch: int = 4,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> grain.DatasetIterator:
     """Endless shuffled batches; the n-th item holds training steps start_step + n * k ... + k - 1.
 
     The images form one stream, every epoch a fresh permutation of the data set, and step i takes

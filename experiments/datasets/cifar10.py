@@ -86,7 +86,9 @@ def read_binary_tarball(path: str) -> dict[str, Arrays]:
         records = np.frombuffer(contents[name], np.uint8).reshape(-1, RECORD_BYTES)
         labels = records[:, 0].astype(np.int64)
         if labels.max() >= NUM_CLASSES:
-            raise ValueError(f"{name} in {path} has label {labels.max()}, labels are 0..9.")
+            raise ValueError(
+                f"{name} in {path} has label {labels.max()}, labels are 0..{NUM_CLASSES - 1}."
+            )
         parsed[batch] = (planes_to_images(records[:, 1:]), labels)
     return _join(parsed)
 

@@ -67,5 +67,6 @@ def prepare(source: str | None, data_dir: str | None) -> str:
 def open_split(split: str, data_dir: str | None) -> prepared.Prepared:
     """Opens "train" or "test"; the first use prepares the data set."""
     if prepared.find("digits", data_dir) is None:
+        tfds.disable_progress_bar()  # it takes a second
         prepare(None, data_dir)
     return prepared.open_prepared("digits", split, IMAGE_SHAPE, data_dir, "")
