@@ -40,7 +40,10 @@ class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
     source: str | None = None
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        path = self.source or os.fspath(dl_manager.download(self._cifar_info.url))
+        path = self.source
+        if path is None:
+            urls = {BINARY_TARBALL: self._cifar_info.url}
+            path = prepared.download(dl_manager, urls)[BINARY_TARBALL]
         if os.path.basename(path) == PYTHON_TARBALL:
             splits = read_python_tarball(path, self.PYTHON_TARBALL_SHA256)
         else:

@@ -50,7 +50,8 @@ class FashionMNIST(mnist.FashionMNIST, skip_registration=True):  # type: ignore[
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         if self.source_dir is None:
-            paths = dl_manager.download({name: f"{self.URL}{name}.gz" for name in self.SHA256})
+            urls = {name: f"{self.URL}{name}.gz" for name in self.SHA256}
+            paths = prepared.download(dl_manager, urls)
         else:
             paths = {name: _locate(self.source_dir, name) for name in self.SHA256}
         contents = {name: read_verified(paths[name], self.SHA256[name]) for name in self.SHA256}

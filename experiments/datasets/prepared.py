@@ -156,6 +156,22 @@ def open_prepared(
     return source
 
 
+def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) -> dict[str, str]:
+    """Downloads each address and returns where the files lie, under the same keys.
+
+    Raises:
+      OSError: an address cannot be had; after some minutes where there is no network.
+    """
+    try:
+        paths = dl_manager.download(urls)
+    except Exception as error:  # of requests, urllib3 or tensorflow-datasets
+        raise OSError(
+            f"Downloading {', '.join(urls.values())} failed ({error}). Fetch the files in another "
+            "way and name them with --from."
+        ) from error
+    return {key: os.fspath(path) for key, path in paths.items()}
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """PNG bytes of uint8[H, W, 1 or 3]; TFDS itself would encode an array through TensorFlow."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):

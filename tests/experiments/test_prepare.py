@@ -1,19 +1,23 @@
 """Preparing data sets: round trips, refusals, and nothing half-prepared left behind."""
 
+import functools
 import hashlib
+import http.server
 import json
 import os
 import pathlib
 import pickle
 import re
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl.testing import flagsaver
 from PIL import Image
+from tensorflow_datasets.image_classification import cifar
 
 from experiments import data, prepare
 from experiments.datasets import celeb_a_hq, cifar10, digits, fashion_mnist, prepared
@@ -218,6 +222,40 @@ def test_celeb_a_hq_refusals(tmp_path):
 
 
 # All of them.
+
+
+@pytest.fixture
+def address(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a server of tmp_path / "served"."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served")
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_fashion_mnist_downloads(tmp_path, monkeypatch, idx, address):
+    monkeypatch.setattr(fashion_mnist.FashionMNIST, "URL", address)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", str(tmp_path / "absent"))
+    data_dir = tmp_path / "prepared"
+    with pytest.raises(OSError, match=r"Downloading http.* 404.* name them with --from"):
+        fashion_mnist.prepare(None, str(data_dir))
+    assert_nothing_prepared("fashion_mnist", data_dir)
+    synthetic.idx_files(tmp_path / "served")
+    fashion_mnist.prepare(None, str(data_dir))
+    assert len(data.fashion_mnist(str(data_dir)).open("train")) == 30
+
+
+def test_cifar10_downloads(tmp_path, monkeypatch, few_records, address):
+    info = cifar.CifarInfo("cifar10", f"{address}c.tar.gz", "", [], [], [], [])
+    monkeypatch.setattr(cifar10.Cifar10, "_cifar_info", info)
+    (tmp_path / "served").mkdir()
+    synthetic.cifar_binary(tmp_path / "served" / "c.tar.gz")
+    cifar10.prepare(None, str(tmp_path / "prepared"))
+    assert len(data.cifar10(str(tmp_path / "prepared")).open("test")) == synthetic.CIFAR_RECORDS
 
 
 @pytest.mark.parametrize(
