@@ -1,0 +1,391 @@
+"""Times this U-Net against diffusers' UNet2DModel in torch, the same sizes in the same run.
+
+    python -m benchmarks.unet --width=32,128 --batch=64,8 --part=train,forward,sample
+
+Needs the parity extra. Both sides run on whatever device their library finds, one call of each in
+turn, so that a machine that slows down slows both; the numbers are medians. A train step is loss,
+gradient, clipping at norm 1, Adam and EMA. Sampling walks `--steps` of the 1,000 timesteps with the
+published scheduler on either side. "of peak" is the share of the rate of a large float32 matrix
+product, measured in the same run. On GPUs both libraries may round products to TF32.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from experiments.platform import set_cpu_flags
+
+set_cpu_flags()
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch its share
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+import torch  # noqa: E402
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: E402
+
+from diffusion.losses import Model, make_loss_fn, simple  # noqa: E402
+from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
+from diffusion.reverse import make_denoise  # noqa: E402
+from diffusion.samplers import ancestral, sample  # noqa: E402
+from diffusion.schedules import evenly_spaced, from_betas, linear, respace  # noqa: E402
+from diffusion.unet import UNet  # noqa: E402
+from diffusion.variances import VARIANCES  # noqa: E402
+from experiments.optimizers import adam  # noqa: E402
+
+TORCH_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TIMESTEPS = 1000
+BETAS = linear(TIMESTEPS)
+EPS, FIXED_LARGE = PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]
+
+
+class Case(NamedTuple):
+    """A network on both sides, and how many images it gets at once."""
+
+    size: int
+    width: int
+    batch: int
+    multipliers: tuple[int, ...]
+    attention: tuple[int, ...]
+    dropout: float
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C): the digits' single channel at 8x8, colour elsewhere."""
+        return self.size, self.size, 1 if self.size == 8 else 3
+
+    @property
+    def label(self) -> str:
+        """A row's name."""
+        height, width, channels = self.image_shape
+        return f"{height}x{width}x{channels}, width {self.width}, batch {self.batch}"
+
+
+def make_case(size: int, width: int, batch: int, dropout: float) -> Case:
+    """The digits' network for 8x8 images, CIFAR-10's for the others."""
+    multipliers, attention = ((1, 2, 2), (4,)) if size == 8 else ((1, 2, 2, 2), (16,))
+    return Case(size, width, batch, multipliers, attention, dropout)
+
+
+def our_network(case: Case) -> UNet:
+    """The Flax network of a case."""
+    return UNet(
+        out_channels=case.image_shape[-1],
+        channels=case.width,
+        channel_multipliers=case.multipliers,
+        attention_resolutions=case.attention,
+        dropout=case.dropout,
+    )
+
+
+def their_network(case: Case) -> Any:
+    """The torch network of a case, in the memory format that is fastest there."""
+    at = [case.size // 2**i in case.attention for i in range(len(case.multipliers))]
+    network: Any = UNet2DModel(
+        sample_size=case.size,
+        in_channels=case.image_shape[-1],
+        out_channels=case.image_shape[-1],
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in at],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(at)],
+        block_out_channels=[case.width * m for m in case.multipliers],
+        downsample_padding=0,
+        dropout=case.dropout,
+        attention_head_dim=None,
+        norm_eps=1e-6,
+    )
+    return network.to(TORCH_DEVICE, memory_format=torch.channels_last)
+
+
+def finish_torch() -> None:
+    """Waits for torch's device."""
+    if TORCH_DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+class Ours(NamedTuple):
+    """One call to time, and the FLOPs that XLA counts in it (0: not counted)."""
+
+    call: Callable[[], Any]
+    flops: float
+
+
+def apply_network(network: UNet) -> Callable[..., Any]:
+    """(params, x_t, t, **inputs) -> output."""
+
+    def apply(params: Any, x_t: jax.Array, t: jax.Array, **inputs: Any) -> Any:
+        return network.apply({"params": params}, x_t, t, **inputs)
+
+    return apply
+
+
+def compile_ours(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+) -> tuple[Callable[..., Any], float]:
+    """The compiled function, and the FLOPs of the program before it was optimised."""
+    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    cost = lowered.cost_analysis()
+    return lowered.compile(), float((cost or {}).get("flops", 0.0))
+
+
+def our_params(case: Case) -> tuple[UNet, Any, jax.Array]:
+    """The network, initial parameters and a batch of images."""
+    network = our_network(case)
+    x = jax.random.normal(jax.random.key(1), (case.batch, *case.image_shape))
+    params = jax.jit(network.init)(jax.random.key(0), x[:1], jnp.zeros(1, jnp.int32))["params"]
+    return network, params, x
+
+
+def our_forward(case: Case) -> Ours:
+    """The network alone."""
+    network, params, x = our_params(case)
+    t = jnp.arange(case.batch)
+    forward, flops = compile_ours(apply_network(network), params, x, t)
+    return Ours(lambda: jax.block_until_ready(forward(params, x, t)), flops)
+
+
+def our_train(case: Case) -> Ours:
+    """A step of Algorithm 1 that draws its own t, noise and dropout, as training does."""
+    network, params, x = our_params(case)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam(2e-4))
+    loss_fn = make_loss_fn(
+        apply_network(network),
+        Model(from_betas(BETAS), EPS, FIXED_LARGE),
+        simple,
+    )
+
+    def step(state: Any, x: jax.Array) -> Any:
+        params, ema, opt_state, key = state
+        key, key_t, key_eps, key_dropout = jax.random.split(key, 4)
+        t = jax.random.randint(key_t, x.shape[:1], 0, TIMESTEPS)
+        eps = jax.random.normal(key_eps, x.shape)
+
+        def loss(params: Any) -> jax.Array:
+            rngs = {"dropout": key_dropout}
+            return jnp.mean(loss_fn(params, x, t, eps, train=True, rngs=rngs))
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, optax.incremental_update(params, ema, 1e-4), opt_state, key), value
+
+    @jax.jit
+    def init(params: Any) -> Any:
+        return params, params, optimizer.init(params), jax.random.key(2)
+
+    state = init(params)
+    compiled, flops = compile_ours(step, state, x, donate=(0,))
+    cell = [state]
+
+    def call() -> None:
+        cell[0], value = compiled(cell[0], x)
+        jax.block_until_ready((cell[0], value))
+
+    return Ours(call, flops)
+
+
+def our_sample(case: Case, steps: int) -> Ours:
+    """The compiled ancestral sampler."""
+    network, params, _ = our_params(case)
+    chain = respace(BETAS, evenly_spaced(TIMESTEPS, steps))
+    denoise = make_denoise(apply_network(network), chain, EPS, FIXED_LARGE, clip=True)
+    keys = jax.random.split(jax.random.key(0), case.batch)
+
+    def draw(params: Any, keys: jax.Array) -> jax.Array:
+        bound = lambda x_t, t: denoise(params, x_t, t)  # noqa: E731
+        return sample(ancestral(), chain, bound, keys, case.image_shape, record=(0,)).x_0
+
+    compiled, _ = compile_ours(draw, params, keys)
+    return Ours(lambda: jax.block_until_ready(compiled(params, keys)), 0.0)
+
+
+def their_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and timesteps for torch."""
+    height, width, channels = case.image_shape
+    x = torch.randn(case.batch, channels, height, width, device=TORCH_DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x, torch.arange(case.batch, device=TORCH_DEVICE)
+
+
+def their_forward(case: Case, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """As `our_forward`."""
+    network = wrap(their_network(case).eval())
+    x, t = their_batch(case)
+
+    def call() -> None:
+        with torch.inference_mode():
+            network(x, t)
+        finish_torch()
+
+    return call
+
+
+def their_train(case: Case, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """As `our_train`."""
+    plain = their_network(case).train()
+    network = wrap(plain)
+    params = list(plain.parameters())
+    averages = [p.detach().clone() for p in params]
+    optimizer = torch.optim.Adam(params, lr=2e-4, fused=True)
+    alpha_bar = torch.from_numpy(np.cumprod(1.0 - BETAS)).float().to(TORCH_DEVICE)
+    x, _ = their_batch(case)
+
+    def call() -> None:
+        t = torch.randint(0, TIMESTEPS, (case.batch,), device=TORCH_DEVICE)
+        eps = torch.randn_like(x)
+        signal = alpha_bar[t][:, None, None, None]
+        x_t = signal.sqrt() * x + (1.0 - signal).sqrt() * eps
+        loss = torch.nn.functional.mse_loss(network(x_t, t).sample, eps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        torch._foreach_lerp_(averages, [p.detach() for p in params], 1e-4)
+        finish_torch()
+
+    return call
+
+
+def their_sample(case: Case, wrap: Callable[[Any], Any], steps: int) -> Callable[[], None]:
+    """diffusers' DDPMPipeline."""
+    network = wrap(their_network(case).eval())
+    scheduler = DDPMScheduler(num_train_timesteps=TIMESTEPS, variance_type="fixed_large")
+    pipeline: Any = DDPMPipeline(network, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def call() -> None:
+        pipeline(batch_size=case.batch, num_inference_steps=steps, output_type="np")
+        finish_torch()
+
+    return call
+
+
+def time_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call, after one call of each that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_flops() -> float:
+    """FLOP/s of a float32 matrix product large enough to be nothing but arithmetic."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((n, n))
+    product = jax.jit(jnp.dot)
+    call = lambda: jax.block_until_ready(product(x, x))  # noqa: E731
+    return 2.0 * n**3 / time_in_turn({"product": call}, 7)["product"]
+
+
+def hardware() -> str:
+    """The device, by the name that it gives itself."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+
+
+def run_case(part: str, case: Case, args: argparse.Namespace, peak: float) -> str:
+    """One row of the table."""
+    ours = {
+        "train": our_train,
+        "forward": our_forward,
+        "sample": lambda case: our_sample(case, args.steps),
+    }[part](case)
+    make = {
+        "train": their_train,
+        "forward": their_forward,
+        "sample": lambda case, wrap: their_sample(case, wrap, args.steps),
+    }[part]
+    calls = {"ours": ours.call}
+    notes = ""
+    for mode in args.torch:
+        try:
+            call = make(case, torch.compile if mode == "compile" else lambda network: network)
+            call()
+            calls[mode] = call
+        except Exception as error:  # whatever a compiler may raise: the row says so
+            notes += f" (torch {mode}: {type(error).__name__}: {str(error).splitlines()[0][:80]})"
+    seconds = time_in_turn(calls, args.repeats)
+    mine = seconds.pop("ours")
+    theirs = [f"{seconds[mode]:.4g} s" if mode in seconds else "-" for mode in args.torch]
+    best = f"{min(seconds.values()) / mine:.2f}" if seconds else "-"
+    share = f"{ours.flops / mine / peak:.0%}" if ours.flops else "-"
+    rate = f"{case.batch / mine:.4g}"
+    cells = [f"{part}: {case.label}{notes}", f"{mine:.4g} s", *theirs, best, rate, share]
+    return "| " + " | ".join(cells) + " |"
+
+
+def numbers(text: str) -> list[int]:
+    """Comma-separated integers."""
+    return [int(word) for word in text.split(",")]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; `--batch` has one entry, or one per width."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    words = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--part", type=words, default=["train", "forward", "sample"])
+    parser.add_argument("--image_size", type=int, default=32, help="8 is the digits' network")
+    parser.add_argument("--width", type=numbers, default=[32, 128])
+    parser.add_argument("--batch", type=numbers, default=[64, 8])
+    parser.add_argument("--dropout", type=float, default=0.1, help="of the train step, both sides")
+    parser.add_argument("--steps", type=int, default=10, help="of the 1,000, when sampling")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--torch", type=words, default=["eager"], help="eager, compile or both")
+    args = parser.parse_args()
+    if len(args.batch) == 1:
+        args.batch *= len(args.width)
+    if len(args.batch) != len(args.width):
+        parser.error(f"--batch needs one entry or {len(args.width)}, one per width")
+    for name, allowed in (
+        ("part", ("train", "forward", "sample")),
+        ("torch", ("eager", "compile")),
+    ):
+        unknown = set(getattr(args, name)) - set(allowed)
+        if unknown:
+            parser.error(f"--{name}={sorted(unknown)[0]} is not one of {', '.join(allowed)}")
+    return args
+
+
+def main() -> None:
+    """Prints one Markdown table."""
+    args = parse_arguments()
+    if TORCH_DEVICE == "cuda":
+        torch.set_float32_matmul_precision("high")
+    versions = [
+        f"{n} {importlib.metadata.version(n)}" for n in ("jax", "flax", "torch", "diffusers")
+    ]
+    peak = peak_flops()
+    print(f"{hardware()}; {', '.join(versions)}; torch on {TORCH_DEVICE}; ", end="")
+    print(
+        f"peak {peak / 1e9:.0f} GFLOP/s; medians of {args.repeats}; {args.steps} sampling steps\n"
+    )
+    theirs = [f"torch {mode}" for mode in args.torch]
+    heads = ["what", "ours", *theirs, "best torch / ours", "our images/s", "of peak"]
+    print("| " + " | ".join(heads) + " |")
+    print("|" + "---|" * len(heads))
+    for width, batch in zip(args.width, args.batch, strict=True):
+        for part in args.part:
+            dropout = args.dropout if part == "train" else 0.0
+            case = make_case(args.image_size, width, batch, dropout)
+            print(run_case(part, case, args, peak), flush=True)
+
+
+if __name__ == "__main__":
+    main()
