@@ -24,7 +24,7 @@ def split_output(
         ValueError: if the output has not the shape that `variance` needs.
     """
     channels = x_t.shape[-1]
-    expected = x_t.shape[:-1] + (channels * (1 + variance.extra_channels),)
+    expected = (*x_t.shape[:-1], channels * (1 + variance.extra_channels))
     if output.shape != expected:
         raise ValueError(
             f"the network returned shape {output.shape} for x_t of shape {x_t.shape}, but this "

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diffusion.convolution import conv_general_dilated
+
 Dtype = Any
 
 
@@ -54,6 +56,7 @@ def conv3x3(features: int, name: str, dtype: Dtype, scale: float = 1.0, stride: 
         padding="SAME",
         kernel_init=kernel_init(scale),
         dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 

@@ -1,0 +1,125 @@
+"""Checkpoints: the training state, the EMA parameters as an item of their own, and a JSON of facts.
+
+Orbax writes and reads; what it does not notice is checked here: every leaf carries a CRC-32, so a
+damaged file is an error and never a silently different model.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """CRC-32 of every leaf's bytes, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in leaves
+    }
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is absent, damaged or of another shape than the config's model."""
+
+
+class Checkpoints:
+    """The checkpoints of one working directory; a context manager, which waits for the last save.
+
+    A saved step has the items `state` (everything but the EMA), `ema` (the EMA parameters, all that
+    sampling and evaluation read) and `meta` (JSON).
+    """
+
+    def __init__(self, workdir: Path, keep: int = 2) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.folder = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_names=("state", "ema", "meta")
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved completely; None where there is none."""
+        return self._manager.latest_step()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster has announced the end of this job; the same in every process."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def save(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> None:
+        """Starts saving a step; the arrays are copied before this returns. A step is saved once."""
+        if step in self._manager.all_steps():
+            return
+        meta = meta | {"checksums": {"state": checksums(state), "ema": checksums(ema)}}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                ema=ocp.args.StandardSave(ema),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def _read(self, step: int, what: str, item: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{what: item}))[what]
+        except Exception as error:
+            others = [other for other in self._manager.all_steps() if other != step]
+            remedy = (
+                f"Older steps exist: {others}. To use one, move {self.folder / str(step)} away."
+                if others
+                else "No other step exists; start again in another --workdir."
+            )
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} cannot be read ({what}): {error}\n{remedy}"
+            ) from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON saved with a step.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        return self._read(step, "meta", ocp.args.JsonRestore())
+
+    def restore(self, step: int, what: str, abstract: Any) -> Any:
+        """The item `what` ("state" or "ema") of a step, laid out like `abstract`.
+
+        Args:
+            abstract: pytree of jax.ShapeDtypeStruct with shardings.
+
+        Raises:
+            CheckpointError: if the item is damaged, or its leaves have another shape or dtype.
+        """
+        tree = self._read(step, what, ocp.args.StandardRestore(abstract))
+        expected = self.meta(step)["checksums"][what]
+        actual = checksums(tree)
+        damaged = [name for name in actual if actual[name] != expected.get(name)]
+        if damaged or len(actual) != len(expected):
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} is damaged or of another model: {what} "
+                f"differs from what was saved in {damaged[:3] or 'its number of arrays'}. Move the "
+                f"folder away to use an older step."
+            )
+        return tree
+
+
+def abstract_like(make: Callable[[], Any], sharding: jax.sharding.Sharding) -> Any:
+    """Shapes and dtypes of what `make` returns, without computing it, laid out as `sharding`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make)
+    )

@@ -1,0 +1,89 @@
+"""Every field that exists, with the values of the paper's CIFAR-10 run where they are the paper's.
+
+A choice of code is a subtree {name, **keywords}; changing it means replacing the whole subtree, so
+that no keyword of the old choice stays behind. The other files of this folder say how a data set
+differs; `ablations.py` says how a row of a table does.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The base config, without a data set."""
+    config = ConfigDict()
+    config.seed = 0  # of everything: initialisation, batches, noise, dropout
+    config.distributed = "off"  # off | auto (from the cluster) | HOST:PORT,NUM_PROCESSES,PROCESS_ID
+
+    # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder
+    config.data = ConfigDict(dict(name="digits"))
+    config.data.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR or TFDS's own folder
+    config.loader = ConfigDict()
+    config.loader.in_memory = True  # decode the whole data set once, at the start
+    config.loader.num_workers = 0  # reading processes; 0 reads in threads
+    config.loader.num_threads = 4  # reading threads (of each process)
+    config.loader.prefetch = 8  # batches read ahead
+
+    # The chain: linear | quadratic | sigmoid | constant | jsd | warmup10 | warmup50 | cosine |
+    # array (betas)
+    config.schedule = dict(name="linear", num_timesteps=1000, beta_start=1e-4, beta_end=0.02)
+    config.parameterization = dict(name="eps")  # what the network predicts: mu | x_0 | eps | v
+    # Of p(x_{t-1} | x_t): fixed_small | fixed_large | learned | learned_range
+    config.variance = dict(name="fixed_large")
+
+    # simple (weighting) | vlb (scale) | hybrid (vlb_coefficient, weighting).
+    # Weightings: uniform | vlb | min_snr (gamma)
+    config.loss = dict(name="simple", weighting=dict(name="uniform"))
+    # How t is drawn: uniform | loss_second_moment (history, uniform_share)
+    config.timesteps = dict(name="uniform")
+
+    config.model = ConfigDict(dict(name="unet"))
+    config.model.channels = 128  # width of the first level
+    config.model.channel_multipliers = (1, 2, 2, 2)  # widths of the levels, in `channels`
+    config.model.num_blocks = 2  # residual blocks per level
+    config.model.attention_resolutions = (16,)  # heights at which every block gets attention
+    config.model.dropout = 0.1  # inside every residual block
+    config.model.num_heads = 1  # of the attention
+    config.model.norm_groups = 32  # of every GroupNorm
+    config.model.class_conditional = False  # give the network the labels
+    config.model.remat = False  # recompute activations in the backward pass to save memory
+    config.model.dtype = "float32"  # of the computation: float32 | bfloat16
+
+    config.optimizer = ConfigDict(dict(name="adam"))
+    config.optimizer.learning_rate = 2e-4  # after warm-up
+    config.optimizer.warmup_steps = 5000  # linear from 0; 0 is none
+    config.optimizer.b1 = 0.9  # decay of the first moment
+    config.optimizer.b2 = 0.999  # decay of the second moment
+    config.optimizer.eps = 1e-8  # added to the root of the second moment
+    config.optimizer.epsilon_hat = True  # before bias correction (the original), or after (optax)
+    # global (max_norm) | per_core (max_norm, images_per_core): 16 a core on the original's TPU
+    config.clip = dict(name="per_core", max_norm=1.0, images_per_core=16)
+    config.ema_decay = 0.9999  # per step, from the initial parameters, without warm-up
+
+    config.train = ConfigDict()
+    config.train.batch_size = 128  # over all devices and processes
+    config.train.num_steps = 800_000  # optimizer steps in all
+    config.train.flip = True  # mirror each training image with probability 1/2
+    config.train.steps_per_call = 10  # steps per dispatch; the other cadences are its multiples
+    config.train.log_every = 100  # steps between lines of metrics
+    config.train.preview_every = 10_000  # steps between PNG grids of EMA samples; 0 is never
+    config.train.preview_images = 64  # images in such a grid
+    config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep
+    config.train.checkpoint_every = 5_000  # steps between checkpoints
+    config.train.keep_checkpoints = 2  # how many of the latest stay
+
+    config.sample = ConfigDict()
+    config.sample.sampler = dict(name="ancestral")  # ancestral
+    config.sample.num_steps = 0  # length of the respaced chain; 0 is every timestep
+    config.sample.clip_denoised = True  # clip the estimate of x_0 to [-1, 1]
+    config.sample.num_images = 256  # how many samples
+    config.sample.batch_size = 256  # drawn at a time, over all devices
+    config.sample.progress_images = 8  # rows of the progressive-generation picture
+    config.sample.progress_columns = 11  # estimates of x_0 in each row
+
+    config.evaluate = ConfigDict()
+    config.evaluate.split = "test"  # test | train
+    config.evaluate.num_images = 1000  # the first n of the split; 0 is all
+    config.evaluate.batch_size = 250  # at a time, over all devices
+    config.evaluate.clip_denoised = True  # clip the estimate of x_0 to [-1, 1]
+    config.evaluate.decoder = "tanh"  # L_0's Gaussian: tanh (the original's approximation) | exact
+    return config

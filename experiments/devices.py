@@ -1,0 +1,81 @@
+"""The device mesh, and how arrays lie on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def initialize_distributed(setting: str) -> None:
+    """Joins the processes of a run; call it before anything touches a device.
+
+    Args:
+        setting: "off"; "auto", from what the cluster (TPU pod, Slurm) says; or
+            "HOST:PORT,NUM_PROCESSES,PROCESS_ID".
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if setting == "off":
+        return
+    if setting == "auto":
+        jax.distributed.initialize()
+        return
+    parts = setting.split(",")
+    if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+        raise ValueError(
+            f"config.distributed = {setting!r} is not understood. Use 'off', 'auto' or "
+            "'HOST:PORT,NUM_PROCESSES,PROCESS_ID'."
+        )
+    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes in one axis, "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis cut over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def check_divisible(batch_size: int, where: str, mesh: Mesh) -> None:
+    """Refuses a batch that the devices cannot share equally.
+
+    Raises:
+        ValueError: naming the config field.
+    """
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(
+            f"config.{where} = {batch_size} cannot be shared by {mesh.size} device(s): choose a "
+            f"positive multiple of {mesh.size}."
+        )
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """This process's numpy arrays as global arrays that lie as `sharding` says."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def put_global(tree: Any, sharding: NamedSharding) -> Any:
+    """Numpy arrays that are the same in every process as global arrays under `sharding`."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Replicated global arrays as numpy arrays, in every process."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def is_main_process() -> bool:
+    """True in the one process that writes files."""
+    return jax.process_index() == 0

@@ -1,0 +1,221 @@
+"""What a run says: lines or a progress bar for people, JSONL and TensorBoard for programs."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import absl.logging
+import jax
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import TimeRemainingColumn as Remaining
+
+from diffusion import schedules
+from experiments.build import Experiment
+
+
+def say(text: str) -> None:
+    """One line on standard output, from the main process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe_start(experiment: Experiment) -> list[str]:
+    """The start-up lines: model, chain and devices, with a warning where the chain is cut short."""
+    params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    chain = schedules.describe(experiment.model.schedule)
+    devices = jax.devices()
+    config = experiment.config
+    lines = [
+        f"data      {experiment.dataset.name}, images {experiment.dataset.image_shape}",
+        f"model     {config.model.name}, {count:,} parameters, predicts "
+        f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
+        f"chain     {config.schedule.name}, T = {experiment.model.schedule.num_timesteps}, "
+        f"alpha_bar_T = {chain.alpha_bar_last:.3g}, "
+        f"L_T <= {chain.prior_bits_per_dim:.3g} bits/dim, "
+        f"SNR {chain.snr_first:.3g} to {chain.snr_last:.3g}",
+        f"devices   {len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+    ]
+    if chain.prior_bits_per_dim > 1e-3:
+        lines.append(
+            "WARNING   this chain does not end in noise: L_T is up to "
+            f"{chain.prior_bits_per_dim:.3g} bits/dim and should be near 0. Samples start from "
+            "N(0, I), which training then never sees. Betas for T = 1000 must be scaled up by "
+            "1000 / T for another T (config.schedule.beta_start and beta_end)."
+        )
+    return lines
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Removes from a JSONL file the lines beyond `step`, and a half-written last line."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+class Window(NamedTuple):
+    """The metrics of the calls between two records, still on the device."""
+
+    step: int
+    calls: list[dict[str, jax.Array]]
+    images: int
+    seconds: float
+    data_seconds: float  # of which the loop waited for a batch
+
+    def read(self, num_steps: int) -> dict[str, float]:
+        """Means over the window, with rates; waits for the device."""
+        calls = jax.device_get(self.calls)
+        total: dict[str, Any] = {name: sum(call[name] for call in calls) for name in calls[0]}
+        steps = float(total["steps"])
+        result = {
+            "loss": float(total["loss"]) / steps,
+            "grad_norm": float(total["grad_norm"]) / steps,
+            "images_per_second": self.images / self.seconds,
+            "data_wait_share": self.data_seconds / self.seconds,
+            "eta_seconds": (num_steps - self.step) * self.seconds / steps,
+        }
+        quartiles = total["quartile_loss"] / total["quartile_count"].clip(1)
+        return result | {f"loss_q{q}": float(value) for q, value in enumerate(quartiles)}
+
+
+class Meter:
+    """Collects what the training calls return, without waiting for it."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._calls: list[dict[str, jax.Array]] = []
+        self._images = 0
+        self._seconds = self._data_seconds = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array], images: int) -> None:
+        """Keeps the sums of one call and starts copying them to the host."""
+        for leaf in metrics.values():
+            leaf.copy_to_host_async()
+        self._calls.append(metrics)
+        self._images += images
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting for a batch."""
+        begin = time.perf_counter()
+        yield
+        self._data_seconds += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of the rates."""
+        self._seconds += time.perf_counter() - self._since
+        yield
+        self._since = time.perf_counter()
+
+    def close(self, step: int) -> Window:
+        """The window that ends here; the next one begins."""
+        seconds = self._seconds + time.perf_counter() - self._since
+        window = Window(step, self._calls, self._images, seconds, self._data_seconds)
+        self._reset()
+        return window
+
+
+class TrainingLog:
+    """Metrics of a run, written by the main process; in the others every method does nothing.
+
+    On a terminal a progress bar moves and lines scroll above it; elsewhere there are only lines.
+    """
+
+    def __init__(self, workdir: Path, start_step: int, num_steps: int) -> None:
+        self.active = jax.process_index() == 0
+        self.num_steps = num_steps
+        if not self.active:
+            return
+        path = workdir / "metrics.jsonl"
+        drop_lines_after(path, start_step)
+        self._jsonl = path.open("a", buffering=1)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
+        )
+        console = Console()
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            Elapsed(),
+            Remaining(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "training", total=num_steps, completed=start_step, loss=""
+        )
+
+    def __enter__(self) -> Self:
+        if self.active:
+            self._progress.start()
+            handler = absl.logging.get_absl_handler()
+            self._absl_stream = handler.python_handler.stream
+            handler.python_handler.stream = sys.stderr  # the bar's proxy while it runs
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.active:
+            absl.logging.get_absl_handler().python_handler.stream = self._absl_stream
+            self._progress.stop()
+            self._board.close()
+            self._jsonl.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self.active:
+            self._progress.update(self._task, completed=step)
+
+    def write(self, window: Window) -> None:
+        """One record, to the terminal, metrics.jsonl and TensorBoard; waits for the window."""
+        if not self.active:
+            return
+        step, metrics = window.step, window.read(self.num_steps)
+        self._jsonl.write(json.dumps({"step": step} | metrics) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        quartiles = " ".join(f"{metrics[f'loss_q{q}']:.4f}" for q in range(4))
+        self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}")
+        self._progress.console.print(
+            f"step {step:>7,}/{self.num_steps:,}  loss {metrics['loss']:.4f} [{quartiles}]  "
+            f"grad {metrics['grad_norm']:.3f}  {metrics['images_per_second']:.0f} images/s  "
+            f"data {metrics['data_wait_share']:.0%}  ETA {format_duration(metrics['eta_seconds'])}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,80 @@
+"""The program: trains, samples and evaluates what a config describes.
+
+    python -m experiments.main --config=experiments/configs/digits.py --workdir=runs/digits
+
+The same command continues an interrupted run. With --mode=sample or --mode=evaluate and no --config
+the run's own config is used, and --config.FIELD=VALUE changes a field of it.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import absl.logging
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import devices, logs, platform
+from experiments.build import Experiment, build
+from experiments.checkpoint import CheckpointError
+from experiments.evaluate import evaluate
+from experiments.sample import sample
+from experiments.train import train
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "What to run, FILE.py or FILE.py:ABLATION."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything that it writes.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "sample", "evaluate"], "train also samples and evaluates at its end."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def with_saved_config(argv: list[str]) -> list[str]:
+    """argv, with the working directory's own config where a mode other than train names none."""
+    words = " ".join(argv[1:]).replace("=", " ").split()
+    values = {a.lstrip("-"): b for a, b in itertools.pairwise(words) if a.startswith("-")}
+    if values.get("mode", "train") == "train" or "config" in values or "workdir" not in values:
+        return argv
+    saved = Path(__file__).parent / "configs" / "saved.py"
+    return [argv[0], f"--config={saved}:{values['workdir']}", *argv[1:]]
+
+
+def run(experiment: Experiment, workdir: Path) -> int:
+    """Does what --mode says; returns the exit status."""
+    for line in logs.describe_start(experiment):
+        logs.say(line)
+    if MODE.value == "train" and not train(experiment, workdir):
+        return 75  # EX_TEMPFAIL: stopped on request, to be started again
+    if MODE.value in ("train", "sample"):
+        sample(experiment, workdir)
+    if MODE.value in ("train", "evaluate"):
+        evaluate(experiment, workdir)
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Parses nothing but flags; turns the errors a user can mend into one message."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: options are --name=value.")
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
+    try:
+        devices.initialize_distributed(config.distributed)
+        experiment = build(config)
+        if MODE.value == "train":
+            workdir.mkdir(parents=True, exist_ok=True)
+        return run(experiment, workdir)
+    except (ValueError, FileNotFoundError, CheckpointError) as error:
+        if absl.logging.get_verbosity() > absl.logging.INFO:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        raise
+
+
+if __name__ == "__main__":
+    platform.set_cpu_flags()
+    jax.config.update("jax_threefry_partitionable", True)
+    app.run(main, argv=with_saved_config(sys.argv))

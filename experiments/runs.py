@@ -1,0 +1,152 @@
+"""A working directory: its config, its results, and where they came from."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` so that a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that configs use."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def config_to_dict(config: ConfigDict) -> dict[str, Any]:
+    """The resolved config as plain JSON values."""
+    return json.loads(config.to_json_best_effort())
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Saves the resolved config in the working directory."""
+    write_json(workdir / "config.json", config_to_dict(config))
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config that `write_config` saved.
+
+    Raises:
+        FileNotFoundError: if there is none, saying how a run is started.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{workdir} holds no run: {path} does not exist. Train first (python -m "
+            f"experiments.main --config=experiments/configs/digits.py --workdir={workdir}), or "
+            "name the working directory of a run in --workdir."
+        )
+    return ConfigDict(_tuples(json.loads(path.read_text())))
+
+
+# What cannot change between the start of a run and its continuation.
+FIXED = (
+    *(
+        "seed",
+        "data.name",
+        "schedule",
+        "parameterization",
+        "variance",
+        "loss",
+        "timesteps",
+        "model",
+    ),
+    *("optimizer", "clip", "ema_decay", "train.batch_size", "train.flip"),
+)
+
+
+def check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: str | Path) -> None:
+    """Refuses to use a run's checkpoint under a config that describes another run.
+
+    Args:
+        saved: the config in the checkpoint, as `config_to_dict` gives it.
+        config: the config in force.
+        workdir: named in the error.
+
+    Raises:
+        ValueError: naming the fields that differ, and what can be done.
+    """
+
+    def field(source: dict[str, Any], path: str) -> Any:
+        for part in path.split("."):
+            source = source[part]
+        return source
+
+    now = config_to_dict(config)
+    differ = [path for path in FIXED if field(saved, path) != field(now, path)]
+    if differ:
+        lines = [f"  {path}: {field(saved, path)} then, {field(now, path)} now" for path in differ]
+        raise ValueError(
+            f"{workdir} holds a run under another config:\n" + "\n".join(lines) + "\n"
+            "Choose another --workdir, or the config that the run was started with."
+        )
+
+
+def _git_commit() -> str:
+    """The commit of this code, marked where files differ from it; "unknown" outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """What a number needs beside it: config, seed, commit, versions, hardware and date."""
+    devices = jax.devices()
+    return {
+        "config": config_to_dict(config),
+        "seed": config.seed,
+        "commit": _git_commit(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "devices": f"{len(devices)} x {devices[0].device_kind}",
+            "processes": jax.process_count(),
+            "host": f"{_processor()}, {os.cpu_count()} cores",
+        },
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_results(workdir: Path, section: str, results: dict[str, Any], config: ConfigDict) -> None:
+    """Adds or replaces one section (train, sample, evaluate) of the run's results.json."""
+    path = workdir / "results.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    content[section] = results | {"provenance": provenance(config)}
+    write_json(path, content)

@@ -1,0 +1,145 @@
+"""Samples from a trained model: a PNG grid, an npz of uint8, and the progressive generation."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion import random, samplers
+from diffusion.schedules import evenly_spaced
+from experiments import devices, images, logs, runs
+from experiments.build import Experiment
+from experiments.checkpoint import CheckpointError, Checkpoints, abstract_like
+
+SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+
+
+def make_sample_fn(
+    experiment: Experiment, mesh: Any, *, num_steps: int, record: tuple[int, ...] = ()
+) -> SampleFn:
+    """(params, indices i32[B]) -> (samples uint8[B, H, W, C], progress uint8[K, B, H, W, C]).
+
+    Compiled; B is cut over the devices. Sample i is a function of (seed, i) alone. A
+    class-conditional network is asked for class i mod num_classes.
+
+    Args:
+        num_steps: length of the respaced chain; 0 is every timestep.
+        record: timesteps of that chain whose estimates of x_0 are returned.
+    """
+    config, dataset = experiment.config, experiment.dataset
+    schedule, denoise = experiment.sampling_chain(num_steps)
+
+    def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = random.per_index(random.stream(config.seed, "sample"), indices)
+        inputs = experiment.labels(indices % (dataset.num_classes or 1))
+
+        def bound(x_t: jax.Array, t: jax.Array) -> Any:
+            return denoise(params, x_t, t, **inputs)
+
+        result = samplers.sample(
+            experiment.sampler, schedule, bound, keys, dataset.image_shape, record=record
+        )
+        return images.to_uint8(result.x_0), images.to_uint8(result.progress)
+
+    everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
+    return jax.jit(
+        sample, in_shardings=(everywhere, by_example), out_shardings=(everywhere, everywhere)
+    )
+
+
+def draw(
+    sample_fn: SampleFn, params: Any, start: int, stop: int, batch_size: int, mesh: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples start .. stop - 1 with their progress, in batches of one size, on the host."""
+    parts = []
+    for first in range(start, stop, batch_size):
+        indices = np.arange(first, first + batch_size, dtype=np.int32)
+        indices = devices.put_global(indices, devices.sharded(mesh))
+        parts.append(devices.fetch(sample_fn(params, indices)))
+    samples = np.concatenate([part[0] for part in parts])
+    progress = np.concatenate([part[1] for part in parts], axis=1)
+    return samples[: stop - start], progress[:, : stop - start]
+
+
+def make_preview(experiment: Experiment, mesh: Any) -> Callable[[Any, Path], None]:
+    """(params, path) -> None, which writes a grid of the same few samples every time."""
+    train = experiment.config.train
+    sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
+    batch_size = -(-train.preview_images // mesh.size) * mesh.size
+
+    def preview(params: Any, path: Path) -> None:
+        grid, _ = draw(sample_fn, params, 0, train.preview_images, batch_size, mesh)
+        if devices.is_main_process():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.save_grid(path, grid)
+
+    return preview
+
+
+def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any]:
+    """The newest checkpoint's step and EMA parameters.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be read.
+        ValueError: if it was trained under a config that describes another model.
+    """
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise CheckpointError(
+                f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
+                f"{experiment.config.train.checkpoint_every:,} steps)."
+            )
+        runs.check_same_run(checkpoints.meta(step)["config"], experiment.config, workdir)
+        abstract = abstract_like(
+            lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
+        )
+        return step, checkpoints.restore(step, "ema", abstract)
+
+
+def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """Draws config.sample.num_images samples from the newest checkpoint into `workdir`/samples.
+
+    Writes samples.npz (arr_0, uint8[N, H, W, C]), samples.png, progress.png (estimates of x_0 along
+    the chain, DDPM Figure 6) and the section "sample" of results.json.
+    """
+    config = experiment.config.sample
+    mesh = devices.make_mesh()
+    devices.check_divisible(config.batch_size, "sample.batch_size", mesh)
+    step, params = load_ema(experiment, workdir, mesh)
+    num_timesteps = config.num_steps or experiment.model.schedule.num_timesteps
+    columns = min(config.progress_columns, num_timesteps)
+    record = tuple(int(t) for t in evenly_spaced(num_timesteps, columns)[::-1])
+    rows = min(config.progress_images, config.num_images)
+
+    begin = time.perf_counter()
+    plain = make_sample_fn(experiment, mesh, num_steps=config.num_steps)
+    samples, _ = draw(plain, params, 0, config.num_images, config.batch_size, mesh)
+    seconds = time.perf_counter() - begin
+    recording = make_sample_fn(experiment, mesh, num_steps=config.num_steps, record=record)
+    _, progress = draw(recording, params, 0, rows, -(-rows // mesh.size) * mesh.size, mesh)
+
+    folder = workdir / "samples"
+    results = {
+        "checkpoint_step": step,
+        "weights": "ema",
+        "sampler": config.sampler.name,
+        "num_steps": num_timesteps,
+        "num_images": config.num_images,
+        "clip_denoised": config.clip_denoised,
+        "quantize": "round",
+        "seconds": round(seconds, 2),
+        "files": ["samples/samples.npz", "samples/samples.png", "samples/progress.png"],
+    }
+    if devices.is_main_process():
+        folder.mkdir(exist_ok=True)
+        np.savez_compressed(folder / "samples.npz", arr_0=samples)
+        images.save_grid(folder / "samples.png", samples[:256])
+        by_row = progress.swapaxes(0, 1).reshape(-1, *samples.shape[1:])
+        images.save_grid(folder / "progress.png", by_row, columns=columns)
+        runs.write_results(workdir, "sample", results, experiment.config)
+    logs.say(f"sampled   {config.num_images} images in {seconds:.1f} s: {folder / 'samples.png'}")
+    return results

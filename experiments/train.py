@@ -1,0 +1,300 @@
+"""Training (DDPM Algorithm 1): the step, a pure function, and the loop around it."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusion import random
+from experiments import data, devices, images, logs, runs
+from experiments.build import Experiment
+from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.sample import make_preview
+
+
+class TrainState(NamedTuple):
+    """All that changes during training. No key: randomness is a function of (seed, step)."""
+
+    step: jax.Array  # i32[], updates done
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    timestep_state: Any  # what the timestep sampler remembers
+
+
+class Examples(NamedTuple):
+    """A batch with the noise that its loss is taken at."""
+
+    x_0: jax.Array  # f32[B, H, W, C]
+    t: jax.Array  # i32[B]
+    eps: jax.Array  # f32[B, H, W, C]
+    weight: jax.Array  # f32[B], of each example's loss in the mean
+    labels: jax.Array  # i32[B]
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step; the EMA starts at the initial parameters."""
+    params = experiment.init_params(random.stream(experiment.config.seed, "init"))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=experiment.optimizer.init(params),
+        timestep_state=experiment.timesteps.init(),
+    )
+
+
+def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, Any]) -> Examples:
+    """Flips, timesteps and noise of one batch, each a function of (seed, step, example)."""
+    x_0 = images.to_model(batch["image"])
+    indices = jnp.arange(x_0.shape[0])
+
+    def keys(name: str) -> jax.Array:
+        key = random.stream(experiment.config.seed, name)
+        return random.per_index(jax.random.fold_in(key, state.step), indices)
+
+    if experiment.config.train.flip:
+        x_0 = images.random_flip(keys("flip"), x_0)
+    t, weight = experiment.timesteps.sample(state.timestep_state, keys("timestep"))
+    return Examples(x_0, t, random.normal(keys("noise"), 0, x_0.shape[1:]), weight, batch["label"])
+
+
+def make_train_step(
+    experiment: Experiment, mesh: Mesh
+) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of Algorithm 1: (state, batch of uint8 images) -> (state, sums of metrics)."""
+    config = experiment.config
+    num_timesteps = experiment.model.schedule.num_timesteps
+
+    def objective(params: Any, examples: Examples, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_0, t, eps, weight, labels = examples
+        inputs = experiment.labels(labels)
+        losses = experiment.loss_fn(
+            params, x_0, t, eps, train=True, rngs={"dropout": key}, **inputs
+        )
+        return jnp.mean(weight * losses), losses
+
+    def train_step(
+        state: TrainState, batch: dict[str, Any]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        examples = draw_examples(experiment, state, batch)
+        dropout = jax.random.fold_in(random.stream(config.seed, "dropout"), state.step)
+        gradient = experiment.gradients(mesh, objective, state.params, examples, dropout)
+        updates, opt_state = experiment.optimizer.update(
+            gradient.value, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - config.ema_decay)
+        timestep_state = experiment.timesteps.update(
+            state.timestep_state, examples.t, gradient.losses
+        )
+        quartile = examples.t * 4 // num_timesteps
+        metrics = {
+            "steps": jnp.ones(()),
+            "loss": jnp.mean(examples.weight * gradient.losses),
+            "grad_norm": gradient.norm,
+            "quartile_loss": jax.ops.segment_sum(gradient.losses, quartile, 4),
+            "quartile_count": jax.ops.segment_sum(jnp.ones_like(gradient.losses), quartile, 4),
+        }
+        return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state), metrics
+
+    return train_step
+
+
+def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
+    """Several steps in one dispatch: (state, batches [k, B, ...]) -> (state, metrics), compiled.
+
+    The state is donated: the caller's copy is gone afterwards.
+    """
+    train_step = make_train_step(experiment, mesh)
+
+    def train_call(state: TrainState, batches: dict[str, Any]) -> tuple[TrainState, Any]:
+        state, metrics = jax.lax.scan(train_step, state, batches)
+        return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+    everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
+    return jax.jit(
+        train_call,
+        in_shardings=(everywhere, by_example),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
+    """Refuses numbers of steps that do not fit each other.
+
+    Raises:
+        ValueError: naming the config field and what it must be.
+    """
+    train = experiment.config.train
+    devices.check_divisible(train.batch_size, "train.batch_size", mesh)
+    if train.steps_per_call < 1:
+        raise ValueError(
+            f"config.train.steps_per_call = {train.steps_per_call} must be at least 1."
+        )
+    for name in ("num_steps", "log_every", "preview_every", "checkpoint_every"):
+        steps = train[name]
+        if steps % train.steps_per_call or steps < (0 if name == "preview_every" else 1):
+            raise ValueError(
+                f"config.train.{name} = {steps} must be a positive multiple of "
+                f"config.train.steps_per_call = {train.steps_per_call}."
+            )
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[list[int]]:
+    """Collects the first Ctrl-C or SIGTERM instead of dying of it; a second one does kill.
+
+    With several processes the cluster's own announcement is used, see `Checkpoints`.
+    """
+    received: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {}
+    if jax.process_count() == 1:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, handler)
+    try:
+        yield received
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def train(experiment: Experiment, workdir: Path) -> bool:
+    """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
+
+    Returns:
+        True when finished; False when stopped by a signal, after saving a checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
+        CheckpointError: if the latest checkpoint cannot be read.
+    """
+    config = experiment.config
+    mesh = devices.make_mesh()
+    check_cadence(experiment, mesh)
+    everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
+
+    # Data: the batch of every step is known from (seed, step), so a resume is a new start.
+    source = experiment.dataset.open("train")
+    fingerprint = data.fingerprint(experiment.dataset.name, source)
+    if config.loader.in_memory:
+        source = data.load_in_memory(source)
+
+    with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
+        # State: restored where there is one.
+        step = checkpoints.latest_step()
+        if step is None:
+            step = 0
+            state = jax.jit(lambda: init_state(experiment), out_shardings=everywhere)()
+        else:
+            state = restore(experiment, checkpoints, step, fingerprint, everywhere)
+            logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
+        if step >= config.train.num_steps:
+            return True
+        if devices.is_main_process():
+            runs.write_config(workdir, config)
+        meta = {"config": runs.config_to_dict(config), "fingerprint": fingerprint}
+
+        def save(step: int, state: TrainState) -> None:
+            checkpoints.save(
+                step, state._replace(ema_params=()), state.ema_params, meta | {"step": step}
+            )
+
+        batches = data.batches(
+            source,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            start_step=step,
+            steps_per_call=config.train.steps_per_call,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=config.loader.num_workers,
+            num_threads=config.loader.num_threads,
+            prefetch=config.loader.prefetch,
+        )
+        batch = devices.put(next(batches), by_example)
+        begin = time.perf_counter()
+        train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
+        logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
+        preview = make_preview(experiment, mesh)
+
+        # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
+        # call before it, so that the device always has work and the host never runs far ahead.
+        # A window of metrics is read when the next call is already running.
+        images_per_call = config.train.batch_size * config.train.steps_per_call
+        meter, window, previous = logs.Meter(), None, None
+        with (
+            logs.TrainingLog(workdir, step, config.train.num_steps) as log,
+            stop_requested() as stop,
+        ):
+            while True:
+                state, metrics = train_call(state, batch)
+                step += config.train.steps_per_call
+                meter.add(metrics, images_per_call)
+                finished = step == config.train.num_steps
+                if not finished:
+                    with meter.waiting_for_data():
+                        host_batch = next(batches)
+                    batch = devices.put(host_batch, by_example)
+                if previous is not None:
+                    jax.block_until_ready(previous)
+                previous = metrics
+                if window is not None:
+                    log.write(window)
+                    window = None
+                log.advance(step)
+
+                stopping = bool(stop) or checkpoints.reached_preemption(step)
+                if step % config.train.log_every == 0 or finished or stopping:
+                    window = meter.close(step)
+                if config.train.preview_every and step % config.train.preview_every == 0:
+                    with meter.paused():
+                        preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")
+                if step % config.train.checkpoint_every == 0 or finished or stopping:
+                    with meter.paused():
+                        save(step, state)
+                if finished or stopping:
+                    break
+            if window is not None:
+                log.write(window)
+        batches.close()
+    if not finished:
+        logs.say(f"stopped   at step {step:,}, which is saved; the same command continues")
+    return finished
+
+
+def restore(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprint: str, sharding: Any
+) -> TrainState:
+    """The training state of a step, verified.
+
+    Raises:
+        ValueError: if it was trained on other data, or under a config of another run.
+        CheckpointError: if it cannot be read.
+    """
+    meta = checkpoints.meta(step)
+    runs.check_same_run(meta["config"], experiment.config, checkpoints.folder.parent)
+    saved = meta["fingerprint"]
+    if saved != fingerprint:
+        raise ValueError(
+            f"the checkpoint was trained on data with fingerprint {saved}, but "
+            f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set as it was, "
+            "or choose another --workdir."
+        )
+    abstract = abstract_like(lambda: init_state(experiment), sharding)
+    state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
+    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract.ema_params))
