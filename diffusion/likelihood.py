@@ -86,8 +86,8 @@ def tanh_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
 def exact_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
     """Log-probability of the 256-level x_0 under the discretized Gaussian p (DDPM Eq. 13).
 
-    With the normal distribution function itself and no floor: about 0.09 bits above `tanh_decoder`
-    at a residual of 2 standard deviations and 1.2 bits below it at 3.
+    With the normal distribution function itself and no floor, so that far residuals cost what they
+    should; within two standard deviations it differs from `tanh_decoder` by hundredths of a bit.
 
     Args and Returns: as for `tanh_decoder`, without its lower limit.
     """

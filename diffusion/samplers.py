@@ -90,7 +90,8 @@ def sample(
             return normal(keys, t + draw * (num_timesteps + 1), shape)
 
         x_t, prediction, memory = sampler.step(schedule, denoise, x_t, t, noise, memory)
-        progress = progress.at[slots[t]].set(prediction.x_0, mode="drop")
+        if record:
+            progress = progress.at[slots[t]].set(prediction.x_0, mode="drop")
         return (x_t, memory, progress), None
 
     carry = (x_T, sampler.init(x_T), progress)

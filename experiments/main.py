@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
     """Parses nothing but flags; turns the errors a user can mend into one message."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options are --name=value.")
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    if not flags.FLAGS["verbosity"].present:
+        absl.logging.set_verbosity(absl.logging.WARNING)
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
         devices.initialize_distributed(config.distributed)
@@ -68,10 +69,10 @@ def main(argv: list[str]) -> int:
             workdir.mkdir(parents=True, exist_ok=True)
         return run(experiment, workdir)
     except (ValueError, FileNotFoundError, CheckpointError) as error:
-        if absl.logging.get_verbosity() > absl.logging.INFO:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
+        if absl.logging.get_verbosity() >= absl.logging.DEBUG:
+            raise
+        print(f"error: {error}\n(--verbosity=1 shows where it was raised)", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""Eight CPU devices, a compilation cache shared by all tests, and shape checks at every call."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+    ),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# structs.py stays out: its records also hold what eval_shape and vmap put in place of arrays;
+# schedules.py too: its own checks are what a user meets.
+CHECKED = "convolution forward likelihood losses parameterizations random reverse samplers"
+install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def key() -> jax.Array:
+    return jax.random.key(20)

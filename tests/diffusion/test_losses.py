@@ -1,0 +1,237 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import losses
+from diffusion.forward import q_sample, snr
+from diffusion.likelihood import to_bits_per_dim, variational_bound
+from diffusion.losses import LOSSES, WEIGHTINGS, Model, Noised, make_loss_fn
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.reverse import make_denoise
+from diffusion.schedules import BETAS, from_betas
+from diffusion.variances import VARIANCES
+
+SCHEDULE = from_betas(BETAS["linear"](100, beta_start=1e-3, beta_end=0.2))
+LEARNED = {name for name, variance in VARIANCES.items() if variance.extra_channels}
+COMBINATIONS = list(itertools.product(PARAMETERIZATIONS, VARIANCES, LOSSES))
+
+
+def allowed(variance: str, loss: str) -> bool:
+    return loss == "vlb" or (loss == "hybrid") == (variance in LEARNED)
+
+
+def model(parameterization: str, variance: str) -> Model:
+    return Model(SCHEDULE, PARAMETERIZATIONS[parameterization], VARIANCES[variance])
+
+
+def apply(params: dict, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    """A network of two numbers per output channel."""
+    h = x_t[..., None] * params["w"] + params["b"]
+    return jnp.moveaxis(h, -1, -2).reshape(*x_t.shape[:-1], -1)
+
+
+def parameters(variance: str, value: float = 0.3) -> dict:
+    outputs = 1 + VARIANCES[variance].extra_channels
+    return {"w": jnp.full(outputs, value), "b": jnp.full(outputs, -value)}
+
+
+def batch(n: int = 8) -> tuple:
+    one, two = jax.random.split(jax.random.key(3))
+    x_0 = jnp.round(jax.random.uniform(one, (n, 4, 4, 2)) * 255) / 127.5 - 1
+    x_0 = x_0.at[0].set(-1.0).at[1].set(1.0)
+    t = jnp.array([0, 0, 0, 1, 2, 50, 98, 99])[:n]
+    return x_0, t, jax.random.normal(two, x_0.shape)
+
+
+@pytest.mark.parametrize(("parameterization", "variance", "loss"), COMBINATIONS)
+def test_every_combination_has_finite_gradients_or_is_refused(
+    parameterization: str, variance: str, loss: str
+) -> None:
+    loss_fn = make_loss_fn(apply, model(parameterization, variance), LOSSES[loss])
+    params = parameters(variance)
+
+    def mean(params: dict) -> jax.Array:
+        return loss_fn(params, *batch()).mean()
+
+    if not allowed(variance, loss):
+        with pytest.raises(ValueError, match=f"loss `{loss}`.*Allowed: simple with fixed_small"):
+            mean(params)
+        return
+    value, gradient = jax.value_and_grad(mean)(params)
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(g).all() and (g != 0).all() for g in gradient.values())
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range", "fixed_large"])
+@pytest.mark.parametrize("log_variance", [-80.0, 80.0])
+def test_the_bounds_gradient_survives_absurd_variances(variance: str, log_variance: float) -> None:
+    loss_fn = make_loss_fn(apply, model("eps", variance), LOSSES["vlb"])
+    params = parameters(variance)
+    params["b"] = params["b"].at[-1].set(log_variance)
+    x_0, t, eps = batch()
+    gradient = jax.grad(lambda p: loss_fn(p, x_0[:3], t[:3], eps[:3]).mean())(params)
+    assert all(jnp.isfinite(g).all() for g in gradient.values())
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_a_perfect_output_costs_nothing(parameterization: str) -> None:
+    m = model(parameterization, "fixed_small")
+    x_0, t, eps = batch()
+    x_t = q_sample(SCHEDULE, x_0, t, eps)
+    noised = Noised(x_0, eps, x_t, t)
+    target = m.parameterization.target(SCHEDULE, x_0, eps, x_t, t)
+    np.testing.assert_array_equal(losses.simple(m, target, noised), jnp.zeros(8))
+    np.testing.assert_allclose(losses.simple(m, target + 0.5, noised), 0.25, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_the_vlb_weighting_turns_simple_into_the_bound(
+    parameterization: str, variance: str
+) -> None:
+    """For t > 0 and up to a constant that the network cannot change (DDPM Eqs. 8, 12)."""
+    m = model(parameterization, variance)
+    x_0, t, eps = batch()
+    x_t = q_sample(SCHEDULE, x_0, t, eps)
+    noised = Noised(x_0, eps, x_t, t)
+    target = m.parameterization.target(SCHEDULE, x_0, eps, x_t, t)
+    later = slice(3, None)
+
+    def bits(output: jax.Array) -> jax.Array:
+        return losses.vlb(m, output, noised, scale=1 / SCHEDULE.num_timesteps)
+
+    def weighted(output: jax.Array) -> jax.Array:
+        return to_bits_per_dim(losses.simple(m, output, noised, weighting=WEIGHTINGS["vlb"]))
+
+    wrong = target + 0.3
+    np.testing.assert_allclose(
+        (bits(wrong) - bits(target))[later], weighted(wrong)[later], rtol=2e-3
+    )
+
+
+def test_the_vlb_weight_of_eps_is_equation_12() -> None:
+    t = jnp.arange(1, 100)
+    beta, alpha, noise = SCHEDULE.beta[t], SCHEDULE.alpha[t], SCHEDULE.one_minus_alpha_bar[t]
+    expected = beta**2 / (2 * beta * alpha * noise)
+    np.testing.assert_allclose(
+        losses.vlb_weight(model("eps", "fixed_large"), t), expected, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_min_snr_is_the_published_weight(parameterization: str) -> None:
+    t = jnp.arange(100)
+    ratio = snr(SCHEDULE, t)
+    kept = jnp.minimum(ratio, 5.0)
+    expected = {
+        "x_0": kept,
+        "eps": kept / ratio,
+        "v": kept / (ratio + 1),
+        "mu": kept / jnp.square(SCHEDULE.posterior_mean_x_0),
+    }[parameterization]
+    actual = losses.min_snr_weight(model(parameterization, "fixed_small"), t, gamma=5.0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+def test_weighting_by_a_learned_variance_is_refused() -> None:
+    m = model("eps", "learned")
+    x_0, t, eps = batch()
+    noised = Noised(x_0, eps, x_0, t)
+    output = jnp.zeros((8, 4, 4, 4))
+    with pytest.raises(ValueError, match="needs a fixed variance"):
+        losses.hybrid(m, output, noised, weighting=WEIGHTINGS["vlb"])
+
+
+def test_hybrid_trains_the_variance_by_the_bound_and_the_mean_by_simple() -> None:
+    m = model("eps", "learned_range")
+    x_0, t, eps = batch()
+    noised = Noised(x_0, eps, q_sample(SCHEDULE, x_0, t, eps), t)
+    output = jax.random.normal(jax.random.key(0), (8, 4, 4, 4)) * 0.3
+
+    def gradient(loss) -> jax.Array:
+        return jax.grad(lambda o: loss(m, o, noised).mean())(output)
+
+    both = gradient(lambda *a: losses.hybrid(*a, vlb_coefficient=1e-3))
+    fixed = model("eps", "fixed_small")
+    mean = jax.grad(lambda o: losses.simple(fixed, o, noised).mean())(output[..., :2])
+    bound = gradient(losses.vlb)
+    np.testing.assert_allclose(both[..., :2], mean, rtol=1e-5)
+    np.testing.assert_allclose(both[..., 2:], 1e-3 * bound[..., 2:], rtol=1e-4, atol=1e-9)
+
+
+def test_the_vlb_loss_is_an_unbiased_estimate_of_the_bound(key: jax.Array) -> None:
+    """With t uniform, its mean is L - L_T in bits per dimension; the decoder's term included."""
+    m = model("eps", "fixed_large")
+    params = parameters("fixed_large")
+    denoise = make_denoise(apply, *m, clip=False)
+    image = batch(3)[0][2]
+    n, times = 40_000, SCHEDULE.num_timesteps
+    x_0 = jnp.broadcast_to(image, (n, *image.shape))
+    one, two = jax.random.split(key)
+    t = jax.random.randint(one, (n,), 0, times)
+    eps = jax.random.normal(two, x_0.shape)
+    estimate = make_loss_fn(apply, m, LOSSES["vlb"])(params, x_0, t, eps)
+    result = variational_bound(
+        SCHEDULE, lambda x, t: denoise(params, x, t), x_0[:200], jax.random.split(key, 200)
+    )
+    full = to_bits_per_dim(result.terms.sum(axis=0))
+    error = float(jnp.sqrt(estimate.var() / n + full.var() / 200))
+    assert float(estimate.mean()) == pytest.approx(float(full.mean()), abs=4 * error)
+
+
+def test_uniform_timesteps_are_uniform(key: jax.Array) -> None:
+    sampler = losses.uniform(10)
+    t, weight = sampler.sample(sampler.init(), jax.random.split(key, 20_000))
+    counts = np.bincount(t, minlength=10)
+    assert counts.size == 10 and abs(counts - 2000).max() < 5 * np.sqrt(1800)
+    assert (weight == 1).all()
+
+
+def fill(sampler, values: np.ndarray, history: int):
+    state = sampler.init()
+    for _ in range(history):
+        state = sampler.update(state, jnp.arange(values.size), jnp.asarray(values, jnp.float32))
+    return state
+
+
+def test_importance_sampling_is_unbiased_and_follows_the_losses(key: jax.Array) -> None:
+    values = np.array([1.0, 3.0, 0.5, 8.0])
+    sampler = losses.loss_second_moment(4, history=3, uniform_share=1e-3)
+    state = fill(sampler, values, 3)
+    t, weight = sampler.sample(state, jax.random.split(key, 50_000))
+    share = np.bincount(t, minlength=4) / 50_000
+    expected = 0.999 * values / values.sum() + 0.001 / 4
+    np.testing.assert_allclose(share, expected, atol=0.01)
+    assert float((weight * values[t]).mean()) == pytest.approx(values.mean(), rel=0.02)
+    # The point of it: constant losses are weighed to almost no variance at all.
+    assert float((weight * values[t]).std()) < 0.2 * values.std()
+
+
+def test_importance_sampling_is_uniform_until_every_history_is_full(key: jax.Array) -> None:
+    sampler = losses.loss_second_moment(4, history=3)
+    state = sampler.init()
+    for _ in range(5):
+        state = sampler.update(state, jnp.array([0, 1, 2]), jnp.array([9.0, 1.0, 1.0]))
+    t, weight = sampler.sample(state, jax.random.split(key, 4000))
+    assert (weight == 1).all() and abs(np.bincount(t, minlength=4) - 1000).max() < 150
+
+
+def test_the_history_keeps_the_last_losses_even_within_one_batch() -> None:
+    sampler = losses.loss_second_moment(3, history=2)
+    t = jnp.array([1, 1, 0, 1, 1, 1])
+    state = sampler.update(sampler.init(), t, jnp.array([1.0, 2.0, 7.0, 3.0, 4.0, 5.0]))
+    assert state.seen.tolist() == [1, 5, 0]
+    assert sorted(state.losses[1].tolist()) == [4.0, 5.0] and state.losses[0].tolist() == [7.0, 0.0]
+    state = sampler.update(state, jnp.array([1, 2]), jnp.array([6.0, 8.0]))
+    assert sorted(state.losses[1].tolist()) == [5.0, 6.0] and state.losses[2].tolist() == [8.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"history": 0}, {"uniform_share": 0.0}, {"uniform_share": 2.0}]
+)
+def test_impossible_histories_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match="history must be at least 1"):
+        losses.loss_second_moment(10, **options)

@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import random
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.reverse import make_denoise
+from diffusion.samplers import SAMPLERS, ancestral, sample
+from diffusion.schedules import BETAS, from_betas
+from diffusion.unet import UNet
+from diffusion.variances import VARIANCES
+
+SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
+
+
+def make(apply):
+    return make_denoise(
+        apply, SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"], clip=True
+    )
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small U-Net whose output is not zero: (denoise with parameters bound)."""
+    unet = UNet(
+        1, channels=32, channel_multipliers=(1, 1), num_blocks=1, attention_resolutions=(4,)
+    )
+    init = jax.jit(unet.init)
+    params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(treedef, leaves)
+    denoise = make(lambda params, x_t, t: unet.apply(params, x_t, t))
+    return lambda x_t, t: denoise(params, x_t, t)
+
+
+def draw(network, indices, **options):
+    keys = random.per_index(random.stream(0, "sample"), jnp.asarray(indices))
+    run = jax.jit(lambda k: sample(ancestral(), SCHEDULE, network, k, (8, 8, 1), **options))
+    return run(keys)
+
+
+def test_a_sample_does_not_depend_on_its_batch(network) -> None:
+    together = draw(network, range(6)).x_0
+    np.testing.assert_allclose(draw(network, [3]).x_0[0], together[3], atol=2e-5)
+    np.testing.assert_allclose(
+        draw(network, [5, 3, 0]).x_0, together[jnp.array([5, 3, 0])], atol=2e-5
+    )
+    assert float(jnp.abs(together[0] - together[1]).max()) > 0.1
+
+
+def test_samples_do_not_depend_on_the_number_of_devices(network) -> None:
+    from experiments import devices
+
+    one = draw(network, range(8)).x_0
+    mesh = devices.make_mesh()
+    assert mesh.size == 8
+    keys = random.per_index(random.stream(0, "sample"), jnp.arange(8))
+    run = jax.jit(
+        lambda k: sample(ancestral(), SCHEDULE, network, k, (8, 8, 1)).x_0,
+        in_shardings=devices.sharded(mesh),
+        out_shardings=devices.sharded(mesh),
+    )
+    eight = run(jax.device_put(keys, devices.sharded(mesh)))
+    assert len(eight.sharding.device_set) == 8
+    np.testing.assert_allclose(eight, one, atol=2e-5)
+
+
+def test_recording_changes_nothing_and_keeps_what_was_asked(network) -> None:
+    plain = draw(network, range(2))
+    recorded = draw(network, range(2), record=(19, 7, 0))
+    np.testing.assert_allclose(recorded.x_0, plain.x_0, atol=2e-5)
+    assert plain.progress.shape == (0, 2, 8, 8, 1) and recorded.progress.shape == (3, 2, 8, 8, 1)
+    # The last step adds no noise: the sample is the mean, which at t = 0 is the estimate itself.
+    np.testing.assert_allclose(recorded.progress[2], recorded.x_0, atol=1e-5)
+    only = draw(network, range(2), record=(7,))
+    np.testing.assert_allclose(only.progress[0], recorded.progress[1], atol=2e-5)
+
+
+def test_memory_grows_with_the_record_and_not_with_the_chain() -> None:
+    image = (64, 64, 3)
+    size = 4 * 64 * 64 * 3 * 4
+
+    def temporary(steps: int, record: tuple[int, ...]) -> int:
+        schedule = from_betas(BETAS["linear"](steps, beta_end=0.05))
+        denoise = make_denoise(
+            lambda params, x_t, t: 0.1 * x_t,
+            schedule,
+            PARAMETERIZATIONS["eps"],
+            VARIANCES["fixed_large"],
+            clip=True,
+        )
+        run = jax.jit(
+            lambda k: sample(
+                ancestral(), schedule, lambda x, t: denoise(None, x, t), k, image, record=record
+            )
+        )
+        memory = run.lower(jax.random.split(jax.random.key(0), 4)).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    short, long = temporary(20, ()), temporary(200, ())
+    assert abs(long - short) < size
+    recorded = temporary(200, tuple(range(0, 200, 20)))
+    assert 9 * size < recorded - long < 32 * size
+
+
+@pytest.mark.parametrize("record", [(20,), (-1,), (3, 3)])
+def test_impossible_records_are_refused(record: tuple) -> None:
+    with pytest.raises(ValueError, match=r"record = .* different timesteps in \[0, 20\)"):
+        draw(make(lambda params, x_t, t: x_t), [0], record=record)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_of_a_known_x_0_ends_there(name: str) -> None:
+    """If the network always knows x_0, every sampler must arrive at it."""
+    x_0 = jnp.linspace(-0.9, 0.9, 5)
+
+    def apply(params, x_t, t):
+        return jnp.broadcast_to(x_0, x_t.shape)
+
+    denoise = make_denoise(
+        apply, SCHEDULE, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"], clip=False
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    result = sample(SAMPLERS[name](), SCHEDULE, lambda x, t: denoise(None, x, t), keys, (5,))
+    np.testing.assert_allclose(result.x_0, jnp.broadcast_to(x_0, (3, 5)), atol=1e-5)
+
+
+def test_noise_differs_by_step_index_stream_and_seed() -> None:
+    def noise(seed: int, name: str, index: int, t: int) -> float:
+        keys = random.per_index(random.stream(seed, name), jnp.array([index]))
+        return float(random.normal(keys, t, (1,))[0, 0])
+
+    base = (0, "sample", 3, 5)
+    others = [(1, "sample", 3, 5), (0, "noise", 3, 5), (0, "sample", 4, 5), (0, "sample", 3, 6)]
+    assert noise(*base) == noise(*base)
+    assert len({noise(*base), *(noise(*other) for other in others)}) == 5
