@@ -95,12 +95,18 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         num_heads, dtype = self.settings.num_heads, self.settings.dtype
-        h = group_norm("norm", self.settings)(x)
-        heads = (batch, height * width, num_heads, channels // num_heads)
-        q, k, v = (dense(channels, name, dtype)(h).reshape(heads) for name in "qkv")
-        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k).astype(jnp.float32) * heads[-1] ** -0.5
+        head = channels // num_heads
+        h = group_norm("norm", self.settings)(x).reshape(batch, height * width, channels)
+
+        def heads(name: str) -> jax.Array:
+            # Heads before positions: what a batched matrix product takes without copying.
+            y = dense(channels, name, dtype)(h).reshape(batch, -1, num_heads, head)
+            return y.swapaxes(1, 2)
+
+        q, k, v = (heads(name) for name in "qkv")
+        scores = jnp.einsum("bhqc,bhkc->bhqk", q * head**-0.5, k).astype(jnp.float32)
         weights = jax.nn.softmax(scores).astype(dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        h = jnp.einsum("bhqk,bhkc->bhqc", weights, v).swapaxes(1, 2).reshape(x.shape)
         return x + dense(channels, "proj_out", dtype, scale=0.0)(h)
 
 
