@@ -1,5 +1,6 @@
 """The device mesh, and how arrays lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,9 +32,10 @@ def initialize_distributed(setting: str) -> None:
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes in one axis, "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis, "data", over the given devices; by default all devices of all processes."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from diffusion.variances import VARIANCES
+
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -55,28 +57,25 @@ def read_config(workdir: str | Path) -> ConfigDict:
     return ConfigDict(_tuples(json.loads(path.read_text())))
 
 
-# What cannot change between the start of a run and its continuation.
-FIXED = (
-    *(
-        "seed",
-        "data.name",
-        "schedule",
-        "parameterization",
-        "variance",
-        "loss",
-        "timesteps",
-        "model",
-    ),
-    *("optimizer", "clip", "ema_decay", "train.batch_size", "train.flip"),
+# What the parameters of a checkpoint mean, and so cannot change after training.
+MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
+# What cannot change between the start of a training run and its continuation.
+TRAINING = (
+    *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
+    *("train.batch_size", "train.flip"),
 )
 
 
-def check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: str | Path) -> None:
+def check_same(
+    saved: dict[str, Any], config: ConfigDict, fields: tuple[str, ...], workdir: str | Path
+) -> None:
     """Refuses to use a run's checkpoint under a config that describes another run.
 
     Args:
         saved: the config in the checkpoint, as `config_to_dict` gives it.
         config: the config in force.
+        fields: which must agree, MODEL or TRAINING. Within MODEL one fixed variance may replace
+            another: the network has no part in it.
         workdir: named in the error.
 
     Raises:
@@ -89,7 +88,11 @@ def check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: str | Pat
         return source
 
     now = config_to_dict(config)
-    differ = [path for path in FIXED if field(saved, path) != field(now, path)]
+    differ = [path for path in fields if field(saved, path) != field(now, path)]
+    if fields == MODEL and "variance" in differ:
+        learned = [VARIANCES[source["variance"]["name"]].extra_channels for source in (saved, now)]
+        if not any(learned):
+            differ.remove("variance")
     if differ:
         lines = [f"  {path}: {field(saved, path)} then, {field(now, path)} now" for path in differ]
         raise ValueError(

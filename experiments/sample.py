@@ -93,7 +93,8 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any
                 f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
                 f"{experiment.config.train.checkpoint_every:,} steps)."
             )
-        runs.check_same_run(checkpoints.meta(step)["config"], experiment.config, workdir)
+        saved = checkpoints.meta(step)["config"]
+        runs.check_same(saved, experiment.config, runs.MODEL, workdir)
         abstract = abstract_like(
             lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
         )

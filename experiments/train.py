@@ -287,7 +287,7 @@ def restore(
         CheckpointError: if it cannot be read.
     """
     meta = checkpoints.meta(step)
-    runs.check_same_run(meta["config"], experiment.config, checkpoints.folder.parent)
+    runs.check_same(meta["config"], experiment.config, runs.TRAINING, checkpoints.folder.parent)
     saved = meta["fingerprint"]
     if saved != fingerprint:
         raise ValueError(

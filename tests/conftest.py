@@ -3,6 +3,9 @@
 import os
 import pathlib
 
+# Nothing in the tests runs long enough to be worth optimising, and everything has to be compiled.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

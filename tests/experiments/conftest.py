@@ -1,0 +1,63 @@
+"""A data set and a config small enough to train in a moment."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import data
+from experiments.build import Experiment, build
+from experiments.configs import digits
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder in which the digits are prepared once."""
+    folder = tmp_path_factory.mktemp("data")
+    data.digits(str(folder)).open("train")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
+    """Makes a config of the digits with the smallest network, a short chain and few steps."""
+
+    def make() -> ConfigDict:
+        config = digits.get_config()
+        config.data.data_dir = str(data_dir)
+        config.schedule = ConfigDict(
+            dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
+        )
+        config.model.channels = 8
+        config.model.norm_groups = 4
+        config.model.channel_multipliers = (1,)
+        config.model.attention_resolutions = ()
+        config.model.dropout = 0.1
+        config.optimizer.warmup_steps = 2
+        config.train.batch_size = 16
+        config.train.num_steps = 8
+        config.train.steps_per_call = 2
+        config.train.log_every = 4
+        config.train.preview_every = 0
+        config.train.checkpoint_every = 4
+        config.sample.num_images = 12
+        config.sample.batch_size = 8
+        config.sample.progress_images = 3
+        config.evaluate.num_images = 10
+        config.evaluate.batch_size = 8
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tiny: Callable[[], ConfigDict]) -> Experiment:
+    return build(tiny())
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program sees the first device only, as on a laptop."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -1,0 +1,180 @@
+import importlib
+import pathlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import configs, logs
+from experiments.build import build, lookup
+from experiments.configs import ablations, base, digits, fashion_mnist
+
+DATA_CONFIGS = (
+    *("digits", "fashion_mnist", "cifar10", "celebahq256"),
+    *("lsun_bedroom", "lsun_church", "lsun_cat"),
+)
+
+
+def get(name: str, ablation: str = "") -> ConfigDict:
+    config = importlib.import_module(f"experiments.configs.{name}").get_config(ablation)
+    if config.data.name == "image_folder":
+        config.data.path = "pictures"
+    return config
+
+
+def test_no_config_is_forgotten() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(configs.__path__)}
+    assert modules == {*DATA_CONFIGS, "base", "images256", "ablations", "saved"}
+
+
+@pytest.mark.parametrize(
+    ("name", "ablation"),
+    [(name, "") for name in DATA_CONFIGS]
+    + [("digits", ablation) for ablation in ablations.ABLATIONS]
+    + [("cifar10", "mu_vlb_learned")],
+)
+def test_every_config_builds_without_data_and_without_memory(name: str, ablation: str) -> None:
+    experiment = build(get(name, ablation))
+    params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    learned = experiment.model.variance.extra_channels
+    expected = {
+        "cifar10": 35_749_766 if learned else 35_746_307,
+        "celebahq256": 113_673_219 + learned * (9 * 128 * 3 + 3),
+    }
+    assert count == expected.get(name, expected["celebahq256"] if "lsun" in name else count)
+    schedule, denoise = experiment.sampling_chain(5)
+    images = jax.ShapeDtypeStruct((2, *experiment.dataset.image_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((2,), jnp.int32)
+    prediction = jax.eval_shape(denoise, params, images, t)
+    assert schedule.num_timesteps == 5 and prediction.mean.shape == images.shape
+
+
+def test_every_field_of_the_base_config_has_a_comment() -> None:
+    lines = pathlib.Path(base.__file__).read_text().splitlines()
+    for before, line in zip(lines, lines[1:], strict=False):
+        if line.strip().startswith("config.") and "ConfigDict" not in line:
+            assert "#" in line or before.strip().startswith("#"), line
+
+
+def test_the_papers_rows_are_the_base_config() -> None:
+    """The values of fidelity that a careless edit would change."""
+    cifar = get("cifar10")
+    assert (cifar.optimizer.learning_rate, cifar.optimizer.warmup_steps) == (2e-4, 5000)
+    assert cifar.optimizer.epsilon_hat and cifar.clip.to_dict() == dict(
+        name="per_core", max_norm=1.0, images_per_core=16
+    )
+    assert (cifar.train.batch_size, cifar.train.num_steps, cifar.ema_decay) == (
+        128,
+        800_000,
+        0.9999,
+    )
+    assert cifar.variance.name == "fixed_large" and cifar.model.dropout == 0.1
+    faces = get("celebahq256")
+    assert faces.variance.name == "fixed_small" and faces.model.dropout == 0.0
+    assert (faces.optimizer.learning_rate, faces.train.batch_size) == (2e-5, 64)
+    assert not get("lsun_bedroom").train.flip and get("lsun_church").train.flip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (
+            "schedule",
+            dict(name="liner"),
+            ["config.schedule.name = 'liner'", "mean 'linear'", "jsd"],
+        ),
+        (
+            "schedule",
+            dict(name="cosine", num_timesteps=10, beta_start=1e-4),
+            ["config.schedule has 'beta_start'", "'cosine' does not take", "offset, beta_max"],
+        ),
+        ("schedule", dict(name="linear", num_timesteps=10, beta_start=-0.1), ["beta[0] = -0.1"]),
+        (
+            "parameterization",
+            dict(name="epsilon"),
+            ["config.parameterization.name", "mu, x_0, eps"],
+        ),
+        ("parameterization", dict(name="eps", scale=2), ["'eps' does not take", "no keyword"]),
+        ("variance", dict(name="learned"), ["loss `simple`", "vlb with any variance"]),
+        ("loss", dict(name="hybrid"), ["loss `hybrid`", "has none"]),
+        ("loss", dict(name="vlb", weighting=dict(name="uniform")), ["has 'weighting'", "scale"]),
+        ("loss", dict(name="simple", weighting=dict(name="snr")), ["config.loss.weighting.name"]),
+        ("timesteps", dict(name="importance"), ["config.timesteps.name", "loss_second_moment"]),
+        ("optimizer", dict(name="adam", learning_rate=1.0, beta1=0.9), ["'beta1'", "b1"]),
+        ("clip", dict(name="norm"), ["config.clip.name", "global, per_core"]),
+        ("sample.sampler", dict(name="ddim"), ["config.sample.sampler.name", "ancestral"]),
+        ("sample.num_steps", 2000, ["num_steps = 2000", "1 to 1000"]),
+        ("evaluate.decoder", "tahn", ["config.evaluate.decoder = 'tahn'", "mean 'tanh'"]),
+        ("model.dtype", "float16", ["config.model.dtype", "float32, bfloat16"]),
+        ("model.channels", 40, ["40 channels", "norm_groups = 32"]),
+        ("model.depth", 3, ["config.model has 'depth'", "channel_multipliers"]),
+        ("data.name", "digit", ["config.data.name = 'digit'", "mean 'digits'"]),
+        ("data.path", "x", ["config.data has 'path'", "data_dir"]),
+    ],
+)
+def test_wrong_choices_say_what_came_what_is_allowed_and_where(path: str, value, words) -> None:
+    config = digits.get_config()
+    *parents, last = path.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[last] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(ValueError) as error:
+        build(config)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_an_image_that_cannot_be_halved_is_refused() -> None:
+    config = fashion_mnist.get_config()
+    config.data.pad_to = 30
+    config.model.channel_multipliers = (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="30x30 image cannot be halved 3 times.*multiples of 8"):
+        build(config)
+
+
+def test_labels_need_a_data_set_with_classes() -> None:
+    config = get("celebahq256")
+    config.model.class_conditional = True
+    with pytest.raises(ValueError, match="'celeb_a_hq/256' has no labels"):
+        build(config)
+    config = digits.get_config()
+    config.model.class_conditional = True
+    assert build(config).network.num_classes == 10
+
+
+def test_unknown_ablations_list_the_known_ones() -> None:
+    with pytest.raises(
+        ValueError, match="no ablation 'mu_msee'. Did you mean 'mu_mse'.*eps_simple"
+    ):
+        get("digits", "mu_msee")
+
+
+def test_an_ablation_changes_only_the_three_axes() -> None:
+    plain = get("cifar10").to_dict()
+    for name in ablations.ABLATIONS:
+        changed = get("cifar10", name).to_dict()
+        differ = {field for field in plain if plain[field] != changed[field]}
+        assert differ <= {"parameterization", "loss", "variance"}
+        assert bool(differ) == (name != "eps_simple")
+
+
+def test_the_config_cannot_set_what_the_program_supplies() -> None:
+    def entry(given: int, /, option: int = 1) -> int:
+        return given + option
+
+    assert lookup({"entry": entry}, {"name": "entry", "option": 5}, "place")(2) == 7
+    with pytest.raises(ValueError, match="config.place has 'given'.*It accepts: option"):
+        lookup({"entry": entry}, {"name": "entry", "given": 3}, "place")
+
+
+def test_the_start_up_lines_warn_of_a_chain_cut_short() -> None:
+    config = digits.get_config()
+    good = logs.describe_start(build(config))
+    assert not any("WARNING" in line for line in good)
+    assert any("alpha_bar_T = 4.04e-05" in line for line in good)
+    config.schedule.num_timesteps = 100
+    bad = logs.describe_start(build(config))
+    assert any(line.startswith("WARNING") and "1000 / T" in line for line in bad)
