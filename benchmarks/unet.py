@@ -3,10 +3,11 @@
     python -m benchmarks.unet --width=32,128 --batch=64,8 --part=train,forward,sample
 
 Needs the parity extra. Both sides run on whatever device their library finds, one call of each in
-turn, so that a machine that slows down slows both; the numbers are medians. A train step is loss,
+turn. Every time is a median with the fastest call in brackets, ratios likewise: where the two are
+far apart, something else used the machine, and the run should be repeated. A train step is loss,
 gradient, clipping at norm 1, Adam and EMA. Sampling walks `--steps` of the 1,000 timesteps with the
 published scheduler on either side. "of peak" is the share of the rate of a large float32 matrix
-product, measured in the same run. On GPUs both libraries may round products to TF32.
+product, both at their fastest. On GPUs both libraries may round products to TF32.
 """
 
 import argparse
@@ -201,7 +202,7 @@ def our_sample(case: Case, steps: int) -> Ours:
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:
         bound = lambda x_t, t: denoise(params, x_t, t)  # noqa: E731
-        return sample(ancestral(), chain, bound, keys, case.image_shape, record=(0,)).x_0
+        return sample(ancestral(), chain, bound, keys, case.image_shape).x_0
 
     compiled, _ = compile_ours(draw, params, keys)
     return Ours(lambda: jax.block_until_ready(compiled(params, keys)), 0.0)
@@ -268,8 +269,18 @@ def their_sample(case: Case, wrap: Callable[[Any], Any], steps: int) -> Callable
     return call
 
 
-def time_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, after one call of each that is not counted."""
+class Seconds(NamedTuple):
+    """Of one call; the two far apart mean that something else used the machine."""
+
+    median: float
+    fastest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.fastest:.3g}) s"
+
+
+def time_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
+    """Seconds of each call, after one call of each that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
@@ -277,16 +288,15 @@ def time_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
             call()
             if repeat:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: Seconds(statistics.median(v), min(v)) for name, v in seconds.items()}
 
 
-def peak_flops() -> float:
-    """FLOP/s of a float32 matrix product large enough to be nothing but arithmetic."""
+def our_product() -> Ours:
+    """A float32 matrix product large enough to be nothing but arithmetic."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((n, n))
     product = jax.jit(jnp.dot)
-    call = lambda: jax.block_until_ready(product(x, x))  # noqa: E731
-    return 2.0 * n**3 / time_in_turn({"product": call}, 7)["product"]
+    return Ours(lambda: jax.block_until_ready(product(x, x)), 2.0 * n**3)
 
 
 def hardware() -> str:
@@ -300,7 +310,7 @@ def hardware() -> str:
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
 
 
-def run_case(part: str, case: Case, args: argparse.Namespace, peak: float) -> str:
+def run_case(part: str, case: Case, args: argparse.Namespace) -> str:
     """One row of the table."""
     ours = {
         "train": our_train,
@@ -321,13 +331,18 @@ def run_case(part: str, case: Case, args: argparse.Namespace, peak: float) -> st
             calls[mode] = call
         except Exception as error:  # whatever a compiler may raise: the row says so
             notes += f" (torch {mode}: {type(error).__name__}: {str(error).splitlines()[0][:80]})"
-    seconds = time_in_turn(calls, args.repeats)
+    product = our_product()
+    seconds = time_in_turn({**calls, "product": product.call}, args.repeats)
+    peak = product.flops / seconds.pop("product").fastest
     mine = seconds.pop("ours")
-    theirs = [f"{seconds[mode]:.4g} s" if mode in seconds else "-" for mode in args.torch]
-    best = f"{min(seconds.values()) / mine:.2f}" if seconds else "-"
-    share = f"{ours.flops / mine / peak:.0%}" if ours.flops else "-"
-    rate = f"{case.batch / mine:.4g}"
-    cells = [f"{part}: {case.label}{notes}", f"{mine:.4g} s", *theirs, best, rate, share]
+    theirs = [str(seconds.get(mode, "-")) for mode in args.torch]
+    medians, minima = zip(*seconds.values(), strict=True) if seconds else ((), ())
+    best = "-"
+    if seconds:
+        best = f"{min(medians) / mine.median:.2f} ({min(minima) / mine.fastest:.2f})"
+    share = f"{ours.flops / mine.fastest / peak:.0%}" if ours.flops else "-"
+    rate = f"{case.batch / mine.median:.4g}"
+    cells = [f"{part}: {case.label}{notes}", str(mine), *theirs, best, rate, share]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -371,11 +386,11 @@ def main() -> None:
     versions = [
         f"{n} {importlib.metadata.version(n)}" for n in ("jax", "flax", "torch", "diffusers")
     ]
-    peak = peak_flops()
-    print(f"{hardware()}; {', '.join(versions)}; torch on {TORCH_DEVICE}; ", end="")
     print(
-        f"peak {peak / 1e9:.0f} GFLOP/s; medians of {args.repeats}; {args.steps} sampling steps\n"
+        f"{hardware()}; {', '.join(versions)}; torch on {TORCH_DEVICE}; median (fastest) of ",
+        end="",
     )
+    print(f"{args.repeats}; {args.steps} sampling steps\n")
     theirs = [f"torch {mode}" for mode in args.torch]
     heads = ["what", "ours", *theirs, "best torch / ours", "our images/s", "of peak"]
     print("| " + " | ".join(heads) + " |")
@@ -384,7 +399,7 @@ def main() -> None:
         for part in args.part:
             dropout = args.dropout if part == "train" else 0.0
             case = make_case(args.image_size, width, batch, dropout)
-            print(run_case(part, case, args, peak), flush=True)
+            print(run_case(part, case, args), flush=True)
 
 
 if __name__ == "__main__":
