@@ -1,9 +1,10 @@
 """From a config to code. The only file that turns names into functions."""
 
+import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -99,6 +100,17 @@ def lookup(
     return functools.partial(entry, **keywords) if callable(entry) else entry
 
 
+@contextlib.contextmanager
+def blame(where: str) -> Iterator[None]:
+    """Puts the config's field in front of the message of a ValueError that does not name it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("config."):
+            raise
+        raise ValueError(f"config.{where}: {error}") from error
+
+
 def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels: int) -> UNet:
     spec = config.model.to_dict()
     dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
@@ -114,7 +126,8 @@ def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels
         dtype=dtype,
         num_classes=dataset.num_classes if conditional else None,
     )
-    network.check(dataset.image_shape)
+    with blame("model"):
+        network.check(dataset.image_shape)
     return network
 
 
@@ -133,8 +146,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
             choices that has no meaning; before anything is compiled.
     """
     dataset = lookup(DATASETS, config.data, "data")()
-    betas = lookup(schedules.BETAS, config.schedule, "schedule")()
-    schedule = schedules.from_betas(betas)
+    with blame("schedule"):
+        betas = lookup(schedules.BETAS, config.schedule, "schedule")()
+        schedule = schedules.from_betas(betas)
     parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
     variance = lookup(VARIANCES, config.variance, "variance")
     model = Model(schedule, parameterization, variance)
@@ -170,8 +184,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         sampler=lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")(),
         sampling_chain=sampling_chain,
     )
-    for num_steps in (config.sample.num_steps, config.train.preview_num_steps):
-        sampling_chain(num_steps)
+    with blame("sample.num_steps"):
+        sampling_chain(config.sample.num_steps)
+    with blame("train.preview_num_steps"):
+        sampling_chain(config.train.preview_num_steps)
     jax.eval_shape(lambda: _one_loss(experiment))  # refuses combinations that have no meaning
     return experiment
 

@@ -6,7 +6,6 @@ The same command continues an interrupted run. With --mode=sample or --mode=eval
 the run's own config is used, and --config.FIELD=VALUE changes a field of it.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import devices, logs, platform
+from experiments import command_line, devices, logs, platform
 from experiments.build import Experiment, build
 from experiments.checkpoint import CheckpointError
 from experiments.evaluate import evaluate
@@ -32,16 +31,6 @@ MODE = flags.DEFINE_enum(
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def with_saved_config(argv: list[str]) -> list[str]:
-    """argv, with the working directory's own config where a mode other than train names none."""
-    words = " ".join(argv[1:]).replace("=", " ").split()
-    values = {a.lstrip("-"): b for a, b in itertools.pairwise(words) if a.startswith("-")}
-    if values.get("mode", "train") == "train" or "config" in values or "workdir" not in values:
-        return argv
-    saved = Path(__file__).parent / "configs" / "saved.py"
-    return [argv[0], f"--config={saved}:{values['workdir']}", *argv[1:]]
-
-
 def run(experiment: Experiment, workdir: Path) -> int:
     """Does what --mode says; returns the exit status."""
     for line in logs.describe_start(experiment):
@@ -56,9 +45,9 @@ def run(experiment: Experiment, workdir: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Parses nothing but flags; turns the errors a user can mend into one message."""
+    """Builds and runs; an error that the user can mend becomes one message."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: options are --name=value.")
+        return command_line.fail(f"unexpected arguments {argv[1:]}: options are --name=value.")
     if not flags.FLAGS["verbosity"].present:
         absl.logging.set_verbosity(absl.logging.WARNING)
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
@@ -69,13 +58,12 @@ def main(argv: list[str]) -> int:
             workdir.mkdir(parents=True, exist_ok=True)
         return run(experiment, workdir)
     except (ValueError, FileNotFoundError, CheckpointError) as error:
-        if absl.logging.get_verbosity() >= absl.logging.DEBUG:
+        if command_line.verbose(sys.argv):
             raise
-        print(f"error: {error}\n(--verbosity=1 shows where it was raised)", file=sys.stderr)
-        return 2
+        return command_line.fail(error)
 
 
 if __name__ == "__main__":
     platform.set_cpu_flags()
     jax.config.update("jax_threefry_partitionable", True)
-    app.run(main, argv=with_saved_config(sys.argv))
+    app.run(main, flags_parser=command_line.parse)

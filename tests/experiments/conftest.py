@@ -41,6 +41,7 @@ def tiny(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
         config.train.steps_per_call = 2
         config.train.log_every = 4
         config.train.preview_every = 0
+        config.train.preview_num_steps = 4
         config.train.checkpoint_every = 4
         config.sample.num_images = 12
         config.sample.batch_size = 8

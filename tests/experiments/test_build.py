@@ -1,4 +1,5 @@
 import importlib
+import itertools
 import pathlib
 import pkgutil
 
@@ -54,7 +55,7 @@ def test_every_config_builds_without_data_and_without_memory(name: str, ablation
 
 def test_every_field_of_the_base_config_has_a_comment() -> None:
     lines = pathlib.Path(base.__file__).read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if line.strip().startswith("config.") and "ConfigDict" not in line:
             assert "#" in line or before.strip().startswith("#"), line
 

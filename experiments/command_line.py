@@ -1,0 +1,56 @@
+"""Parsing the command line, with errors as one message each."""
+
+import itertools
+import sys
+from pathlib import Path
+
+from absl import flags
+
+SAVED = Path(__file__).parent / "configs" / "saved.py"
+
+
+def fail(error: BaseException | str) -> int:
+    """Prints the error where it began, for one that the user can mend; returns the exit status."""
+    print(f"error: {error}\n(--verbosity=1 shows where it was raised)", file=sys.stderr)
+    return 2
+
+
+def verbose(argv: list[str]) -> bool:
+    """Whether the command line asks for tracebacks, before it can be parsed."""
+    return "--verbosity=1" in argv
+
+
+def message(error: BaseException) -> str:
+    """What to tell the user: the outermost error of the chain that is no traceback in disguise."""
+    cause: BaseException | None = error
+    while cause is not None and "Traceback" in str(cause):
+        error, cause = cause, cause.__cause__ or cause.__context__
+    error = cause or error
+    text = " ".join(map(str, error.args))
+    if isinstance(error, AttributeError | KeyError):  # ml_collections quotes its own message
+        text = text.strip("\"'").replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
+        return f"the config has no field {text}"
+    return text.removeprefix(
+        "Configuration is not available because of an earlier failure to load: "
+    )
+
+
+def with_saved_config(argv: list[str]) -> list[str]:
+    """argv, with the working directory's own config where a mode other than train names none."""
+    words = " ".join(argv[1:]).replace("=", " ").split()
+    values = {a.lstrip("-"): b for a, b in itertools.pairwise(words) if a.startswith("-")}
+    if values.get("mode", "train") == "train" or "config" in values or "workdir" not in values:
+        return argv
+    return [argv[0], f"--config={SAVED}:{values['workdir']}", *argv[1:]]
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser for `app.run`: returns what is no flag, or ends the program with a message."""
+    try:
+        rest = flags.FLAGS(with_saved_config(argv))
+        flags.FLAGS.config.to_dict()  # a config that could not be loaded says so only when used
+        return rest
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        if verbose(argv):
+            raise
+        sys.exit(fail(message(error)))

@@ -1,0 +1,135 @@
+"""The program as a user starts it: its output, its files, its errors."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = {
+    "config.schedule.num_timesteps": "8",
+    "config.schedule.beta_start": "0.02",
+    "config.schedule.beta_end": "0.8",
+    "config.model.channels": "8",
+    "config.model.norm_groups": "4",
+    "config.model.channel_multipliers": "(1,)",
+    "config.model.attention_resolutions": "()",
+    "config.optimizer.warmup_steps": "2",
+    "config.train.batch_size": "16",
+    "config.train.num_steps": "8",
+    "config.train.steps_per_call": "2",
+    "config.train.log_every": "4",
+    "config.train.preview_every": "8",
+    "config.train.preview_images": "4",
+    "config.train.preview_num_steps": "4",
+    "config.train.checkpoint_every": "4",
+    "config.sample.num_images": "6",
+    "config.sample.batch_size": "6",
+    "config.evaluate.num_images": "6",
+    "config.evaluate.batch_size": "6",
+}
+
+
+def program(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.main", *arguments],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path) -> tuple:
+    """A tiny training from start to end: (its working directory, what it printed)."""
+    workdir = tmp_path_factory.mktemp("main") / "run"
+    options = [f"--{name}={value}" for name, value in TINY.items()]
+    result = program(
+        "--config=experiments/configs/digits.py",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        *options,
+    )
+    return workdir, result
+
+
+def test_training_ends_in_samples_and_numbers(run: tuple) -> None:
+    workdir, result = run
+    for name in (
+        *("config.json", "results.json", "metrics.jsonl", "bound.csv", "previews/00000008.png"),
+        *("samples/samples.png", "samples/samples.npz", "samples/progress.png"),
+    ):
+        assert (workdir / name).is_file(), name
+    assert set(json.loads((workdir / "results.json").read_text())) == {"sample", "evaluate"}
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("chain     linear, T = 8") for line in lines)
+    assert any(line.startswith("step") and "ETA" in line and "images/s" in line for line in lines)
+    assert any("this model (bound)" in line for line in lines)
+    assert any("Gaussian per pixel" in line for line in lines)
+    # Off a terminal: plain lines, no bar, no control characters.
+    assert "\x1b" not in result.stdout and "━" not in result.stdout
+
+
+def test_sampling_needs_only_the_working_directory(run: tuple) -> None:
+    workdir, _ = run
+    program("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=4")
+    assert np.load(workdir / "samples" / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
+    program("--mode", "evaluate", "--workdir", str(workdir), "--config.evaluate.num_images=5")
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["evaluate"]["num_images"] == 5 and results["sample"]["num_images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.optimizer.lerning_rate=1"], ["lerning_rate", "Did you mean", "learning_rate"]),
+        (["--config.schedule.beta_start=-0.1"], ["config.schedule: beta[0] = -0.1", "(0, 1)"]),
+        (["--config.schedule.name=liner"], ["config.schedule.name = 'liner'", "'linear'"]),
+        (["--config.distributed=yes"], ["config.distributed = 'yes'", "'off', 'auto'"]),
+        (
+            ["--config.data.data_dir=/nowhere/at/all", "--config.data.name=cifar10"],
+            ["cifar10", "experiments.prepare", "--dataset=cifar10"],
+        ),
+        (["stray"], ["unexpected arguments ['stray']"]),
+    ],
+)
+def test_errors_are_messages(arguments: list, words: list, tmp_path: pathlib.Path) -> None:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.main"),
+            *("--config=experiments/configs/digits.py", f"--workdir={tmp_path}", *arguments),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode != 0
+    message = result.stdout + result.stderr
+    assert all(word in message for word in words), message
+    if "error:" in message:
+        assert "Traceback" not in message
+
+
+def test_an_unknown_ablation_lists_the_known_ones(tmp_path: pathlib.Path) -> None:
+    result = program(
+        "--config=experiments/configs/digits.py:mu_msee", f"--workdir={tmp_path}", code=2
+    )
+    assert "Did you mean 'mu_mse'" in result.stderr and "eps_simple" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_directory_without_a_run_is_said_so(tmp_path: pathlib.Path) -> None:
+    result = program("--mode=evaluate", f"--workdir={tmp_path}", code=2)
+    assert "holds no run" in result.stderr and "Train first" in result.stderr
+    assert "Traceback" not in result.stderr

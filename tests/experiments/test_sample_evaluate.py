@@ -1,0 +1,224 @@
+import csv
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from scipy import stats
+
+from experiments import data, devices, train
+from experiments.build import build
+from experiments.checkpoint import CheckpointError
+from experiments.evaluate import evaluate, evaluate_bound, make_bound_fn, pixel_gaussian
+from experiments.sample import draw, load_ema, make_sample_fn, sample
+
+Make = Callable[[], ConfigDict]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A working directory with a few steps of training, and its config."""
+    config, workdir = tiny(), tmp_path_factory.mktemp("run")
+    assert train.train(build(config), workdir)
+    return config, workdir
+
+
+@pytest.fixture(scope="module")
+def params(trained: tuple):
+    """Parameters moved far from zero output, so that noise and images matter."""
+    config, workdir = trained
+    _, params = load_ema(build(config), workdir, devices.make_mesh())
+    return jax.tree.map(lambda x: x + 0.1, params)
+
+
+def meshes() -> list:
+    return [devices.make_mesh(jax.devices()[:1]), devices.make_mesh()]
+
+
+def test_samples_are_the_same_in_any_batch_and_on_any_devices(trained: tuple, params) -> None:
+    experiment = build(trained[0])
+    one, eight = meshes()
+    results = []
+    for mesh, batch_size in ((one, 12), (one, 5), (eight, 8)):
+        sample_fn = make_sample_fn(experiment, mesh, num_steps=0)
+        placed = jax.device_put(params, devices.replicated(mesh))
+        results.append(draw(sample_fn, placed, 0, 12, batch_size, mesh)[0])
+    assert results[0].shape == (12, 8, 8, 1) and results[0].std() > 10
+    for other in results[1:]:
+        assert abs(other.astype(int) - results[0].astype(int)).max() <= 1
+    # And a range is a part of the whole.
+    sample_fn = make_sample_fn(experiment, one, num_steps=0)
+    part = draw(sample_fn, params_on(params, one), 5, 9, 4, one)[0]
+    assert abs(part.astype(int) - results[0][5:9].astype(int)).max() <= 1
+
+
+def params_on(params, mesh):
+    return jax.device_put(params, devices.replicated(mesh))
+
+
+def test_sampling_writes_what_it_says(trained: tuple) -> None:
+    config, workdir = trained
+    results = sample(build(config), workdir)
+    images = np.load(workdir / "samples" / "samples.npz")["arr_0"]
+    assert images.shape == (12, 8, 8, 1) and images.dtype == np.uint8
+    for name in results["files"]:
+        assert (workdir / name).is_file()
+    assert Image.open(workdir / "samples" / "progress.png").width > 0
+    section = json.loads((workdir / "results.json").read_text())["sample"]
+    assert section["num_images"] == 12 and section["checkpoint_step"] == config.train.num_steps
+    provenance = section["provenance"]
+    assert provenance["config"]["train"]["num_steps"] == config.train.num_steps
+    assert {"commit", "versions", "hardware", "seed", "date"} <= set(provenance)
+
+
+def test_progress_ends_in_the_sample(trained: tuple, params) -> None:
+    experiment = build(trained[0])
+    mesh = meshes()[0]
+    sample_fn = make_sample_fn(experiment, mesh, num_steps=0, record=(7, 3, 0))
+    samples, progress = draw(sample_fn, params_on(params, mesh), 0, 4, 4, mesh)
+    np.testing.assert_array_equal(progress[-1], samples)
+    assert progress.shape == (3, 4, 8, 8, 1)
+
+
+def test_fewer_steps_are_a_respaced_chain(trained: tuple, params) -> None:
+    experiment, mesh = build(trained[0]), meshes()[0]
+    few = draw(
+        make_sample_fn(experiment, mesh, num_steps=3), params_on(params, mesh), 0, 4, 4, mesh
+    )[0]
+    full = draw(
+        make_sample_fn(experiment, mesh, num_steps=0), params_on(params, mesh), 0, 4, 4, mesh
+    )[0]
+    assert few.shape == full.shape and (few != full).any()
+
+
+def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
+    config, workdir = trained
+    results = evaluate(build(config), workdir)
+    section = json.loads((workdir / "results.json").read_text())["evaluate"]
+    assert section["bits_per_dim"] == results["bits_per_dim"]
+    parts = results["prior"] + results["kl"] + results["decoder"]
+    assert results["bits_per_dim"] == pytest.approx(parts, rel=1e-6)
+    assert results["num_images"] == 10 and results["split"] == "test"
+    assert results["standard_error"] > 0
+    with (workdir / "bound.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["t"]) for row in rows] == list(range(8))
+    terms = [float(row["bits_per_dim"]) for row in rows]
+    assert terms[0] == pytest.approx(results["decoder"], rel=1e-5)
+    assert sum(terms[1:]) == pytest.approx(results["kl"], rel=1e-5)
+    assert all(0 < float(row["x_0_rmse_255"]) < 255 for row in rows)
+    assert set(results["baselines"]) == {"untrained_network", "gaussian_per_pixel"}
+
+
+def test_the_bound_of_an_image_does_not_depend_on_its_batch(trained: tuple, params) -> None:
+    """Nor on the number of devices, nor on the padding of the last batch."""
+    experiment = build(trained[0])
+    source = experiment.dataset.open("test")
+    one, eight = meshes()
+    totals = []
+    for mesh, batch_size in ((one, 10), (one, 4), (eight, 8)):
+        bound_fn = make_bound_fn(experiment, mesh, experiment.denoise)
+        totals.append(
+            evaluate_bound(bound_fn, params_on(params, mesh), source, 10, batch_size, mesh)
+        )
+    for other in totals[1:]:
+        for ours, theirs in zip(totals[0], other, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
+    assert totals[0].prior.shape == (10,) and totals[0].terms.shape == (8,)
+
+
+def test_the_untrained_baseline_is_the_untrained_network(trained: tuple) -> None:
+    """Its network returns zeros without being run; a new network returns almost zeros."""
+    experiment, mesh = build(trained[0]), meshes()[0]
+    source = experiment.dataset.open("test")
+    fresh = jax.jit(experiment.init_params)(jax.random.key(5))
+    numbers = [
+        evaluate_bound(
+            make_bound_fn(experiment, mesh, denoise), params_on(p, mesh), source, 4, 4, mesh
+        )
+        for denoise, p in ((experiment.denoise, fresh), (experiment.untrained_denoise, {}))
+    ]
+    np.testing.assert_allclose(numbers[0].terms, numbers[1].terms, rtol=1e-3)
+
+
+def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
+    dataset = build(trained[0]).dataset
+    train_, test = dataset.open("train"), dataset.open("test")
+    actual = pixel_gaussian(train_, test, 6)
+    fit = data.read(train_, 0, len(train_))["image"] / 127.5 - 1
+    x = data.read(test, 0, 6)["image"] / 127.5 - 1
+    mean, std = fit.mean(axis=0), np.sqrt(fit.var(axis=0) + (2 / 255) ** 2)
+    upper = np.where(x > 0.999, np.inf, x + 1 / 255)
+    lower = np.where(x < -0.999, -np.inf, x - 1 / 255)
+    log_p = np.log2(stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std))
+    np.testing.assert_allclose(actual, -log_p.reshape(6, -1).mean(axis=1), rtol=1e-3)
+
+
+def test_either_fixed_variance_reads_the_same_checkpoint(trained: tuple) -> None:
+    config, workdir = trained
+    other = ConfigDict(config.to_dict())
+    other.variance = ConfigDict(dict(name="fixed_small"))
+    assert load_ema(build(other), workdir, meshes()[0])[0] == config.train.num_steps
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("parameterization", dict(name="v")),
+        ("schedule", dict(name="cosine", num_timesteps=8)),
+        ("variance", dict(name="learned")),
+    ],
+)
+def test_a_checkpoint_is_not_misread_under_another_model(trained: tuple, field, value) -> None:
+    config, workdir = trained
+    other = ConfigDict(config.to_dict())
+    other[field] = ConfigDict(value)
+    if field == "variance":
+        other.loss = ConfigDict(dict(name="vlb"))
+    with pytest.raises(ValueError, match=f"{field}: .* then, .* now"):
+        load_ema(build(other), workdir, meshes()[0])
+
+
+def test_nothing_to_sample_from_is_said_so(trained: tuple, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet. Train first"):
+        sample(build(trained[0]), tmp_path)
+
+
+def test_more_images_than_there_are_is_refused(trained: tuple) -> None:
+    config, workdir = trained
+    other = ConfigDict(config.to_dict())
+    other.evaluate.num_images = 10_000
+    with pytest.raises(ValueError, match=r"num_images = 10000.*has 300 images.*0 for all"):
+        evaluate(build(other), workdir)
+
+
+def test_images_survive_the_way_to_the_model_and_back() -> None:
+    from experiments import images
+
+    levels = jnp.arange(256, dtype=jnp.uint8)
+    x = images.to_model(levels)
+    assert float(x.min()) == -1 and float(x.max()) == 1 and x.dtype == jnp.float32
+    np.testing.assert_array_equal(images.to_uint8(x), levels)
+    np.testing.assert_array_equal(images.to_uint8(jnp.array([-7.0, 9.0])), [0, 255])
+    half = jnp.array([0.5 / 127.5 - 1, 0.49 / 127.5 - 1])
+    np.testing.assert_array_equal(images.to_uint8(half), [1, 0])
+
+
+def test_a_grid_shows_every_image_in_its_place(tmp_path: pathlib.Path) -> None:
+    from experiments import images
+
+    pictures = (
+        np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8) * 50
+    )
+    images.save_grid(tmp_path / "grid.png", pictures, columns=3)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == ((2 * 9 - 1) * 6, (3 * 9 - 1) * 6, 3)
+    for i in range(5):
+        row, column = i // 3 * 9 * 6, i % 3 * 9 * 6
+        assert (grid[row : row + 48, column : column + 48] == i * 50).all()
+    assert (grid[54:102, 108:] == 128).all()

@@ -1,0 +1,279 @@
+import json
+import pathlib
+import signal
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import data, devices, logs, train
+from experiments.build import build
+from experiments.checkpoint import Checkpoints, abstract_like
+
+Make = Callable[[], ConfigDict]
+
+
+def host_batches(config: ConfigDict, calls: int) -> list[dict[str, np.ndarray]]:
+    source = data.load_in_memory(build(config).dataset.open("train"))
+    stream = data.batches(
+        source,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        steps_per_call=config.train.steps_per_call,
+    )
+    batches = [next(stream) for _ in range(calls)]
+    stream.close()
+    return batches
+
+
+def run_steps(config: ConfigDict, count: int, calls: int = 2):
+    """The state after some calls on the first `count` devices, and the metrics of each."""
+    experiment, mesh = build(config), devices.make_mesh(jax.devices()[:count])
+    state = jax.jit(lambda: train.init_state(experiment), out_shardings=devices.replicated(mesh))()
+    call = train.make_train_call(experiment, mesh)
+    metrics = []
+    for batch in host_batches(config, calls):
+        state, sums = call(state, devices.put(batch, devices.sharded(mesh, axis=1)))
+        metrics.append(jax.device_get(sums))
+    return jax.device_get(state), metrics
+
+
+def final_state(workdir: pathlib.Path, config: ConfigDict):
+    experiment = build(config)
+    everywhere = devices.replicated(devices.make_mesh())
+    abstract = abstract_like(lambda: train.init_state(experiment), everywhere)
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
+        ema = checkpoints.restore(step, "ema", abstract.ema_params)
+    return step, jax.device_get(state._replace(ema_params=ema))
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "clip", [dict(name="global"), dict(name="per_core", max_norm=0.5, images_per_core=2)]
+)
+def test_eight_devices_train_like_one(tiny: Make, clip: dict) -> None:
+    config = tiny()
+    config.clip = ConfigDict(clip)
+    config.timesteps = ConfigDict(dict(name="loss_second_moment", history=2))
+    (one, first), (eight, second) = run_steps(config, 1), run_steps(config, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.params, eight.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), first, second)
+    np.testing.assert_allclose(
+        one.timestep_state.losses, eight.timestep_state.losses, rtol=1e-3, atol=1e-5
+    )
+    assert one.timestep_state.seen.sum() == 4 * config.train.batch_size
+
+
+def test_several_steps_in_one_call_are_the_same_steps(tiny: Make) -> None:
+    config = tiny()
+    four, sums = run_steps(config, 1, calls=2)
+    config.train.steps_per_call = 1
+    single, each = run_steps(config, 1, calls=4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), four.params, single.params
+    )
+    assert int(four.step) == int(single.step) == 4
+    assert sum(m["loss"] for m in sums) == pytest.approx(sum(m["loss"] for m in each), rel=1e-5)
+    assert [m["steps"] for m in sums] == [2.0, 2.0]
+    for m in sums:
+        assert m["quartile_count"].sum() == 2 * config.train.batch_size
+
+
+def test_ema_is_the_recursion_from_the_initial_parameters(tiny: Make) -> None:
+    config = tiny()
+    config.train.steps_per_call = 1
+    states = [run_steps(config, 1, calls=n)[0] for n in range(1, 4)]
+    experiment = build(config)
+    initial = jax.device_get(jax.jit(lambda: train.init_state(experiment))())
+    ema = initial.params
+    for state in states:
+        ema = jax.tree.map(
+            lambda e, p: config.ema_decay * e + (1 - config.ema_decay) * p, ema, state.params
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ema, state.ema_params
+        )
+    # The warm-up's first update has rate 0.
+    jax.tree.map(np.testing.assert_array_equal, initial.params, states[0].params)
+
+
+def test_flips_noise_and_timesteps_change_with_the_step_and_the_example(tiny: Make) -> None:
+    config = tiny()
+    config.train.flip = True
+    experiment = build(config)
+    image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1).repeat(64, axis=0)
+    batch = {"image": jnp.asarray(image), "label": jnp.zeros(64, jnp.int32)}
+    state = train.init_state(experiment)
+    first = train.draw_examples(experiment, state, batch)
+    again = train.draw_examples(experiment, state, batch)
+    later = train.draw_examples(experiment, state._replace(step=state.step + 1), batch)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    flipped = np.array([x[0, 0, 0] > x[0, 1, 0] for x in np.asarray(first.x_0)])
+    assert 15 < flipped.sum() < 49
+    assert (np.asarray(later.t) != np.asarray(first.t)).any()
+    assert np.unique(np.asarray(first.eps)[:, 0, 0, 0]).size == 64
+    assert abs(float(np.corrcoef(first.eps.ravel(), later.eps.ravel())[0, 1])) < 0.1
+    config.train.flip = False
+    plain = train.draw_examples(build(config), state, batch).x_0
+    np.testing.assert_allclose(plain[0], plain[63])
+
+
+def test_a_run_learns_logs_and_stops_where_it_should(tiny: Make, tmp_path: pathlib.Path) -> None:
+    config = tiny()
+    config.train.num_steps, config.train.log_every = 40, 20
+    config.train.checkpoint_every, config.train.preview_every = 20, 20
+    config.train.preview_images, config.train.preview_num_steps = 4, 4
+    config.optimizer.learning_rate = 5e-3
+    assert train.train(build(config), tmp_path)
+    lines = records(tmp_path)
+    assert [line["step"] for line in lines] == [20, 40]
+    assert lines[1]["loss"] < 0.9 * lines[0]["loss"]
+    assert {"loss_q0", "loss_q3", "grad_norm", "images_per_second", "data_wait_share"} <= set(
+        lines[0]
+    )
+    assert lines[1]["eta_seconds"] == 0 and 0 <= lines[1]["data_wait_share"] < 1
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        *("00000020.png", "00000040.png")
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+    # A finished run is left alone.
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train.train(build(config), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    tiny: Make, tmp_path: pathlib.Path
+) -> None:
+    """8 steps equal 4 + 4; the log has no line twice and none missing."""
+    config = tiny()
+    config.timesteps = ConfigDict(dict(name="loss_second_moment", history=1))
+    assert train.train(build(config), tmp_path / "whole")
+    config.train.num_steps = 4
+    assert train.train(build(config), tmp_path / "parts")
+    config.train.num_steps = 8
+    assert train.train(build(config), tmp_path / "parts")
+    whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
+    assert whole[0] == parts[0] == 8
+    jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
+    for name in ("whole", "parts"):
+        assert [line["step"] for line in records(tmp_path / name)] == [4, 8]
+    assert records(tmp_path / "whole")[1]["loss"] == records(tmp_path / "parts")[1]["loss"]
+
+
+def test_a_signal_saves_and_the_same_call_continues(
+    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    assert train.train(build(config), tmp_path / "whole")
+    advance = logs.TrainingLog.advance
+
+    def interrupt(self: logs.TrainingLog, step: int) -> None:
+        advance(self, step)
+        if step == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(logs.TrainingLog, "advance", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    assert not train.train(build(config), tmp_path / "parts")
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.setattr(logs.TrainingLog, "advance", advance)
+    assert final_state(tmp_path / "parts", config)[0] == 6
+    assert train.train(build(config), tmp_path / "parts")
+    whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
+
+
+def test_the_loop_compiles_once_and_transfers_nothing_unasked(
+    tiny: Make, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    config = tiny()
+    config.train.num_steps, config.train.log_every, config.train.checkpoint_every = 16, 4, 16
+    guard = jax.transfer_guard("disallow")
+    enter, leave = logs.TrainingLog.__enter__, logs.TrainingLog.__exit__
+
+    def inside(self: logs.TrainingLog):
+        guard.__enter__()
+        caplog.clear()
+        return enter(self)
+
+    def outside(self: logs.TrainingLog, *error) -> None:
+        compiled = [r.message for r in caplog.records if "Finished XLA compilation" in r.message]
+        assert not compiled, compiled
+        guard.__exit__(*error)
+        leave(self, *error)
+
+    monkeypatch.setattr(logs.TrainingLog, "__enter__", inside)
+    monkeypatch.setattr(logs.TrainingLog, "__exit__", outside)
+    with jax.log_compiles(), caplog.at_level("DEBUG", logger="jax"):
+        assert train.train(build(config), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("batch_size", 12, ["train.batch_size = 12", "8 device(s)", "multiple of 8"]),
+        ("batch_size", 0, ["train.batch_size = 0", "positive multiple"]),
+        ("num_steps", 7, ["train.num_steps = 7", "multiple of", "steps_per_call = 2"]),
+        ("log_every", 3, ["train.log_every = 3"]),
+        ("checkpoint_every", 0, ["train.checkpoint_every = 0"]),
+        ("preview_every", 5, ["train.preview_every = 5"]),
+        ("steps_per_call", 0, ["train.steps_per_call = 0"]),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(
+    tiny: Make, tmp_path: pathlib.Path, field: str, value: int, words: list[str]
+) -> None:
+    config = tiny()
+    config.train[field] = value
+    with pytest.raises(ValueError) as error:
+        train.train(build(config), tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_config_does_not_continue_a_run(tiny: Make, tmp_path: pathlib.Path) -> None:
+    config = tiny()
+    config.train.num_steps = 4
+    assert train.train(build(config), tmp_path)
+    saved = (tmp_path / "config.json").read_text()
+    config.train.num_steps = 8
+    config.optimizer.learning_rate = 0.5
+    config.seed = 3
+    with pytest.raises(
+        ValueError, match=r"seed: 0 then, 3 now(.|\n)*Choose another --workdir"
+    ) as error:
+        train.train(build(config), tmp_path)
+    assert "optimizer:" in str(error.value) and "'learning_rate': 0.5" in str(error.value)
+    assert (tmp_path / "config.json").read_text() == saved
+
+
+def test_other_data_do_not_continue_a_run(
+    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    config.train.num_steps = 4
+    assert train.train(build(config), tmp_path)
+    monkeypatch.setattr(data, "fingerprint", lambda name, source: "another")
+    config.train.num_steps = 8
+    with pytest.raises(ValueError, match="'digits' has another now"):
+        train.train(build(config), tmp_path)
+
+
+def test_a_class_conditional_run_uses_the_labels(tiny: Make) -> None:
+    config = tiny()
+    config.model.class_conditional = True
+    state, _ = run_steps(config, 1, calls=2)
+    table = state.params["class_embedding"]["embedding"]
+    experiment = build(config)
+    initial = jax.device_get(jax.jit(lambda: train.init_state(experiment))())
+    changed = (table != initial.params["class_embedding"]["embedding"]).any(axis=1)
+    assert table.shape[0] == 11 and changed[:10].sum() >= 8 and not changed[10]
