@@ -78,8 +78,8 @@ def compare_steps(
         )
         actual, estimate, _ = sampler.step(
             schedule,
-            lambda x, t: denoise(output, x, t),
-            x_t,
+            lambda x, t: denoise(jnp.asarray(output), x, t),
+            jnp.asarray(x_t),
             jnp.int32(t),
             lambda _, noise=noise: jnp.asarray(noise.numpy(), jnp.float32),
             (),
