@@ -111,9 +111,9 @@ def vlb_term(
     *,
     decoder: Decoder = tanh_decoder,
 ) -> Float[Array, " b"]:
-    """The bound's term at t: L_{t-1} of DDPM Eq. 5 for t > 0, and L_0 at t = 0.
+    """The bound's term at t, which is L_t of DDPM Eq. 5 in the paper's own count.
 
-    L_{t-1} is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in closed form; L_0 is
+    For t > 0 it is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in closed form; L_0 is
     -log p(x_0 | x_1) under `decoder`.
 
     Returns:
@@ -136,12 +136,12 @@ class Bound(NamedTuple):
     """The variational bound of each example, in nats per dimension, and what it is made of."""
 
     prior: Float[Array, " b"]  # L_T
-    terms: Float[Array, "T b"]  # row 0 is L_0 (the decoder), row t is L_{t-1} in the paper's count
+    terms: Float[Array, "T b"]  # row 0 is L_0 (the decoder), row t > 0 the divergence L_t
     x_0_mse: Float[Array, "T b"]  # mean squared error of the estimate of x_0 at each t
 
     @property
     def total(self) -> Float[Array, " b"]:
-        """L_T + sum_t L_{t-1} + L_0 (DDPM Eq. 5)."""
+        """L_T + sum over t > 0 of L_t + L_0 (DDPM Eq. 5)."""
         return self.prior + jnp.sum(self.terms, axis=0)
 
 

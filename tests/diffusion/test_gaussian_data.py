@@ -52,7 +52,7 @@ def test_the_best_denoisers_bound_is_the_true_likelihood(name: str, key: jax.Arr
 
 def test_its_mean_over_the_data_is_the_entropy(key: jax.Array) -> None:
     x_0 = MEAN + DEVIATION * jax.random.normal(key, (64, 64))
-    result = bound(LINEAR, denoiser(LINEAR), x_0, jax.random.split(key, 64))
+    result = bound(LINEAR, denoiser(LINEAR), x_0, jax.random.split(jax.random.fold_in(key, 9), 64))
     entropy = 0.5 * np.log(2 * np.pi * np.e * DEVIATION**2)
     error = float(result.total.std()) / 8
     assert float(result.total.mean()) == pytest.approx(entropy, abs=4 * error) and error < 0.03
@@ -115,9 +115,10 @@ def test_rao_blackwell_keeps_the_mean_and_lowers_the_variance(key: jax.Array) ->
         return direct[:, 0], closed
 
     times = jnp.arange(schedule.num_timesteps)
-    noise = jax.random.normal(key, (schedule.num_timesteps, 2, n, 1))
+    one, two = jax.random.split(key)
+    noise = jax.random.normal(one, (schedule.num_timesteps, 2, n, 1))
     direct, closed = (np.asarray(x, np.float64) for x in jax.vmap(both)(times, noise))
-    x_T = q_sample(schedule, x_0, jnp.full(n, times[-1]), jax.random.normal(key, x_0.shape))
+    x_T = q_sample(schedule, x_0, jnp.full(n, times[-1]), jax.random.normal(two, x_0.shape))
     direct_total = direct.sum(axis=0) - np.asarray(log_density(x_T, STANDARD))[:, 0]
     closed_total = closed.sum(axis=0) + np.asarray(prior_term(schedule, x_0))
     error = np.sqrt((direct_total.var() + closed_total.var()) / n)
@@ -127,7 +128,7 @@ def test_rao_blackwell_keeps_the_mean_and_lowers_the_variance(key: jax.Array) ->
 
 def test_any_other_model_has_a_larger_bound(key: jax.Array) -> None:
     x_0 = MEAN + DEVIATION * jax.random.normal(key, (256, 16))
-    keys = jax.random.split(key, 256)
+    keys = jax.random.split(jax.random.fold_in(key, 9), 256)
     schedule = from_betas(BETAS["linear"](40, beta_start=1e-3, beta_end=0.4))
     totals = [
         float(bound(schedule, denoiser(schedule, std=std), x_0, keys).total.mean())
@@ -147,6 +148,8 @@ def test_the_uniform_estimate_of_the_bound_is_unbiased(key: jax.Array) -> None:
     x_t = q_sample(schedule, x_0, t, jax.random.normal(two, x_0.shape))
     estimate = 40 * vlb_term(schedule, denoise(x_t, t), x_0, x_t, t, decoder=density_decoder)
     many = jnp.full((1000, 1), 0.9)
-    full = bound(schedule, denoise, many, jax.random.split(key, 1000)).terms.sum(axis=0)
+    full = bound(
+        schedule, denoise, many, jax.random.split(jax.random.fold_in(key, 9), 1000)
+    ).terms.sum(axis=0)
     error = float(jnp.sqrt(estimate.var() / n + full.var() / 1000))
     assert float(estimate.mean()) == pytest.approx(float(full.mean()), abs=4 * error)
