@@ -7,6 +7,8 @@ DATA = [
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
     "array_record>=0.8",
     "grain>=0.2.15",
+    "etils>=1.9",
+    "protobuf>=5",
     "pillow>=10",
     "scikit-learn>=1.5",  # carries the digits, the data set that needs no network
 ]
@@ -34,6 +36,7 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "gcs": ["gcsfs>=2024.6"],  # data sets in gs:// buckets
         "dev": [
             "pytest>=8",
             "beartype>=0.19",

@@ -78,13 +78,29 @@ conv.defvjp(_forward, _backward)
 
 
 def conv_general_dilated(
-    x: jax.Array, w: jax.Array, window_strides: Any, padding: Any, **unused: Any
+    x: jax.Array,
+    w: jax.Array,
+    window_strides: Any,
+    padding: Any,
+    *,
+    lhs_dilation: Any = (1, 1),
+    rhs_dilation: Any = (1, 1),
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
 ) -> jax.Array:
-    """`conv` under the name and arguments that `flax.linen.Conv` calls, for NHWC without dilation.
+    """`conv` under the name and arguments that `flax.linen.Conv` calls, which are NHWC.
 
     Args:
-        padding: "SAME" or explicit pairs.
+        padding: "SAME", "VALID" or explicit pairs.
+
+    Raises:
+        ValueError: for dilation, groups or a precision, which `conv` does not have.
     """
+    del dimension_numbers  # Linen's are always those of LAYOUT
+    plain = tuple(lhs_dilation) == tuple(rhs_dilation) == (1, 1)
+    if not plain or feature_group_count != 1 or precision is not None:
+        raise ValueError("this convolution has no dilation, no groups and no precision of its own.")
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], w.shape[:2], window_strides, padding)
     return conv(x, w, tuple(window_strides), tuple(map(tuple, padding)))

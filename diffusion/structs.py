@@ -69,10 +69,13 @@ class Variance(NamedTuple):
     extra_channels: how many outputs beyond the mean's the network emits per data channel, 0 or 1.
     log_variance: (schedule, extra, x_t, t) -> log-variance broadcastable to x_t; `extra` is the
         network's second half, or None where extra_channels is 0.
+    one_step: the network learned the variance of one step of its own chain, so that it says nothing
+        of a respaced one.
     """
 
     extra_channels: int
     log_variance: Callable[..., jax.Array]
+    one_step: bool = False
 
 
 class TimestepSampler(NamedTuple):

@@ -46,7 +46,7 @@ VARIANCES = MappingProxyType(
     {
         "fixed_small": Variance(0, fixed_small),
         "fixed_large": Variance(0, fixed_large),
-        "learned": Variance(1, learned),
+        "learned": Variance(1, learned, one_step=True),
         "learned_range": Variance(1, learned_range),
     }
 )

@@ -162,6 +162,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
     def sampling_chain(num_steps: int) -> tuple[Schedule, Denoise]:
         keep = schedules.evenly_spaced(len(betas), num_steps or len(betas))
+        if len(keep) < len(betas) and (parameterization.predicts_mean or variance.one_step):
+            raise ValueError(
+                f"{num_steps} steps instead of {len(betas)} are not possible here: this network "
+                "was taught the mean (mu) or the variance (learned) of single steps, which longer "
+                "steps do not have. Choose 0 (every timestep)."
+            )
         chain = schedules.respace(betas, keep)
         clip = config.sample.clip_denoised
         return chain, make_denoise(apply, chain, parameterization, variance, clip=clip)

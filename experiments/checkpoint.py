@@ -35,8 +35,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int = 2) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.folder = (workdir / "checkpoints").absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_names=("state", "ema", "meta")
         )
@@ -57,11 +57,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster has announced the end of this job; the same in every process."""
+        """Whether the cluster has announced the end of this job; the same in every process.
+
+        Args:
+            step: must rise by one from call to call, or the announcement is never agreed on.
+        """
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def save(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> None:
-        """Starts saving a step; the arrays are copied before this returns. A step is saved once."""
+        """Starts saving a step, which goes on while training does. A step is saved once."""
         if step in self._manager.all_steps():
             return
         meta = meta | {"checksums": {"state": checksums(state), "ema": checksums(ema)}}

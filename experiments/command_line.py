@@ -1,6 +1,5 @@
 """Parsing the command line, with errors as one message each."""
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -37,8 +36,11 @@ def message(error: BaseException) -> str:
 
 def with_saved_config(argv: list[str]) -> list[str]:
     """argv, with the working directory's own config where a mode other than train names none."""
-    words = " ".join(argv[1:]).replace("=", " ").split()
-    values = {a.lstrip("-"): b for a, b in itertools.pairwise(words) if a.startswith("-")}
+    values = {}
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if word.startswith("-"):
+            name, given, value = word.lstrip("-").partition("=")
+            values[name] = value if given else following
     if values.get("mode", "train") == "train" or "config" in values or "workdir" not in values:
         return argv
     return [argv[0], f"--config={SAVED}:{values['workdir']}", *argv[1:]]

@@ -1,6 +1,7 @@
 """Data sets by name, and batches of them: everything random is a function of (seed, step)."""
 
 import hashlib
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -262,9 +263,15 @@ def batches(
     )
     if num_workers:
         items = items.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch),
+            worker_init_fn=_ignore_interrupts,
         )
     return iter(items)
+
+
+def _ignore_interrupts(worker_index: int, worker_count: int) -> None:
+    """Ctrl-C reaches the whole process group, but ending the workers is the program's to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read(source: Source, start: int, stop: int) -> dict[str, np.ndarray]:

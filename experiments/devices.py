@@ -48,6 +48,11 @@ def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
+def round_up(count: int, mesh: Mesh) -> int:
+    """The smallest multiple of the number of devices that is at least `count`."""
+    return -(-count // mesh.size) * mesh.size
+
+
 def check_divisible(batch_size: int, where: str, mesh: Mesh) -> None:
     """Refuses a batch that the devices cannot share equally.
 

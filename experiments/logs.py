@@ -99,8 +99,8 @@ class Window(NamedTuple):
             "data_wait_share": self.data_seconds / self.seconds,
             "eta_seconds": (num_steps - self.step) * self.seconds / steps,
         }
-        quartiles = total["quartile_loss"] / total["quartile_count"].clip(1)
-        return result | {f"loss_q{q}": float(value) for q, value in enumerate(quartiles)}
+        sums = zip(total["quartile_loss"], total["quartile_count"], strict=True)
+        return result | {f"loss_q{q}": float(s / n) for q, (s, n) in enumerate(sums) if n}
 
 
 class Meter:
@@ -209,7 +209,7 @@ class TrainingLog:
         self._jsonl.write(json.dumps({"step": step} | metrics) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-        quartiles = " ".join(f"{metrics[f'loss_q{q}']:.4f}" for q in range(4))
+        quartiles = " ".join(f"{metrics.get(f'loss_q{q}', float('nan')):.4f}" for q in range(4))
         self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}")
         self._progress.console.print(
             f"step {step:>7,}/{self.num_steps:,}  loss {metrics['loss']:.4f} [{quartiles}]  "

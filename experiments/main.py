@@ -7,18 +7,18 @@ the run's own config is used, and --config.FIELD=VALUE changes a field of it.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import absl.logging
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import command_line, devices, logs, platform
-from experiments.build import Experiment, build
+from experiments import command_line, devices, evaluate, logs, platform, sample
+from experiments.build import Experiment, build, choose
 from experiments.checkpoint import CheckpointError
-from experiments.evaluate import evaluate
-from experiments.sample import sample
 from experiments.train import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -26,21 +26,21 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything that it writes.")
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "evaluate"], "train also samples and evaluates at its end."
+    "mode", "train", ["train", "sample", "evaluate"], "train ends in config.train.finish_with."
 )
 flags.mark_flags_as_required(["config", "workdir"])
+FINISH = MappingProxyType({"sample": sample.sample, "evaluate": evaluate.evaluate})
+CHECKS = MappingProxyType({"sample": sample.check, "evaluate": evaluate.check})
 
 
-def run(experiment: Experiment, workdir: Path) -> int:
-    """Does what --mode says; returns the exit status."""
+def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
+    """Trains where --mode says so, then does `modes`; returns the exit status."""
     for line in logs.describe_start(experiment):
         logs.say(line)
     if MODE.value == "train" and not train(experiment, workdir):
         return 75  # EX_TEMPFAIL: stopped on request, to be started again
-    if MODE.value in ("train", "sample"):
-        sample(experiment, workdir)
-    if MODE.value in ("train", "evaluate"):
-        evaluate(experiment, workdir)
+    for mode in modes:
+        FINISH[mode](experiment, workdir)
     return 0
 
 
@@ -50,14 +50,22 @@ def main(argv: list[str]) -> int:
         return command_line.fail(f"unexpected arguments {argv[1:]}: options are --name=value.")
     if not flags.FLAGS["verbosity"].present:
         absl.logging.set_verbosity(absl.logging.WARNING)
+    if "://" in str(WORKDIR.value):
+        return command_line.fail(
+            f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "
+            "mounted bucket for instance."
+        )
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
         devices.initialize_distributed(config.distributed)
         experiment = build(config)
         if MODE.value == "train":
             workdir.mkdir(parents=True, exist_ok=True)
-        return run(experiment, workdir)
-    except (ValueError, FileNotFoundError, CheckpointError) as error:
+        modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
+        for mode in modes:
+            choose(CHECKS, mode, "train.finish_with")(experiment)
+        return run(experiment, workdir, modes)
+    except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
         if command_line.verbose(sys.argv):
             raise
         return command_line.fail(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from diffusion.variances import VARIANCES
 
@@ -25,7 +25,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that configs use."""
+    """JSON's lists as the tuples that configs use, and its nulls as their placeholders."""
+    if value is None:
+        return config_dict.placeholder(str)  # so that a string can be put in its place
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -68,7 +68,7 @@ def make_preview(experiment: Experiment, mesh: Any) -> Callable[[Any, Path], Non
     """(params, path) -> None, which writes a grid of the same few samples every time."""
     train = experiment.config.train
     sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
-    batch_size = -(-train.preview_images // mesh.size) * mesh.size
+    batch_size = devices.round_up(train.preview_images, mesh)
 
     def preview(params: Any, path: Path) -> None:
         grid, _ = draw(sample_fn, params, 0, train.preview_images, batch_size, mesh)
@@ -93,12 +93,30 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any
                 f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
                 f"{experiment.config.train.checkpoint_every:,} steps)."
             )
-        saved = checkpoints.meta(step)["config"]
-        runs.check_same(saved, experiment.config, runs.MODEL, workdir)
+        meta = checkpoints.meta(step)
+        runs.check_same(meta["config"], experiment.config, runs.MODEL, workdir)
+        if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
+            raise ValueError(
+                f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "
+                f"describes {experiment.dataset.image_shape}."
+            )
         abstract = abstract_like(
             lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
         )
         return step, checkpoints.restore(step, "ema", abstract)
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses a config that `sample` would fail on, before anything is computed.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in ("num_images", "batch_size", "progress_images", "progress_columns"):
+        if experiment.config.sample[name] < 1:
+            raise ValueError(
+                f"config.sample.{name} = {experiment.config.sample[name]} must be at least 1."
+            )
 
 
 def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
@@ -109,7 +127,7 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     config = experiment.config.sample
     mesh = devices.make_mesh()
-    devices.check_divisible(config.batch_size, "sample.batch_size", mesh)
+    batch_size = devices.round_up(config.batch_size, mesh)
     step, params = load_ema(experiment, workdir, mesh)
     num_timesteps = config.num_steps or experiment.model.schedule.num_timesteps
     columns = min(config.progress_columns, num_timesteps)
@@ -118,10 +136,10 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
     begin = time.perf_counter()
     plain = make_sample_fn(experiment, mesh, num_steps=config.num_steps)
-    samples, _ = draw(plain, params, 0, config.num_images, config.batch_size, mesh)
+    samples, _ = draw(plain, params, 0, config.num_images, batch_size, mesh)
     seconds = time.perf_counter() - begin
     recording = make_sample_fn(experiment, mesh, num_steps=config.num_steps, record=record)
-    _, progress = draw(recording, params, 0, rows, -(-rows // mesh.size) * mesh.size, mesh)
+    _, progress = draw(recording, params, 0, rows, devices.round_up(rows, mesh), mesh)
 
     folder = workdir / "samples"
     results = {

@@ -177,7 +177,7 @@ def train(experiment: Experiment, workdir: Path) -> bool:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
     Returns:
-        True when finished; False when stopped by a signal, after saving a checkpoint.
+        True when finished; False when a signal came, after saving a checkpoint.
 
     Raises:
         ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
@@ -192,7 +192,7 @@ def train(experiment: Experiment, workdir: Path) -> bool:
     source = experiment.dataset.open("train")
     fingerprint = data.fingerprint(experiment.dataset.name, source)
     if config.loader.in_memory:
-        source = data.load_in_memory(source)
+        source = data.load_in_memory(source, config.loader.num_threads)
 
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
         # State: restored where there is one.
@@ -205,9 +205,17 @@ def train(experiment: Experiment, workdir: Path) -> bool:
             logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
         if step >= config.train.num_steps:
             return True
-        if devices.is_main_process():
-            runs.write_config(workdir, config)
-        meta = {"config": runs.config_to_dict(config), "fingerprint": fingerprint}
+        if step % config.train.steps_per_call:
+            raise ValueError(
+                f"{workdir} stopped at step {step}, which is no multiple of "
+                f"config.train.steps_per_call = {config.train.steps_per_call}. Continue with a "
+                f"divisor of {step}, such as the one before."
+            )
+        meta = {
+            "config": runs.config_to_dict(config),
+            "fingerprint": fingerprint,
+            "image_shape": experiment.dataset.image_shape,
+        }
 
         def save(step: int, state: TrainState) -> None:
             checkpoints.save(
@@ -231,6 +239,8 @@ def train(experiment: Experiment, workdir: Path) -> bool:
         train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
         logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
         preview = make_preview(experiment, mesh)
+        if devices.is_main_process():
+            runs.write_config(workdir, config)
 
         # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
         # call before it, so that the device always has work and the host never runs far ahead.
@@ -258,13 +268,19 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                     window = None
                 log.advance(step)
 
-                stopping = bool(stop) or checkpoints.reached_preemption(step)
+                stopping = bool(stop) or checkpoints.reached_preemption(
+                    step // config.train.steps_per_call
+                )
                 if step % config.train.log_every == 0 or finished or stopping:
                     window = meter.close(step)
-                if config.train.preview_every and step % config.train.preview_every == 0:
+                previewing = config.train.preview_every and step % config.train.preview_every == 0
+                saving = step % config.train.checkpoint_every == 0 or finished or stopping
+                if previewing or saving:
+                    jax.block_until_ready(metrics)  # or its time would count as the pause's
+                if previewing:
                     with meter.paused():
                         preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")
-                if step % config.train.checkpoint_every == 0 or finished or stopping:
+                if saving:
                     with meter.paused():
                         save(step, state)
                 if finished or stopping:
@@ -272,9 +288,9 @@ def train(experiment: Experiment, workdir: Path) -> bool:
             if window is not None:
                 log.write(window)
         batches.close()
-    if not finished:
+    if stopping:
         logs.say(f"stopped   at step {step:,}, which is saved; the same command continues")
-    return finished
+    return not stopping
 
 
 def restore(

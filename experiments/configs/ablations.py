@@ -17,6 +17,8 @@ def _objective(parameterization: str, loss: str, variance: str) -> Callable[[Con
         config.parameterization = ConfigDict(dict(name=parameterization))
         config.loss = ConfigDict(losses[loss])
         config.variance = ConfigDict(dict(name=variance))
+        if parameterization == "mu" or variance == "learned":
+            config.train.preview_num_steps = 0  # such a network knows single steps only
 
     return change
 

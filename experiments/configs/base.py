@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
     config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep
     config.train.checkpoint_every = 5_000  # steps between checkpoints
     config.train.keep_checkpoints = 2  # how many of the latest stay
+    config.train.finish_with = ("sample", "evaluate")  # modes that follow the last step
 
     config.sample = ConfigDict()
     config.sample.sampler = dict(name="ancestral")  # ancestral

@@ -1,6 +1,8 @@
 """scikit-learn's 8x8 digits: the default, which needs neither a network nor an accelerator.
 
-python -m experiments.main --config=experiments/configs/digits.py --workdir=runs/digits
+    python -m experiments.main --config=experiments/configs/digits.py --workdir=runs/digits
+
+Measured on 2 cores of an AMD EPYC: 5.4 minutes for training, sampling and evaluation; DIGITS
 """
 
 from ml_collections import ConfigDict
@@ -9,9 +11,17 @@ from experiments.configs import ablations, base
 
 
 def get_config(ablation: str = "") -> ConfigDict:
-    """A small U-Net and a short run; the chain and the objective are the paper's."""
+    """The paper's chain and eps prediction with IDDPM's variance, a small U-Net and a short run.
+
+    The digits have 17 grey levels. A fixed variance cannot follow how certain the next pixel value
+    then is and costs 0.3 bits/dim (the ablation `eps_simple`, same samples to the eye).
+    """
     config = base.get_config()
     config.data.name = "digits"
+    config.variance = ConfigDict(dict(name="learned_range"))
+    config.loss = ConfigDict(
+        dict(name="hybrid", vlb_coefficient=1e-3, weighting=dict(name="uniform"))
+    )
 
     config.model.channels = 32
     config.model.channel_multipliers = (1, 2)  # 8x8 and 4x4
@@ -19,16 +29,17 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.model.attention_resolutions = (4,)
     config.model.dropout = 0.0
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200
     config.clip = ConfigDict(dict(name="global", max_norm=1.0))
     config.ema_decay = 0.995  # a run of thousands of steps needs a shorter memory
 
+    config.train.batch_size = 64
     config.train.num_steps = 3_000
     config.train.flip = False  # a mirrored digit is not a digit
     config.train.steps_per_call = 10
     config.train.log_every = 100
-    config.train.preview_every = 1_000
+    config.train.preview_every = 1_500
     config.train.preview_images = 16
     config.train.preview_num_steps = 50
     config.train.checkpoint_every = 1_000
