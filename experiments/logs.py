@@ -84,20 +84,19 @@ class Window(NamedTuple):
     step: int
     calls: list[dict[str, jax.Array]]
     images: int
-    seconds: float
-    data_seconds: float  # of which the loop waited for a batch
+    data_seconds: float  # that the loop waited for a batch
 
-    def read(self, num_steps: int) -> dict[str, float]:
-        """Means over the window, with rates; waits for the device."""
+    def read(self, num_steps: int, seconds: float) -> dict[str, float]:
+        """Means over the window, and rates where it took `seconds`; waits for the device."""
         calls = jax.device_get(self.calls)
         total: dict[str, Any] = {name: sum(call[name] for call in calls) for name in calls[0]}
         steps = float(total["steps"])
         result = {
             "loss": float(total["loss"]) / steps,
             "grad_norm": float(total["grad_norm"]) / steps,
-            "images_per_second": self.images / self.seconds,
-            "data_wait_share": self.data_seconds / self.seconds,
-            "eta_seconds": (num_steps - self.step) * self.seconds / steps,
+            "images_per_second": self.images / seconds,
+            "data_wait_share": self.data_seconds / seconds,
+            "eta_seconds": (num_steps - self.step) * seconds / steps,
         }
         sums = zip(total["quartile_loss"], total["quartile_count"], strict=True)
         return result | {f"loss_q{q}": float(s / n) for q, (s, n) in enumerate(sums) if n}
@@ -108,12 +107,12 @@ class Meter:
 
     def __init__(self) -> None:
         self._reset()
+        self._since = time.perf_counter()
 
     def _reset(self) -> None:
         self._calls: list[dict[str, jax.Array]] = []
         self._images = 0
-        self._seconds = self._data_seconds = 0.0
-        self._since = time.perf_counter()
+        self._data_seconds = 0.0
 
     def add(self, metrics: dict[str, jax.Array], images: int) -> None:
         """Keeps the sums of one call and starts copying them to the host."""
@@ -132,16 +131,20 @@ class Meter:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves the time inside out of the rates."""
-        self._seconds += time.perf_counter() - self._since
+        begin = time.perf_counter()
         yield
-        self._since = time.perf_counter()
+        self._since += time.perf_counter() - begin
 
     def close(self, step: int) -> Window:
-        """The window that ends here; the next one begins."""
-        seconds = self._seconds + time.perf_counter() - self._since
-        window = Window(step, self._calls, self._images, seconds, self._data_seconds)
+        """The window that ends with the calls so far; the next one begins."""
+        window = Window(step, self._calls, self._images, self._data_seconds)
         self._reset()
         return window
+
+    def lap(self) -> float:
+        """Seconds since the last lap, to be taken when a window's calls have been computed."""
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        return seconds
 
 
 class TrainingLog:
@@ -201,11 +204,11 @@ class TrainingLog:
         if self.active:
             self._progress.update(self._task, completed=step)
 
-    def write(self, window: Window) -> None:
+    def write(self, window: Window, seconds: float) -> None:
         """One record, to the terminal, metrics.jsonl and TensorBoard; waits for the window."""
         if not self.active:
             return
-        step, metrics = window.step, window.read(self.num_steps)
+        step, metrics = window.step, window.read(self.num_steps, seconds)
         self._jsonl.write(json.dumps({"step": step} | metrics) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)

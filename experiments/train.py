@@ -264,7 +264,7 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                     jax.block_until_ready(previous)
                 previous = metrics
                 if window is not None:
-                    log.write(window)
+                    log.write(window, meter.lap())
                     window = None
                 log.advance(step)
 
@@ -286,7 +286,8 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                 if finished or stopping:
                     break
             if window is not None:
-                log.write(window)
+                jax.block_until_ready(metrics)
+                log.write(window, meter.lap())
         batches.close()
     if stopping:
         logs.say(f"stopped   at step {step:,}, which is saved; the same command continues")

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -60,6 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path) -> tup
         f"--config.data.data_dir={data_dir}",
         *options,
     )
+    shutil.copytree(workdir, workdir.with_name("untouched"))
     return workdir, result
 
 
@@ -136,3 +139,41 @@ def test_a_directory_without_a_run_is_said_so(tmp_path: pathlib.Path) -> None:
     result = program("--mode=evaluate", f"--workdir={tmp_path}", code=2)
     assert "holds no run" in result.stderr and "Train first" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_two_processes_train_sample_and_evaluate_like_one(
+    run: tuple, tmp_path: pathlib.Path, data_dir: pathlib.Path
+) -> None:
+    """Each with half of the devices and of the batches; only the first writes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    options = [f"--{name}={value}" for name, value in TINY.items()]
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    both = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "experiments.main", f"--workdir={tmp_path}"),
+                *("--config=experiments/configs/digits.py", *options),
+                *(f"--config.data.data_dir={data_dir}", f"--config.distributed={address},2,{i}"),
+            ],
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=400)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    assert "2 process(es)" in outputs[0] and "step" not in outputs[1]
+
+    def read(workdir: pathlib.Path) -> tuple:
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        results = json.loads((workdir / "results.json").read_text())
+        return [line["loss"] for line in lines], results["evaluate"]
+
+    (losses, bound), (losses_one, bound_one) = read(tmp_path), read(run[0].with_name("untouched"))
+    np.testing.assert_allclose(losses, losses_one, rtol=1e-4)
+    assert bound["bits_per_dim"] == pytest.approx(bound_one["bits_per_dim"], rel=1e-3)
