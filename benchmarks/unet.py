@@ -27,52 +27,26 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch i
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: E402
 
+from benchmarks.cases import BETAS, TIMESTEPS, Case, make_case  # noqa: E402
+from benchmarks.torch_unet import (  # noqa: E402
+    TORCH_DEVICE,
+    their_forward,
+    their_sample,
+    their_train,
+)
 from diffusion.losses import Model, make_loss_fn, simple  # noqa: E402
 from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
 from diffusion.reverse import make_denoise  # noqa: E402
 from diffusion.samplers import ancestral, sample  # noqa: E402
-from diffusion.schedules import evenly_spaced, from_betas, linear, respace  # noqa: E402
+from diffusion.schedules import evenly_spaced, from_betas, respace  # noqa: E402
 from diffusion.unet import UNet  # noqa: E402
 from diffusion.variances import VARIANCES  # noqa: E402
 from experiments.optimizers import adam  # noqa: E402
 
-TORCH_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TIMESTEPS = 1000
-BETAS = linear(TIMESTEPS)
 EPS, FIXED_LARGE = PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]
-
-
-class Case(NamedTuple):
-    """A network on both sides, and how many images it gets at once."""
-
-    size: int
-    width: int
-    batch: int
-    multipliers: tuple[int, ...]
-    attention: tuple[int, ...]
-    dropout: float
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C): the digits' single channel at 8x8, colour elsewhere."""
-        return self.size, self.size, 1 if self.size == 8 else 3
-
-    @property
-    def label(self) -> str:
-        """A row's name."""
-        height, width, channels = self.image_shape
-        return f"{height}x{width}x{channels}, width {self.width}, batch {self.batch}"
-
-
-def make_case(size: int, width: int, batch: int, dropout: float) -> Case:
-    """The digits' network for 8x8 images, CIFAR-10's for the others."""
-    multipliers, attention = ((1, 2, 2), (4,)) if size == 8 else ((1, 2, 2, 2), (16,))
-    return Case(size, width, batch, multipliers, attention, dropout)
 
 
 def our_network(case: Case) -> UNet:
@@ -84,32 +58,6 @@ def our_network(case: Case) -> UNet:
         attention_resolutions=case.attention,
         dropout=case.dropout,
     )
-
-
-def their_network(case: Case) -> Any:
-    """The torch network of a case, in the memory format that is fastest there."""
-    at = [case.size // 2**i in case.attention for i in range(len(case.multipliers))]
-    network: Any = UNet2DModel(
-        sample_size=case.size,
-        in_channels=case.image_shape[-1],
-        out_channels=case.image_shape[-1],
-        freq_shift=1,
-        flip_sin_to_cos=False,
-        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in at],
-        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(at)],
-        block_out_channels=[case.width * m for m in case.multipliers],
-        downsample_padding=0,
-        dropout=case.dropout,
-        attention_head_dim=None,
-        norm_eps=1e-6,
-    )
-    return network.to(TORCH_DEVICE, memory_format=torch.channels_last)
-
-
-def finish_torch() -> None:
-    """Waits for torch's device."""
-    if TORCH_DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 class Ours(NamedTuple):
@@ -206,67 +154,6 @@ def our_sample(case: Case, steps: int) -> Ours:
 
     compiled, _ = compile_ours(draw, params, keys)
     return Ours(lambda: jax.block_until_ready(compiled(params, keys)), 0.0)
-
-
-def their_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and timesteps for torch."""
-    height, width, channels = case.image_shape
-    x = torch.randn(case.batch, channels, height, width, device=TORCH_DEVICE)
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x, torch.arange(case.batch, device=TORCH_DEVICE)
-
-
-def their_forward(case: Case, wrap: Callable[[Any], Any]) -> Callable[[], None]:
-    """As `our_forward`."""
-    network = wrap(their_network(case).eval())
-    x, t = their_batch(case)
-
-    def call() -> None:
-        with torch.inference_mode():
-            network(x, t)
-        finish_torch()
-
-    return call
-
-
-def their_train(case: Case, wrap: Callable[[Any], Any]) -> Callable[[], None]:
-    """As `our_train`."""
-    plain = their_network(case).train()
-    network = wrap(plain)
-    params = list(plain.parameters())
-    averages = [p.detach().clone() for p in params]
-    optimizer = torch.optim.Adam(params, lr=2e-4, fused=True)
-    alpha_bar = torch.from_numpy(np.cumprod(1.0 - BETAS)).float().to(TORCH_DEVICE)
-    x, _ = their_batch(case)
-
-    def call() -> None:
-        t = torch.randint(0, TIMESTEPS, (case.batch,), device=TORCH_DEVICE)
-        eps = torch.randn_like(x)
-        signal = alpha_bar[t][:, None, None, None]
-        x_t = signal.sqrt() * x + (1.0 - signal).sqrt() * eps
-        loss = torch.nn.functional.mse_loss(network(x_t, t).sample, eps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        torch._foreach_lerp_(averages, [p.detach() for p in params], 1e-4)
-        finish_torch()
-
-    return call
-
-
-def their_sample(case: Case, wrap: Callable[[Any], Any], steps: int) -> Callable[[], None]:
-    """diffusers' DDPMPipeline."""
-    network = wrap(their_network(case).eval())
-    scheduler = DDPMScheduler(num_train_timesteps=TIMESTEPS, variance_type="fixed_large")
-    pipeline: Any = DDPMPipeline(network, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def call() -> None:
-        pipeline(batch_size=case.batch, num_inference_steps=steps, output_type="np")
-        finish_torch()
-
-    return call
 
 
 class Seconds(NamedTuple):
