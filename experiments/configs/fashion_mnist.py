@@ -2,6 +2,10 @@
 
 python -m experiments.prepare --dataset=fashion_mnist
 python -m experiments.main --config=experiments/configs/fashion_mnist.py --workdir=runs/fashion
+
+Not measured as it stands. With model.channels=32, model.num_blocks=1, train.batch_size=32,
+optimizer.learning_rate=1e-3 and optimizer.warmup_steps=50, on 2 cores of an AMD EPYC that other
+programs used too: loss 0.91 over the first 20 steps, 0.067 over steps 280 to 300, some 60 images/s.
 """
 
 from ml_collections import ConfigDict
