@@ -25,7 +25,7 @@ def tiny(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
     """Makes a config of the digits with the smallest network, a short chain and few steps."""
 
     def make() -> ConfigDict:
-        config = digits.get_config()
+        config = digits.get_config("eps_simple")
         config.data.data_dir = str(data_dir)
         config.schedule = ConfigDict(
             dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)

@@ -165,10 +165,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert whole[0] == parts[0] == 8
     jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
     # The checkpoint in the middle was written while the steps after it ran in its buffers.
+    experiment = build(config)
     with Checkpoints(tmp_path / "whole") as one, Checkpoints(tmp_path / "parts") as two:
         assert one.meta(4)["checksums"] == two.meta(4)["checksums"]
         abstract = abstract_like(
-            lambda: build(config).init_params(jax.random.key(0)),
+            lambda: experiment.init_params(jax.random.key(0)),
             devices.replicated(devices.make_mesh()),
         )
         one.restore(4, "ema", abstract)
