@@ -15,6 +15,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 
+def layout(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf, `float32[3,3,1,32]`, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def checksums(tree: Any) -> dict[str, int]:
     """CRC-32 of every leaf's bytes, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -68,7 +76,11 @@ class Checkpoints:
         """Starts saving a step, which goes on while training does. A step is saved once."""
         if step in self._manager.all_steps():
             return
-        meta = meta | {"checksums": {"state": checksums(state), "ema": checksums(ema)}}
+        items = {"state": state, "ema": ema}
+        meta = meta | {
+            "layout": {what: layout(tree) for what, tree in items.items()},
+            "checksums": {what: checksums(tree) for what, tree in items.items()},
+        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -109,15 +121,26 @@ class Checkpoints:
         Raises:
             CheckpointError: if the item is damaged, or its leaves have another shape or dtype.
         """
-        tree = self._read(step, what, ocp.args.StandardRestore(abstract))
-        expected = self.meta(step)["checksums"][what]
-        actual = checksums(tree)
-        damaged = [name for name in actual if actual[name] != expected.get(name)]
-        if damaged or len(actual) != len(expected):
+        meta = self.meta(step)
+        saved, wanted = meta["layout"][what], layout(abstract)
+        unlike = sorted(
+            name for name in saved | wanted if saved.get(name) != wanted.get(name)
+        )  # known before anything is read: Orbax would pad or cast some of these without a word
+        if unlike:
+            name = unlike[0]
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} is damaged or of another model: {what} "
-                f"differs from what was saved in {damaged[:3] or 'its number of arrays'}. Move the "
-                f"folder away to use an older step."
+                f"checkpoint {self.folder / str(step)} is of another model: {len(unlike)} arrays "
+                f"of {what} differ, such as {name}, {saved.get(name, 'absent')} in the checkpoint "
+                f"and {wanted.get(name, 'absent')} in the config's model. Use the run's own "
+                f"config, or another --workdir."
+            )
+        tree = self._read(step, what, ocp.args.StandardRestore(abstract))
+        expected, actual = meta["checksums"][what], checksums(tree)
+        damaged = [name for name in actual if actual[name] != expected[name]]
+        if damaged:
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} is damaged: {what} differs from what was "
+                f"saved in {damaged[:3]}. Move the folder away to use an older step."
             )
         return tree
 

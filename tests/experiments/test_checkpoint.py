@@ -64,12 +64,34 @@ def test_half_a_save_is_not_a_checkpoint(saved: pathlib.Path) -> None:
 def test_another_shape_or_dtype_is_refused(saved: pathlib.Path) -> None:
     wrong = {"w": jnp.zeros((5, 5)), "n": jnp.asarray(3, jnp.int32)}
     half = {"w": jnp.zeros((20, 30), jnp.bfloat16), "n": jnp.asarray(3, jnp.int32)}
+    fewer = {"w": jnp.zeros((20, 30))}
+    more = {**make(), "b": jnp.zeros(2)}
+    cases = {
+        r"\['w'\], float32\[20,30\] in the checkpoint and float32\[5,5\]": wrong,
+        r"\['w'\], float32\[20,30\] in the checkpoint and bfloat16\[20,30\]": half,
+        r"\['n'\], int32\[\] in the checkpoint and absent": fewer,
+        r"\['b'\], absent in the checkpoint and float32\[2\]": more,
+    }
     with Checkpoints(saved) as checkpoints:
-        for other in (wrong, half):
-            with pytest.raises(
-                CheckpointError, match=r"checkpoint .*3 (cannot be read|is damaged)"
-            ):
+        for message, other in cases.items():
+            with pytest.raises(CheckpointError, match=f"3 is of another model: 1 .*{message}"):
                 checkpoints.restore(3, "state", abstract(lambda other=other: other))
+
+
+def test_a_byte_changed_on_disk_is_an_error(tmp_path: pathlib.Path) -> None:
+    weights = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, weights, weights, {})
+    files = (tmp_path / "checkpoints" / "1" / "state").rglob("d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match="checkpoint .*1 (cannot be read|is damaged)"),
+    ):
+        checkpoints.restore(1, "state", abstract(lambda: weights))
 
 
 def test_changed_values_are_noticed_and_older_steps_offered(saved: pathlib.Path) -> None:
@@ -79,7 +101,7 @@ def test_changed_values_are_noticed_and_older_steps_offered(saved: pathlib.Path)
     meta["checksums"]["state"]["['w']"] ^= 1
     path.write_text(json.dumps(meta))
     with Checkpoints(saved) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"is damaged .*\['w'\].*older step"):
+        with pytest.raises(CheckpointError, match=r"is damaged: .*\['w'\].*older step"):
             checkpoints.restore(3, "state", abstract())
         checkpoints.restore(2, "state", abstract())
 
