@@ -31,6 +31,7 @@ setuptools.setup(
         "ml_collections>=1.0",
         "rich>=13",
         "tensorboardX>=2.6.2",
+        "safetensors>=0.4",
         *DATA,
     ],
     extras_require={
@@ -45,7 +46,8 @@ setuptools.setup(
             "ruff>=0.9",
             "mypy>=1.14",
         ],
-        "parity": ["torch>=2.6", "diffusers>=0.32", "safetensors>=0.4"],
+        "hub": ["huggingface_hub>=0.25"],  # python -m experiments.convert --from=hf:...
+        "parity": ["torch>=2.6", "diffusers>=0.32"],
         "launch": ["submitit>=1.5.2"],
     },
 )

@@ -50,7 +50,9 @@ def parse(argv: list[str]) -> list[str]:
     """absl's parser for `app.run`: returns what is no flag, or ends the program with a message."""
     try:
         rest = flags.FLAGS(with_saved_config(argv))
-        flags.FLAGS.config.to_dict()  # a config that could not be loaded says so only when used
+        config = flags.FLAGS.config
+        if config is not None:
+            config.to_dict()  # a config that could not be loaded says so only when used
         return rest
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         if verbose(argv):

@@ -38,6 +38,11 @@ def config_to_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
+def config_from_dict(content: dict[str, Any]) -> ConfigDict:
+    """The inverse of `config_to_dict`."""
+    return ConfigDict(_tuples(content))
+
+
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Saves the resolved config in the working directory."""
     write_json(workdir / "config.json", config_to_dict(config))
@@ -56,7 +61,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
             f"experiments.main --config=experiments/configs/digits.py --workdir={workdir}), or "
             "name the working directory of a run in --workdir."
         )
-    return ConfigDict(_tuples(json.loads(path.read_text())))
+    return config_from_dict(json.loads(path.read_text()))
 
 
 # What the parameters of a checkpoint mean, and so cannot change after training.
@@ -149,9 +154,13 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def write_results(workdir: Path, section: str, results: dict[str, Any], config: ConfigDict) -> None:
-    """Adds or replaces one section (train, sample, evaluate) of the run's results.json."""
+def read_results(workdir: Path) -> dict[str, Any]:
+    """The sections of the run's results.json; empty where nothing was recorded."""
     path = workdir / "results.json"
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    content[section] = results | {"provenance": provenance(config)}
-    write_json(path, content)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_results(workdir: Path, section: str, results: dict[str, Any], config: ConfigDict) -> None:
+    """Adds or replaces one section (train, sample, evaluate, convert) of the run's results.json."""
+    section_with_origin = results | {"provenance": provenance(config)}
+    write_json(workdir / "results.json", read_results(workdir) | {section: section_with_origin})

@@ -304,9 +304,10 @@ def restore(
         CheckpointError: if it cannot be read.
     """
     meta = checkpoints.meta(step)
-    runs.check_same(meta["config"], experiment.config, runs.TRAINING, checkpoints.folder.parent)
-    saved = meta["fingerprint"]
-    if saved != fingerprint:
+    saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
+    fields = runs.MODEL if saved is None else runs.TRAINING
+    runs.check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
+    if saved not in (None, fingerprint):
         raise ValueError(
             f"the checkpoint was trained on data with fingerprint {saved}, but "
             f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set as it was, "

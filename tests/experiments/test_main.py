@@ -36,11 +36,11 @@ TINY = {
 }
 
 
-def program(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+def program(*arguments: str, code: int = 0, module: str = "main") -> subprocess.CompletedProcess:
     environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.main", *arguments],
+        [sys.executable, "-m", f"experiments.{module}", *arguments],
         cwd=ROOT,
         env=environ,
         capture_output=True,
@@ -177,3 +177,24 @@ def test_two_processes_train_sample_and_evaluate_like_one(
     (losses, bound), (losses_one, bound_one) = read(tmp_path), read(run[0].with_name("untouched"))
     np.testing.assert_allclose(losses, losses_one, rtol=1e-4)
     assert bound["bits_per_dim"] == pytest.approx(bound_one["bits_per_dim"], rel=1e-3)
+
+
+def test_convert_writes_a_folder_for_diffusers_and_reads_it_again(run, tmp_path) -> None:
+    workdir, out, again = run[0].with_name("untouched"), tmp_path / "model", tmp_path / "again"
+    result = program(f"--from={workdir}", "--to=diffusers", f"--out={out}", module="convert")
+    assert "tensors of step 8 (ema)" in result.stdout
+    result = program(f"--from={out}", f"--to={again}", module="convert")
+    assert "process   schedule linear, eps" in result.stdout
+    program("--mode=sample", f"--workdir={again}", "--config.sample.num_images=6")
+    ours, theirs = (
+        np.load(folder / "samples" / "samples.npz", allow_pickle=False)["arr_0"]
+        for folder in (run[0].with_name("untouched"), again)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    for arguments, message in {
+        ("--to=diffusers",): "needs --out=FOLDER",
+        (f"--to={tmp_path / 'x'}", "--out=y"): "--out goes with --to=diffusers",
+        (f"--to={again}", "--step=-1"): "not a non-negative integer",
+    }.items():
+        result = program(f"--from={out}", *arguments, module="convert", code=2)
+        assert message in result.stderr and "Traceback" not in result.stderr

@@ -3,14 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
 
 torch = pytest.importorskip("torch", reason="comparing with diffusers needs the parity extra")
 pytest.importorskip("diffusers", reason="comparing with diffusers needs the parity extra")
 
 from diffusion.unet import UNet, timestep_embedding  # noqa: E402
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params  # noqa: E402
-from tests.parity import diffusers_weights  # noqa: E402
+from tests.parity import pipelines  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -56,14 +55,10 @@ TOPOLOGIES = {
 
 
 def compare(model: UNet, image_shape: tuple[int, int, int]) -> None:
-    shapes = param_shapes(model, image_shape)
-    levels = len(model.channel_multipliers)
-    theirs = diffusers_weights.build(model, image_shape)
-    state = diffusers_weights.state_from_params(random_params(shapes), levels)
-    theirs.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in state.items()})
+    params = random_params(param_shapes(model, image_shape))
+    theirs = pipelines.unet(model, image_shape)
+    pipelines.load(theirs, params, len(model.channel_multipliers))
     theirs.double()  # so that the difference is our rounding only
-    state = {name: value.float().numpy() for name, value in theirs.state_dict().items()}
-    params = diffusers_weights.params_from_state(state, shapes, levels)
 
     draw = np.random.Generator(np.random.PCG64(0))
     x = draw.standard_normal((len(TIMESTEPS), *image_shape)).astype(np.float32)
@@ -94,34 +89,3 @@ def test_timestep_embedding_equals_diffusers(channels: int):
     expected = get_timestep_embedding(torch.arange(1000), channels, downscale_freq_shift=1)
     actual = timestep_embedding(np.arange(1000), channels)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
-
-
-def small() -> tuple[dict[str, np.ndarray], dict, int]:
-    model = UNet(**SMALL, channel_multipliers=(1, 2), attention_resolutions=(16,))
-    shapes = param_shapes(model, (16, 16, 3))
-    return diffusers_weights.state_from_params(random_params(shapes), 2), shapes, 2
-
-
-def test_mapping_of_weights_is_one_to_one():
-    state, shapes, levels = small()
-    theirs = diffusers_weights.build(
-        UNet(**SMALL, channel_multipliers=(1, 2), attention_resolutions=(16,)), (16, 16, 3)
-    )
-    expected = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
-    assert {name: value.shape for name, value in state.items()} == expected
-    params = diffusers_weights.params_from_state(state, shapes, levels)
-    flat, again = traverse_util.flatten_dict(random_params(shapes)), params
-    for path, value in traverse_util.flatten_dict(again).items():
-        np.testing.assert_array_equal(value, flat[path])
-
-
-def test_mapping_of_weights_is_strict():
-    state, shapes, levels = small()
-    with pytest.raises(ValueError, match=r"no place in our network: \['extra'\]"):
-        diffusers_weights.params_from_state({**state, "extra": np.ones(1)}, shapes, levels)
-    missing = {name: v for name, v in state.items() if name != "conv_in.bias"}
-    with pytest.raises(ValueError, match=r"conv_in/bias needs conv_in\.bias"):
-        diffusers_weights.params_from_state(missing, shapes, levels)
-    wrong = {**state, "conv_in.bias": np.ones(5, np.float32)}
-    with pytest.raises(ValueError, match=r"conv_in\.bias gives \(5,\)"):
-        diffusers_weights.params_from_state(wrong, shapes, levels)

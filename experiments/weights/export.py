@@ -1,0 +1,155 @@
+"""A run of this program as a folder that diffusers opens, with a card that says what it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import safetensors.numpy
+
+from experiments import devices, logs, runs
+from experiments.build import Experiment
+from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.sample import load_ema
+from experiments.train import init_state
+from experiments.weights import diffusers_folder
+from experiments.weights.names import NAMINGS, tensors_from_params
+from experiments.weights.sources import RUN, WEIGHTS
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [ddpm]
+---
+
+# {title}
+
+A denoising diffusion probabilistic model ([arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) of
+{size} images, trained on the data set `{data}` for {step:,} steps; {weights}.
+
+```python
+from diffusers import DDPMPipeline
+
+images = DDPMPipeline.from_pretrained("FOLDER")(batch_size=4, num_inference_steps={steps}).images
+```
+
+{steps} is every timestep. Fewer need `pipeline.scheduler` to be told which.
+
+## Results
+
+{results}
+
+## Where they come from
+
+{provenance}
+
+The whole config is in `{run}`.
+"""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _results_table(results: dict[str, Any]) -> str:
+    """Every plain number and label of results.json, a row each."""
+    rows = [
+        f"| {section} | {name} | {_number(value)} |"
+        for section, content in results.items()
+        for name, value in content.items()
+        if isinstance(value, int | float | str)
+    ]
+    if not rows:
+        return "Not measured."
+    return "\n".join(["| section | quantity | value |", "|---|---|---|", *rows])
+
+
+def _provenance_list(results: dict[str, Any]) -> str:
+    lines = []
+    for section, content in results.items():
+        facts = content["provenance"]
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        hardware = ", ".join(f"{name} {value}" for name, value in facts["hardware"].items())
+        lines.append(
+            f"- {section}: {facts['date']}, commit {facts['commit']}, seed {facts['seed']}, "
+            f"{hardware}; {versions}"
+        )
+    return "\n".join(lines) or "No results were recorded."
+
+
+def _public_config(experiment: Experiment) -> dict[str, Any]:
+    """The config without the folders of this machine."""
+    config = runs.config_to_dict(experiment.config)
+    config["data"]["data_dir"] = None
+    if "path" in config["data"]:
+        config["data"]["path"] = ""
+    return config
+
+
+def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Path) -> str:
+    """README.md of the folder: what the model is, how to open it, its numbers and their origin."""
+    results = runs.read_results(workdir)
+    height, width, channels = experiment.dataset.image_shape
+    return CARD.format(
+        title=name,
+        size=f"{height}×{width}×{channels}",
+        data=experiment.dataset.name,
+        step=step,
+        weights="these are the EMA weights" if weights == "ema" else "these are the raw weights",
+        steps=experiment.model.schedule.num_timesteps,
+        results=_results_table(results),
+        provenance=_provenance_list(results),
+        run=RUN,
+    )
+
+
+def _load(experiment: Experiment, workdir: Path, weights: str) -> tuple[int, Any]:
+    """The newest checkpoint's step and its "ema" or "raw" parameters."""
+    mesh = devices.make_mesh()
+    step, params = load_ema(experiment, workdir, mesh)
+    if weights == "ema":
+        return step, params
+    abstract = abstract_like(lambda: init_state(experiment), devices.replicated(mesh))
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
+    return step, state.params
+
+
+def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: str) -> None:
+    """Writes `out`, which DDPMPipeline.from_pretrained opens, from the newest checkpoint.
+
+    Args:
+        weights: "ema" or "raw".
+
+    Raises:
+        ValueError: if `out` is not empty, or diffusers has no such model.
+        CheckpointError: if there is no checkpoint, or it cannot be read.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty. Choose another --out.")
+    network, shape = experiment.network, experiment.dataset.image_shape
+    unet = diffusers_folder.unet_config(network, shape)
+    scheduler = diffusers_folder.scheduler_config(experiment.config)
+    step, params = _load(experiment, workdir, weights)
+    levels = len(network.channel_multipliers)
+    tensors = tensors_from_params(jax.device_get(params), NAMINGS["diffusers"], levels)
+
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": diffusers_folder.DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    run = {"config": _public_config(experiment), "step": step, "weights": weights}
+    for folder in ("unet", "scheduler"):
+        (out / folder).mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, out / "unet" / WEIGHTS[0], {"format": "pt"})
+    for path, content in {
+        "unet/config.json": unet,
+        "scheduler/scheduler_config.json": scheduler,
+        RUN: run,
+        "model_index.json": index,
+    }.items():
+        (out / path).write_text(json.dumps(content, indent=2) + "\n")
+    (out / "README.md").write_text(card(experiment, out.name, step, weights, workdir))
+    logs.say(f"written   {out}: {len(tensors)} tensors of step {step:,} ({weights})")

@@ -1,0 +1,259 @@
+"""Where weights come from: diffusers' folders and single files, on disk or the Hugging Face hub.
+
+Reading gives tensors and what the source says about them; nothing here knows a config.
+"""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from experiments.weights import diffusers_folder
+from experiments.weights.names import NAMINGS
+from experiments.weights.restricted import read_torch
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+RUN = "training_run.json"  # what this program adds to a diffusers folder that it writes
+EMA_SUFFIX = "/ExponentialMovingAverage"
+# What a checkpoint of the original holds besides the network's two sets of weights.
+TRAINING_STATE = re.compile(
+    r"(.*/Adam(_1)?|beta[12]_power|global_step)(/ExponentialMovingAverage)?"
+)
+TO_NPZ = (
+    'python -c "import sys, numpy, tensorflow as tf; r = tf.train.load_checkpoint(sys.argv[1]); '
+    "numpy.savez(sys.argv[2], **{{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()}})"
+    '" {path} weights.npz'
+)
+
+
+class Source(NamedTuple):
+    """Weights as they were found.
+
+    naming: a key of NAMINGS.
+    tensors, ema: name -> array; ema is None where the source has one set of weights only.
+    model: the config's `model` fields that the source states.
+    process: `schedule`, `parameterization`, `variance`, `clip_denoised`, where it states them.
+    image_shape: (H, W, C) where it states it.
+    run: the config and step of this program, where it wrote the source.
+    step: training steps behind the weights, where the source says.
+    files: the files read, by name, with their SHA-256.
+    """
+
+    naming: str
+    tensors: Mapping[str, np.ndarray]
+    files: Mapping[str, str]
+    ema: Mapping[str, np.ndarray] | None = None
+    model: Mapping[str, Any] = MappingProxyType({})
+    process: Mapping[str, Any] = MappingProxyType({})
+    image_shape: tuple[int, int, int] | None = None
+    run: Mapping[str, Any] | None = None
+    step: int | None = None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if len(set(archive.files)) != len(archive.files):
+                raise ValueError("it names one array twice")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged or no npz of plain arrays: {error}.") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
+
+
+def _read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
+    try:
+        import tensorflow
+    except ImportError:
+        raise ImportError(
+            f"{prefix} is a TensorFlow checkpoint, which only TensorFlow reads, and it is not "
+            "installed. Where it is, this line makes an npz that --from takes:\n  "
+            + TO_NPZ.format(path=prefix)
+        ) from None
+    reader = tensorflow.train.load_checkpoint(str(prefix))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+READERS = MappingProxyType(
+    {
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+        ".bin": read_torch,
+        ".pt": read_torch,
+        ".pth": read_torch,
+        ".ckpt": read_torch,
+    }
+)
+
+
+def _naming_of(names: Mapping[str, Any], path: Path) -> str:
+    starts = {"down_blocks.": "diffusers", "down.": "pytorch", "model/": "tensorflow"}
+    for start, naming in starts.items():
+        if any(name.startswith(start) for name in names):
+            return naming
+    raise ValueError(
+        f"{path} names its tensors in none of the known ways ({', '.join(NAMINGS)}): "
+        f"{', '.join(list(names)[:4])}, ..."
+    )
+
+
+def _split_tensorflow(tensors: Mapping[str, np.ndarray], source: Source) -> Source:
+    """The original's checkpoint: raw weights, their EMA, and training state, which stays behind."""
+    step = tensors.get("global_step")
+    kept = {name: value for name, value in tensors.items() if not TRAINING_STATE.fullmatch(name)}
+    ema = {
+        name.removesuffix(EMA_SUFFIX): value
+        for name, value in kept.items()
+        if name.endswith(EMA_SUFFIX)
+    }
+    raw = {name: value for name, value in kept.items() if not name.endswith(EMA_SUFFIX)}
+    return source._replace(
+        tensors=raw or ema, ema=ema or None, step=None if step is None else int(step)
+    )
+
+
+def read_file(path: Path) -> Source:
+    """One file of weights, which says nothing about the network that they are for.
+
+    Raises:
+        ValueError: for a file of another kind, a damaged one, or unknown names.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(
+            f"{path} ends in none of {', '.join(READERS)}, and is no folder of diffusers and no "
+            "prefix of a TensorFlow checkpoint."
+        )
+    if (path.parent / "config.json").is_file():
+        raise ValueError(
+            f"{path} has a config.json beside it, which says what the weights mean: name the "
+            f"folder, --from={path.parent}."
+        )
+    tensors = READERS[path.suffix](path)
+    naming = _naming_of(tensors, path)
+    source = Source(naming, tensors, {path.name: sha256(path)})
+    return _split_tensorflow(tensors, source) if naming == "tensorflow" else source
+
+
+def _read_unet(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    present = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not present:
+        raise ValueError(f"{folder} holds neither of {' and '.join(WEIGHTS)}.")
+    return READERS[present[0].suffix](present[0]), {present[0].name: sha256(present[0])}
+
+
+def read_folder(folder: Path) -> Source:
+    """A diffusers folder: of a pipeline (unet/, scheduler/), flat, or of a training's unet_ema/.
+
+    Raises:
+        ValueError: for a config that this network does not compute, or damaged files.
+    """
+    unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    config = diffusers_folder.read_json(unet / "config.json")
+    fields = diffusers_folder.unet_fields(config, unet / "config.json")
+    shape = diffusers_folder.sample_shape(config, unet / "config.json")
+    tensors, files = _read_unet(unet)
+    source = Source("diffusers", tensors, files, model=fields, image_shape=shape)
+
+    averaged = folder / "unet_ema" / "config.json"
+    if unet != folder and averaged.is_file():
+        if diffusers_folder.unet_fields(diffusers_folder.read_json(averaged), averaged) != fields:
+            raise ValueError(f"{averaged} describes another network than {unet / 'config.json'}.")
+        ema, ema_files = _read_unet(averaged.parent)
+        files = {**files, **{f"unet_ema/{name}": value for name, value in ema_files.items()}}
+        source = source._replace(ema=ema, files=files)
+
+    schedulers = [folder / name / "scheduler_config.json" for name in ("scheduler", ".")]
+    found = [path for path in schedulers if path.is_file()]
+    if found:
+        process = diffusers_folder.scheduler_fields(diffusers_folder.read_json(found[0]), found[0])
+        doubled = 2 if process["variance"]["name"] == "learned_range" else 1
+        if config["out_channels"] != doubled * config["in_channels"]:
+            raise ValueError(
+                f"{unet / 'config.json'}: out_channels = {config['out_channels']} for "
+                f"{config['in_channels']} image channels does not go with the variance "
+                f"{process['variance']['name']} of {found[0]}."
+            )
+        source = source._replace(process=process)
+    if (folder / RUN).is_file():
+        run = diffusers_folder.read_json(folder / RUN)
+        source = source._replace(run=run, step=run["step"])
+    return source
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the Hugging Face hub, ORGANISATION/MODEL or ORGANISATION/MODEL@REV.
+
+    Raises:
+        ImportError: without the extra `hub`.
+        ValueError: where it cannot be had, with what to do on another machine.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(
+            "--from=hf:... needs the package huggingface_hub: pip install -e '.[hub]'"
+        ) from None
+    repository, _, revision = name.partition("@")
+    folder = repository.rpartition("/")[2]
+    try:
+        listed = huggingface_hub.list_repo_files(repository, revision=revision or None)
+        weights = [file for file in listed if Path(file).name == WEIGHTS[0]] or [
+            file for file in listed if Path(file).name == WEIGHTS[1]
+        ]
+        path = huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=["*.json", *weights]
+        )
+    except Exception as error:  # the library raises what its HTTP client raises
+        raise ValueError(
+            f"{repository} could not be downloaded ({type(error).__name__}: {error}).\n"
+            f"On a machine with a network: hf download {repository} --local-dir {folder}\n"
+            f"(config.json, scheduler_config.json and {WEIGHTS[0]} are enough); copy the folder "
+            f"here, then --from={folder}."
+        ) from error
+    return Path(path)
+
+
+def read(where: str) -> Source:
+    """The weights that --from names.
+
+    Raises:
+        FileNotFoundError: where there is nothing.
+        ValueError: for what cannot be read, see the functions above.
+        ImportError: where reading needs a package that is not installed.
+    """
+    if where.startswith("hf:"):
+        return read_folder(download(where.removeprefix("hf:")))
+    path = Path(where).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "unet/config.json")):
+            raise ValueError(
+                f"{path} is no folder of diffusers: no config.json, no unet/config.json."
+            )
+        return read_folder(path)
+    index = path.with_name(path.name.removesuffix(".index") + ".index")
+    if index.is_file():
+        prefix = index.with_suffix("")
+        source = Source("tensorflow", {}, {index.name: sha256(index)})
+        return _split_tensorflow(_read_tensorflow(prefix), source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    return read_file(path)

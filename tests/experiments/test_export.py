@@ -1,0 +1,118 @@
+"""A run written for diffusers, read back, and trained on."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import convert, devices, runs
+from experiments.build import Experiment, build
+from experiments.evaluate import evaluate
+from experiments.sample import load_ema, sample
+from experiments.train import train
+from experiments.weights import export
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Experiment, pathlib.Path]:
+    """A run with its samples and numbers."""
+    experiment, workdir = build(tiny()), tmp_path_factory.mktemp("trained") / "run"
+    workdir.mkdir()
+    assert train(experiment, workdir)
+    sample(experiment, workdir)
+    evaluate(experiment, workdir)
+    return experiment, workdir
+
+
+def test_what_was_exported_comes_back_bit_for_bit(trained, tmp_path: pathlib.Path) -> None:
+    """Ours to diffusers' to ours: parameters, config, step; and no folder of this machine."""
+    experiment, workdir = trained
+    export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
+    convert.import_weights(str(tmp_path / "model"), tmp_path / "run", None, None)
+    config = runs.config_to_dict(runs.read_config(tmp_path / "run"))
+    expected = runs.config_to_dict(experiment.config)
+    assert config["data"].pop("data_dir") is None and expected["data"].pop("data_dir")
+    assert config == expected
+    mesh = devices.make_mesh()
+    step, params = load_ema(experiment, workdir, mesh)
+    again = load_ema(build(runs.read_config(tmp_path / "run")), tmp_path / "run", mesh)
+    assert again[0] == step == experiment.config.train.num_steps
+    jax.tree.map(np.testing.assert_array_equal, again[1], params)
+    for path in (tmp_path / "model").rglob("*"):
+        if path.is_file():
+            assert str(workdir.parent).encode() not in path.read_bytes()
+
+
+def test_the_card_gives_the_results_and_where_they_come_from(
+    trained, tmp_path: pathlib.Path
+) -> None:
+    experiment, workdir = trained
+    export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
+    card = (tmp_path / "model" / "README.md").read_text()
+    results = runs.read_results(workdir)
+    for section, content in results.items():
+        assert f"- {section}: {content['provenance']['date']}" in card
+    bits = results["evaluate"]["bits_per_dim"]
+    assert f"| evaluate | bits_per_dim | {bits:.4f} |" in card
+    assert "8×8×1 images" in card and "for 8 steps; these are the EMA weights" in " ".join(
+        card.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parameterization": {"name": "mu"}}, "schedulers take eps"),
+        ({"variance": {"name": "learned"}, "loss": {"name": "vlb"}}, "it is its logarithm"),
+        ({"model.class_conditional": True}, "passes no labels"),
+        ({"model.num_heads": 2}, "heads of equal width"),
+    ],
+)
+def test_what_diffusers_has_not_is_not_written(
+    fields: dict[str, Any], message: str, trained, tmp_path: pathlib.Path
+) -> None:
+    experiment, workdir = trained
+    config = runs.config_from_dict(runs.config_to_dict(experiment.config))
+    with config.unlocked():
+        for name, value in fields.items():
+            owner, _, field = name.rpartition(".")
+            (config[owner] if owner else config)[field] = (
+                ConfigDict(value) if isinstance(value, dict) else value
+            )
+    config.train.preview_num_steps = 0
+    with pytest.raises(ValueError, match=message):
+        export.write_diffusers(build(config), workdir, tmp_path / "model", "ema")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_in_use_is_not_written(trained, tmp_path: pathlib.Path) -> None:
+    experiment, workdir = trained
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"is not empty\. Choose another --out"):
+        export.write_diffusers(experiment, workdir, tmp_path, "ema")
+
+
+def test_training_goes_on_from_converted_weights(trained, tmp_path: pathlib.Path) -> None:
+    """Under another optimizer even, Adam starting afresh; a second start is a resume like any."""
+    experiment, workdir = trained
+    export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
+    convert.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
+    config = runs.config_from_dict(runs.config_to_dict(experiment.config))
+    config.optimizer.learning_rate = 5e-4
+    config.train.num_steps += 4
+    assert train(build(config), tmp_path / "run")
+    step, params = load_ema(build(config), tmp_path / "run", devices.make_mesh())
+    assert step == config.train.num_steps
+    before = load_ema(experiment, workdir, devices.make_mesh())[1]
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, before)
+    assert 0 < max(jax.tree.leaves(moved)) < 0.01
+    config.optimizer.learning_rate = 1e-3
+    with pytest.raises(ValueError, match="another config"):
+        train(build(config), tmp_path / "run")

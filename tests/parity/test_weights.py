@@ -1,0 +1,240 @@
+"""Weights to and from diffusers and PyTorch themselves."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+torch = pytest.importorskip("torch", reason="comparing with diffusers needs the parity extra")
+diffusers = pytest.importorskip(
+    "diffusers", reason="comparing with diffusers needs the parity extra"
+)
+
+import diffusion.samplers  # noqa: E402
+from diffusion.schedules import evenly_spaced  # noqa: E402
+from diffusion.unet import UNet  # noqa: E402
+from experiments import convert, devices, runs  # noqa: E402
+from experiments.build import Experiment, build  # noqa: E402
+from experiments.configs import celebahq256, cifar10, digits  # noqa: E402
+from experiments.sample import load_ema  # noqa: E402
+from experiments.weights import diffusers_folder, export  # noqa: E402
+from experiments.weights.names import NAMINGS, tensors_from_params  # noqa: E402
+from experiments.weights.restricted import read_torch  # noqa: E402
+from tests.fixtures.make_unet_diffusers import param_shapes  # noqa: E402
+from tests.fixtures.published import NUM_STEPS, STEP, TIMESTEPS, noise  # noqa: E402
+from tests.parity import pipelines  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+
+def full_width(name: str) -> tuple[Any, tuple[int, int, int]]:
+    """The shipped config, the 256x256 network on 32x32 images with the same parameters."""
+    if name == "cifar10":
+        return cifar10.get_config(), (32, 32, 3)
+    config = celebahq256.get_config()
+    config.data = ConfigDict(dict(name="image_folder", path="", image_size=32))
+    config.model.attention_resolutions = (2,)
+    return config, (32, 32, 3)
+
+
+@pytest.fixture(scope="module", params=["cifar10", "celebahq256"])
+def published(request, tmp_path_factory) -> tuple[Any, Any, Experiment, Any]:
+    """A DDPMPipeline with random weights at full width, and what conversion makes of it."""
+    config, shape = full_width(request.param)
+    network = build(config).network
+    theirs = pipelines.unet(network, shape)
+    pipelines.randomize(theirs)
+    scheduler = diffusers.DDPMScheduler(variance_type=config.variance.name)
+    folder = tmp_path_factory.mktemp("published") / request.param
+    diffusers.DDPMPipeline(theirs, scheduler).save_pretrained(folder)
+    workdir = folder.with_name("run")
+    convert.import_weights(str(folder), workdir, config, None)
+    experiment = build(runs.read_config(workdir))
+    return theirs, scheduler, experiment, load_ema(experiment, workdir, devices.make_mesh())[1]
+
+
+def test_the_full_width_network_is_the_same_function(published) -> None:
+    theirs, _, experiment, params = published
+    x = noise(experiment.dataset.image_shape, 1)[0]
+    expected = pipelines.predict(theirs, x, np.array(TIMESTEPS))
+    with jax.default_matmul_precision("highest"):
+        output = jax.jit(experiment.network.apply)({"params": params}, x, jnp.array(TIMESTEPS))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count in (35_746_307, 113_673_219) and expected.std() > 0.3
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+
+
+def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) -> None:
+    theirs, scheduler, experiment, params = published
+    shape = experiment.dataset.image_shape
+    draws = noise(shape, NUM_STEPS + 1)[:, :1]
+    chain, denoise = experiment.sampling_chain(NUM_STEPS)
+
+    def bound(x: jax.Array, t: jax.Array) -> Any:
+        return denoise(params, x, t)
+
+    table = jnp.asarray(draws)
+    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t])
+    keys = jax.random.split(jax.random.key(0), 1)
+    actual = jax.jit(
+        lambda: diffusion.samplers.sample(experiment.sampler, chain, bound, keys, shape).x_0
+    )()
+    expected = pipelines.walk(theirs, scheduler, evenly_spaced(1000, NUM_STEPS).tolist(), draws)
+    assert expected.std() > 0.3
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)
+
+
+def test_a_full_width_step_is_the_same(published) -> None:
+    theirs, scheduler, experiment, params = published
+    draws = noise(experiment.dataset.image_shape, 2)[:, :1]
+    schedule, denoise = experiment.sampling_chain(0)
+    x_t, z = jnp.asarray(draws[0]), jnp.asarray(draws[1])
+
+    @jax.jit
+    def step(params: Any) -> jax.Array:
+        def bound(x: jax.Array, t: jax.Array) -> Any:
+            return denoise(params, x, t)
+
+        t = jnp.int32(STEP)
+        return experiment.sampler.step(schedule, bound, x_t, t, lambda _: z, ())[0]
+
+    scheduler.set_timesteps(1000)
+    expected = pipelines.step(theirs, scheduler, STEP, draws[0], draws[1])
+    np.testing.assert_allclose(step(params), expected, rtol=0, atol=1e-5)
+
+
+SMALL = UNet(
+    out_channels=3,
+    channels=16,
+    channel_multipliers=(1, 2),
+    num_blocks=1,
+    attention_resolutions=(8,),
+    norm_groups=4,
+)
+OTHER = {
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "downsample_padding": 1,
+    "norm_eps": 1e-3,
+    "center_input_sample": True,
+    "mid_block_scale_factor": 2.0,
+    "act_fn": "relu",
+    "attn_norm_num_groups": 2,
+    "attention_head_dim": 8,
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_refused_field_would_have_given_another_function(field: str) -> None:
+    """With the same weights, which load under either value without a word."""
+    shape = (16, 16, 3)
+    config = diffusers_folder.unet_config(SMALL, shape)
+    one = diffusers.UNet2DModel(**config).eval()
+    other = diffusers.UNet2DModel(**config | {field: OTHER[field]}).eval()
+    pipelines.randomize(one)
+    other.load_state_dict(one.state_dict())
+    x, t = noise(shape, 1)[0], np.array(TIMESTEPS)
+    expected, actual = pipelines.predict(one, x, t), pipelines.predict(other, x, t)
+    assert np.abs(actual - expected).max() > 1e-3 * expected.std()
+
+
+def test_the_names_are_those_of_diffusers() -> None:
+    shapes = param_shapes(SMALL, (16, 16, 3))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    ours = tensors_from_params(params, NAMINGS["diffusers"], 2)
+    theirs = pipelines.unet(SMALL, (16, 16, 3)).state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: tuple(value.shape) for name, value in theirs.items()
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_restricted_reader_reads_what_torch_writes(legacy: bool, tmp_path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(6, 4, generator=generator)
+    convolution = torch.randn(2, 3, 5, 5, generator=generator)
+    state = torch.nn.Linear(3, 2).state_dict()  # an OrderedDict with metadata
+    state |= {
+        "transposed": base.T,
+        "shared": base[2:, 1:],
+        "last": convolution.to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(base),
+        "half": base.half(),
+        "brain": base.bfloat16(),
+        "count": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+    }
+    path = tmp_path / "model.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    tensors = read_torch(path)
+    assert list(tensors) == list(state)
+    for name, value in state.items():
+        assert tensors[name].shape == tuple(value.shape)
+        np.testing.assert_array_equal(
+            tensors[name].astype(np.float64), value.detach().to(torch.float64).numpy()
+        )
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_whole_pickled_module_is_refused(legacy: bool, tmp_path) -> None:
+    torch.save(
+        torch.nn.Linear(3, 2), tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy
+    )
+    with pytest.raises(ValueError, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
+        read_torch(tmp_path / "model.pt")
+
+
+CASES: dict[str, dict[str, dict]] = {
+    "digits": {},
+    "fixed variance, v": dict(
+        variance=dict(name="fixed_small"),
+        parameterization=dict(name="v"),
+        loss=dict(name="simple", weighting=dict(name="uniform")),
+    ),
+    "cosine": dict(schedule=dict(name="cosine", num_timesteps=1000)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
+    case: str, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    config = digits.get_config()
+    config.model.channels, config.model.norm_groups = 16, 4
+    for name, choice in CASES[case].items():
+        config[name] = ConfigDict(choice)
+    experiment = build(config)
+    shape = experiment.dataset.image_shape
+    theirs = pipelines.unet(experiment.network, shape)
+    pipelines.randomize(theirs)
+    original = tmp_path / "original"
+    theirs.save_pretrained(original)
+    convert.import_weights(str(original), tmp_path / "run", config, None)
+    export.write_diffusers(experiment, tmp_path / "run", tmp_path / "model", "ema")
+
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "model")
+    assert type(pipeline.scheduler) is diffusers.DDPMScheduler
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(pipeline.unet.state_dict()[name], value, rtol=0, atol=0)
+    assert len(pipeline(batch_size=2, num_inference_steps=2).images) == 2
+
+    _, params = load_ema(experiment, tmp_path / "run", devices.make_mesh())
+    draws = noise(shape, NUM_STEPS + 1)
+    chain, denoise = experiment.sampling_chain(NUM_STEPS)
+    table = jnp.asarray(draws)
+    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t])
+    keys = jax.random.split(jax.random.key(0), 2)
+    actual = jax.jit(
+        lambda: (
+            diffusion.samplers.sample(
+                experiment.sampler, chain, lambda x, t: denoise(params, x, t), keys, shape
+            ).x_0
+        )
+    )()
+    timesteps = evenly_spaced(1000, NUM_STEPS).tolist()
+    expected = pipelines.walk(pipeline.unet.eval(), pipeline.scheduler, timesteps, draws)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)
