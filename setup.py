@@ -32,6 +32,7 @@ setuptools.setup(
         "rich>=13",
         "tensorboardX>=2.6.2",
         "safetensors>=0.4",
+        "matplotlib>=3.8",
         *DATA,
     ],
     extras_require={

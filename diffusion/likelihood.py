@@ -145,6 +145,53 @@ class Bound(NamedTuple):
         return self.prior + jnp.sum(self.terms, axis=0)
 
 
+class Terms(NamedTuple):
+    """The bound's terms at given timesteps, and how far the estimate of x_0 is off there."""
+
+    nats: Float[Array, "s b"]  # per dimension; L_0 where t = 0, the divergence L_t elsewhere
+    x_0_mse: Float[Array, "s b"]  # mean squared error of the estimate of x_0
+
+
+def bound_terms(
+    schedule: Schedule,
+    denoise: Callable[[X, jax.Array], Prediction],
+    x_0: Float[Array, "b *x"],
+    keys: Key[Array, " b"],
+    timesteps: Int[Array, "s b"],
+    *,
+    at_once: int = 1,
+    decoder: Decoder = tanh_decoder,
+) -> Terms:
+    """Terms of the bound, each at one draw of x_t ~ q(x_t | x_0) (DDPM Eq. 5).
+
+    Args:
+        schedule: the chain.
+        denoise: (x_t, t) -> Prediction, parameters already bound.
+        x_0: f32[B, ...] in [-1, 1].
+        keys: one key per example; example i's noise at t depends on (keys[i], t) alone.
+        timesteps: i32[S, B], the timesteps of every example.
+        at_once: rows of `timesteps` in one evaluation of the network, a divisor of S.
+        decoder: log-probability of x_0 given p(x_0 | x_1).
+
+    Raises:
+        ValueError: if at_once does not divide S.
+    """
+    rows, batch = timesteps.shape
+    if rows % at_once:
+        raise ValueError(f"{rows} rows of timesteps cannot be evaluated {at_once} at once.")
+    x_0_rows = jnp.tile(x_0, (at_once, *[1] * (x_0.ndim - 1)))
+    keys_rows = jnp.tile(keys, at_once)
+
+    def body(carry: None, t: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        x_t = q_sample(schedule, x_0_rows, t, normal(keys_rows, t, x_0.shape[1:]))
+        prediction = denoise(x_t, t)
+        nats = vlb_term(schedule, prediction, x_0_rows, x_t, t, decoder=decoder)
+        return carry, (nats, mean_per_example(jnp.square(prediction.x_0 - x_0_rows)))
+
+    _, results = jax.lax.scan(body, None, timesteps.reshape(rows // at_once, at_once * batch))
+    return Terms(*(result.reshape(rows, batch) for result in results))
+
+
 def variational_bound(
     schedule: Schedule,
     denoise: Callable[[X, jax.Array], Prediction],
@@ -153,25 +200,38 @@ def variational_bound(
     *,
     decoder: Decoder = tanh_decoder,
 ) -> Bound:
-    """All T terms of the bound, each at one draw of x_t ~ q(x_t | x_0) (DDPM Eq. 5).
+    """All T terms of the bound (DDPM Eq. 5); arguments as for `bound_terms`."""
+    timesteps = jnp.arange(schedule.num_timesteps)[:, None].repeat(x_0.shape[0], axis=1)
+    terms = bound_terms(schedule, denoise, x_0, keys, timesteps, decoder=decoder)
+    return Bound(prior_term(schedule, x_0), terms.nats, terms.x_0_mse)
+
+
+def stratified_timesteps(
+    keys: Key[Array, " b"], num_timesteps: int, num_strata: int
+) -> tuple[Int[Array, "s b"], Float[Array, " s"]]:
+    """One timestep out of each of `num_strata` parts of 1 .. T-1, and the parts' sizes.
+
+    The sum over strata of size times L_t estimates the sum of all L_t, t > 0, without bias. The
+    parts begin with single timesteps and grow linearly, because the largest terms and the steepest
+    changes lie near t = 0.
 
     Args:
-        schedule: the chain.
-        denoise: (x_t, t) -> Prediction, parameters already bound.
-        x_0: f32[B, ...] in [-1, 1].
-        keys: one key per example; example i's noise at t depends on (keys[i], t) alone.
-        decoder: log-probability of x_0 given p(x_0 | x_1).
+        keys: one key per example.
+        num_timesteps: T, at least 2.
+        num_strata: 1 to T - 1.
+
+    Raises:
+        ValueError: for a number of strata out of range.
     """
-
-    def body(carry: None, t: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        batch_t = jnp.broadcast_to(t, x_0.shape[:1])
-        x_t = q_sample(schedule, x_0, batch_t, normal(keys, t, x_0.shape[1:]))
-        prediction = denoise(x_t, batch_t)
-        term = vlb_term(schedule, prediction, x_0, x_t, batch_t, decoder=decoder)
-        return carry, (term, mean_per_example(jnp.square(prediction.x_0 - x_0)))
-
-    _, (terms, mse) = jax.lax.scan(body, None, jnp.arange(schedule.num_timesteps))
-    return Bound(prior_term(schedule, x_0), terms, mse)
+    if not 1 <= num_strata < num_timesteps:
+        raise ValueError(f"{num_strata} strata of 1 .. T-1 need 1 to {num_timesteps - 1} of them.")
+    index = np.arange(num_strata + 1)
+    edges = np.rint(1 + (num_timesteps - 1) * (index / num_strata) ** 2).astype(np.int32)
+    edges = np.maximum(edges, 1 + index)
+    sizes = np.diff(edges).astype(np.int32)[:, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (num_strata,)))(keys).T
+    t = jnp.asarray(edges[:-1, None]) + jnp.minimum((draws * sizes).astype(jnp.int32), sizes - 1)
+    return t, jnp.asarray(sizes[:, 0], jnp.float32)
 
 
 DECODERS: MappingProxyType[str, Any] = MappingProxyType(

@@ -77,7 +77,7 @@ def config_by_name(where: str, image_shape: tuple[int, ...] | None) -> ConfigDic
             f"{', '.join(sorted(set(PUBLISHED.values()) - {'cifar10'}))}, or your own)."
         )
     chosen = found.pop()
-    logs.say(f"config    experiments/configs/{chosen}.py, by name; --config=FILE chooses another")
+    logs.say(f"config    experiments/configs/{chosen}.py; --config=FILE chooses another")
     return importlib.import_module(f"experiments.configs.{chosen}").get_config()
 
 

@@ -1,138 +1,194 @@
-"""The variational bound on held-out data, beside baselines that it must beat."""
+"""The numbers of a trained model: what config.evaluate.metrics names, each with its protocol."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from diffusion import likelihood, random
-from diffusion.structs import Gaussian
-from experiments import data, devices, images, logs, runs
-from experiments.build import Experiment
+from experiments import baselines, bound, data, devices, logs, parts, plots, runs
+from experiments.build import Experiment, choose
 from experiments.sample import load_ema
 
-BoundFn = Callable[..., likelihood.Bound]
+
+class Context(NamedTuple):
+    """What every metric works on."""
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Any
+    step: int
+    params: Any
+    source: data.Source
+    num_images: int
+
+    def folder(self, metric: str, protocol: Mapping[str, Any]) -> Path:
+        """Where the metric keeps its parts: another folder for anything that they depend on."""
+        config = runs.config_to_dict(self.experiment.config)
+        facts = {name: config[name] for name in ("seed", "data", "model", "schedule", "variance")}
+        return self.workdir / "evaluation" / f"{metric}_{parts.key([facts, dict(protocol)])}"
 
 
-class Totals(NamedTuple):
-    """The bound of every image and of every timestep, in bits per dimension, float64."""
+class Result(NamedTuple):
+    """What a metric found.
 
-    prior: np.ndarray  # [N], L_T
-    divergence: np.ndarray  # [N], the sum of L_1 .. L_{T-1}
-    decoder: np.ndarray  # [N], L_0
-    terms: np.ndarray  # [T], means over images
-    x_0_mse: np.ndarray  # [T], means over images
-
-    def summary(self) -> dict[str, Any]:
-        """Means over images, and the standard error of the total."""
-        total = self.prior + self.divergence + self.decoder
-        return {
-            "bits_per_dim": float(total.mean()),
-            "standard_error": standard_error(total),
-            "prior": float(self.prior.mean()),
-            "kl": float(self.divergence.mean()),
-            "decoder": float(self.decoder.mean()),
-        }
-
-
-def standard_error(values: np.ndarray) -> float | None:
-    """Of the mean of independent values; None for a single one."""
-    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None
-
-
-def make_bound_fn(experiment: Experiment, mesh: Any, denoise: Callable[..., Any]) -> BoundFn:
-    """(params, batch, indices i32[B]) -> Bound in nats per dimension; compiled, B over devices.
-
-    Image i's noise is a function of (seed, i, t).
+    values: quantity -> {"value": ..., "standard_error": ..., ...}.
+    protocol: everything that must agree before two values of a quantity may be compared.
+    lines: for the terminal.
     """
-    config = experiment.config
 
-    def bound(params: Any, batch: dict[str, jax.Array], indices: jax.Array) -> likelihood.Bound:
-        keys = random.per_index(random.stream(config.seed, "evaluate"), indices)
-        inputs = experiment.labels(batch["label"])
-        return likelihood.variational_bound(
-            experiment.model.schedule,
-            lambda x_t, t: denoise(params, x_t, t, **inputs),
-            images.to_model(batch["image"]),
-            keys,
-            decoder=experiment.decoder,
+    values: dict[str, dict[str, Any]]
+    protocol: dict[str, Any]
+    files: tuple[str, ...]
+    lines: list[str]
+
+
+def number(value: float, error: float | None = None, **more: Any) -> dict[str, Any]:
+    """A value, with its standard error where it has one."""
+    return {"value": float(value)} | ({} if error is None else {"standard_error": error}) | more
+
+
+def line(name: str, value: dict[str, Any], detail: str = "") -> str:
+    """A row for the terminal."""
+    error = value.get("standard_error")
+    spread = "" if error is None else f" +- {error:.3f}"
+    return f"  {name:<24} {value['value']:8.3f}{spread}{detail}"
+
+
+def image_protocol(context: Context) -> dict[str, Any]:
+    """Which images a likelihood is of, and under which weights."""
+    config = context.experiment.config.evaluate
+    return {
+        "dataset": context.experiment.dataset.name,
+        "split": config.split,
+        "num_images": context.num_images,
+        "split_images": len(context.source),
+        "weights": "ema",
+        "checkpoint_step": context.step,
+        "num_timesteps": context.experiment.model.schedule.num_timesteps,
+    }
+
+
+def which_images(context: Context) -> str:
+    """For the terminal; an incomplete split is said to be one."""
+    whole = context.num_images == len(context.source)
+    split = context.experiment.config.evaluate.split
+    return f"all {context.num_images}" if whole else f"first {context.num_images} {split} images"
+
+
+def bits_per_dim(context: Context) -> Result:
+    """The variational bound with all T terms, and the rate-distortion curve that they are.
+
+    Writes bound.csv (every timestep) and rate_distortion.png.
+    """
+    experiment, config = context.experiment, context.experiment.config.evaluate
+    protocol = image_protocol(context) | {
+        "quantity": "variational bound",
+        "decoder": config.decoder,
+        "clip_denoised": config.clip_denoised,
+        "num_draws": config.num_draws,
+    }
+
+    def run(denoise: Callable[..., Any], params: Any, name: str) -> bound.BoundTable:
+        folder = context.folder(name, protocol)
+        arguments = (context.source, context.num_images, context.mesh, folder)
+        return bound.evaluate_bound(experiment, denoise, params, *arguments)
+
+    table = run(experiment.denoise, context.params, "bpd")
+    untrained = run(experiment.untrained_denoise, {}, "bpd_untrained").total
+    gaussian = baselines.pixel_gaussian(
+        experiment.dataset.open("train"), context.source, context.num_images
+    )
+    draws = {}
+    if config.num_draws > 1:
+        error = bound.standard_error(table.draws)
+        draws = {"standard_error_over_draws": error}
+    total = table.total
+    rmse_of_mean = 127.5 * np.sqrt(table.x_0_mse)
+    values = {
+        "bits_per_dim": number(total.mean(), bound.standard_error(total), **draws),
+        "rate": number(table.rate[0]),
+        "distortion": number(table.decoder.mean()),
+        "prior": number(table.prior.mean()),
+        "kl": number(table.divergence.mean()),
+        "decoder": number(table.decoder.mean()),
+        "rmse_root_of_mean": number(rmse_of_mean[0]),
+        "rmse_mean_of_roots": number(127.5 * table.x_0_rmse[0]),
+        "untrained_network": number(untrained.mean(), bound.standard_error(untrained)),
+        "gaussian_per_pixel": number(gaussian.mean(), bound.standard_error(gaussian)),
+    }
+    if devices.is_main_process():
+        write_terms(context.workdir / "bound.csv", table)
+        title = f"{experiment.dataset.name}, {which_images(context)}, step {context.step:,}"
+        plots.rate_distortion(
+            context.workdir / "rate_distortion.png", table.rate, rmse_of_mean, title
         )
-
-    everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
-    return jax.jit(
-        bound, in_shardings=(everywhere, by_example, by_example), out_shardings=everywhere
-    )
-
-
-def padded_batches(
-    source: data.Source, num_images: int, batch_size: int
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, int]]:
-    """(batch, indices, how many of them count): the last one repeats its last image to be full."""
-    for first in range(0, num_images, batch_size):
-        stop = min(first + batch_size, num_images)
-        batch = data.read(source, first, stop)
-        missing = batch_size - (stop - first)
-        batch = {k: np.concatenate([v, v[-1:].repeat(missing, 0)]) for k, v in batch.items()}
-        yield batch, np.arange(first, first + batch_size, dtype=np.int32), stop - first
+    split = ", ".join(f"{name} {values[name]['value']:.3f}" for name in ("prior", "kl", "decoder"))
+    lines = [
+        f"bits/dim  of {which_images(context)}, +- standard error over images",
+        line("this model (bound)", values["bits_per_dim"], f"  = {split}"),
+        line("untrained network", values["untrained_network"]),
+        line("Gaussian per pixel", values["gaussian_per_pixel"]),
+        f"  rate {values['rate']['value']:.3f} + distortion {values['distortion']['value']:.3f} "
+        f"bits/dim, RMSE {values['rmse_root_of_mean']['value']:.2f} of 255",
+    ]
+    return Result(values, protocol, ("bound.csv", "rate_distortion.png"), lines)
 
 
-def evaluate_bound(
-    bound_fn: BoundFn, params: Any, source: data.Source, num_images: int, batch_size: int, mesh: Any
-) -> Totals:
-    """The bound over the first `num_images` of `source`; memory for T numbers per image."""
-    sharding = devices.sharded(mesh)
-    priors, divergences, decoders, terms, errors = [], [], [], 0.0, 0.0
-    for batch, indices, count in padded_batches(source, num_images, batch_size):
-        arguments = devices.put_global((batch, indices), sharding)
-        result = devices.fetch(bound_fn(params, *arguments))
-        prior, term, error = (np.asarray(x, np.float64)[..., :count] for x in result)
-        priors.append(prior)
-        decoders.append(term[0])
-        divergences.append(term[1:].sum(axis=0))
-        terms += term.sum(axis=1)
-        errors += error.sum(axis=1)
-    bit = np.log(2.0)
-    return Totals(
-        prior=np.concatenate(priors) / bit,
-        divergence=np.concatenate(divergences) / bit,
-        decoder=np.concatenate(decoders) / bit,
-        terms=np.asarray(terms / num_images / bit),
-        x_0_mse=np.asarray(errors / num_images),
-    )
+def write_terms(path: Path, table: bound.BoundTable) -> None:
+    """The bound by timestep as CSV: the term, the rate so far, RMSE on [0, 255] averaged two ways.
 
-
-def pixel_gaussian(train: data.Source, test: data.Source, num_images: int) -> np.ndarray:
-    """bits/dim f64[N] of test images under one Gaussian per pixel and channel, fitted to `train`.
-
-    The simplest density model of the same data: discretized to 256 levels like the decoder of
-    DDPM Eq. 13, with one level's variance added so that constant pixels stay finite. The fit reads
-    every image of a small set and 10,000 evenly spaced ones of a large one.
+    The root of the mean over images, and the mean over images of each one's root (DDPM Table 4 does
+    not say which it gives).
     """
-    first = second = 0.0
-    chosen = np.linspace(0, len(train) - 1, min(len(train), 10_000)).round().astype(int)
-    for part in np.array_split(chosen, -(-chosen.size // 500)):
-        x = data.gather(train, part.tolist())["image"] / 127.5 - 1.0
-        first, second = first + x.sum(axis=0), second + np.square(x).sum(axis=0)
-    mean = first / chosen.size
-    variance = second / chosen.size - np.square(mean) + (2.0 / 255.0) ** 2
-    gaussian = Gaussian(jnp.asarray(mean, jnp.float32), jnp.log(jnp.asarray(variance, jnp.float32)))
-    bits = []
-    for start in range(0, num_images, 500):
-        x_0 = data.read(test, start, min(start + 500, num_images))["image"]
-        nats = -likelihood.exact_decoder(images.to_model(jnp.asarray(x_0)), gaussian)
-        bits.append(likelihood.to_bits_per_dim(likelihood.mean_per_example(nats)))
-    return np.concatenate([np.asarray(part, np.float64) for part in bits])
+    names = "t,reverse_time,bits_per_dim,rate,rmse_root_of_mean,rmse_mean_of_roots\n"
+    columns = (table.terms, table.rate, 127.5 * np.sqrt(table.x_0_mse), 127.5 * table.x_0_rmse)
+    rows = zip(*columns, strict=True)
+    last = len(table.terms)
+    text = "".join(
+        f"{t},{last - t}," + ",".join(f"{value:.8g}" for value in row) + "\n"
+        for t, row in enumerate(rows)
+    )
+    path.write_text(names + text)
 
 
-def write_terms(path: Path, totals: Totals) -> None:
-    """The bound's terms by timestep as CSV: bits per dimension, and RMSE of x_0 on [0, 255]."""
-    rows = zip(totals.terms, 127.5 * np.sqrt(totals.x_0_mse), strict=True)
-    lines = [f"{t},{term:.8g},{rmse:.8g}\n" for t, (term, rmse) in enumerate(rows)]
-    path.write_text("t,bits_per_dim,x_0_rmse_255\n" + "".join(lines))
+def estimated_bits_per_dim(context: Context) -> Result:
+    """The same bound from a few timesteps of each image, drawn anew for every image: unbiased."""
+    experiment, config = context.experiment, context.experiment.config.evaluate
+    bits = bound.estimate_bound(
+        experiment, context.params, context.source, context.num_images, context.mesh
+    )
+    protocol = image_protocol(context) | {
+        "quantity": "variational bound, estimated from strata of timesteps",
+        "decoder": config.decoder,
+        "clip_denoised": config.clip_denoised,
+        "num_strata": config.num_strata,
+    }
+    values = {"bits_per_dim_estimate": number(bits.mean(), bound.standard_error(bits))}
+    lines = [
+        f"bits/dim  estimated from {config.num_strata + 1} timesteps of {which_images(context)}",
+        line("this model (estimate)", values["bits_per_dim_estimate"]),
+    ]
+    return Result(values, protocol, (), lines)
+
+
+METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
+    {"bpd": bits_per_dim, "bpd_fast": estimated_bits_per_dim}
+)
+
+
+def metric_names(experiment: Experiment) -> list[str]:
+    """What config.evaluate.metrics names, separated by commas.
+
+    Raises:
+        ValueError: for an unknown name, or none.
+    """
+    names = [name.strip() for name in experiment.config.evaluate.metrics.split(",")]
+    for name in names:
+        choose(METRICS, name, "evaluate.metrics")
+    return names
 
 
 def check(experiment: Experiment) -> None:
@@ -143,8 +199,16 @@ def check(experiment: Experiment) -> None:
         FileNotFoundError: if the data set is missing.
     """
     config = experiment.config.evaluate
-    if config.batch_size < 1:
-        raise ValueError(f"config.evaluate.batch_size = {config.batch_size} must be at least 1.")
+    metric_names(experiment)
+    for name in ("batch_size", "num_draws", "timesteps_per_call", "timesteps_at_once"):
+        if config[name] < 1:
+            raise ValueError(f"config.evaluate.{name} = {config[name]} must be at least 1.")
+    last = experiment.model.schedule.num_timesteps - 1
+    if not 1 <= config.num_strata <= last and "bpd_fast" in metric_names(experiment):
+        raise ValueError(
+            f"config.evaluate.num_strata = {config.num_strata} must be 1 to {last}, the timesteps "
+            "that there are beside 0."
+        )
     source = experiment.dataset.open(config.split)
     if not 0 <= config.num_images <= len(source):
         raise ValueError(
@@ -154,65 +218,33 @@ def check(experiment: Experiment) -> None:
         )
 
 
-def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Evaluates the newest checkpoint's EMA parameters on config.evaluate.split.
+def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]:
+    """Measures config.evaluate.metrics on the newest checkpoint's EMA parameters.
 
-    Writes bound.csv and the section "evaluate" of results.json, and returns the section.
+    Every metric becomes a section of results.json as soon as it is known; returned are the values
+    of each.
     """
     config = experiment.config.evaluate
     mesh = devices.make_mesh()
-    batch_size = devices.round_up(config.batch_size, mesh)
     source = experiment.dataset.open(config.split)
-    num_images = config.num_images or len(source)
     step, params = load_ema(experiment, workdir, mesh)
-
-    def run(denoise: Callable[..., Any], params: Any) -> Totals:
-        bound_fn = make_bound_fn(experiment, mesh, denoise)
-        return evaluate_bound(bound_fn, params, source, num_images, batch_size, mesh)
-
-    begin = time.perf_counter()
-    totals = run(experiment.denoise, params)
-    seconds = time.perf_counter() - begin
-    untrained = run(experiment.untrained_denoise, {})
-    gaussian = pixel_gaussian(experiment.dataset.open("train"), source, num_images)
-    results = totals.summary() | {
-        "checkpoint_step": step,
-        "weights": "ema",
-        "split": config.split,
-        "num_images": num_images,
-        "split_images": len(source),
-        "decoder_form": config.decoder,
-        "clip_denoised": config.clip_denoised,
-        "seconds": round(seconds, 2),
-        "baselines": {
-            "untrained_network": untrained.summary(),
-            "gaussian_per_pixel": {
-                "bits_per_dim": float(gaussian.mean()),
-                "standard_error": standard_error(gaussian),
-            },
-        },
-    }
-    if devices.is_main_process():
-        write_terms(workdir / "bound.csv", totals)
-        runs.write_results(workdir, "evaluate", results, experiment.config)
-    report(results)
+    num_images = config.num_images or len(source)
+    context = Context(experiment, workdir, mesh, step, params, source, num_images)
+    results = {}
+    for name in metric_names(experiment):
+        begin = time.perf_counter()
+        result = METRICS[name](context)
+        seconds = time.perf_counter() - begin
+        section = {
+            "values": result.values,
+            "protocol": result.protocol,
+            "files": list(result.files),
+            "seconds": round(seconds, 2),
+        }
+        if devices.is_main_process():
+            runs.write_results(workdir, name, section, experiment.config)
+        for text in result.lines:
+            logs.say(text)
+        logs.say(f"  ({name}: {logs.format_duration(seconds)})")
+        results[name] = result.values
     return results
-
-
-def report(results: dict[str, Any]) -> None:
-    """Prints the numbers of `evaluate`, model first, baselines below it."""
-
-    def line(name: str, numbers: dict[str, Any], detail: str = "") -> None:
-        error = numbers["standard_error"]
-        spread = "" if error is None else f" +- {error:.3f}"
-        logs.say(f"  {name:<22} {numbers['bits_per_dim']:7.3f}{spread}{detail}")
-
-    some = "" if results["num_images"] == results["split_images"] else "first "
-    logs.say(
-        f"bits/dim  of {some}{results['num_images']} {results['split']} images "
-        f"({results['seconds']:.0f} s), +- standard error over images"
-    )
-    parts = ", ".join(f"{name} {results[name]:.3f}" for name in ("prior", "kl", "decoder"))
-    line("this model (bound)", results, f"  = {parts}")
-    line("untrained network", results["baselines"]["untrained_network"])
-    line("Gaussian per pixel", results["baselines"]["gaussian_per_pixel"])

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -60,6 +60,23 @@ def describe_start(experiment: Experiment) -> list[str]:
             "1000 / T for another T (config.schedule.beta_start and beta_end)."
         )
     return lines
+
+
+def track(items: Sequence[Any], label: str, every_seconds: float = 30.0) -> Iterator[Any]:
+    """The items, with a bar and the time left on a terminal, and now and then a line elsewhere."""
+    console = Console()
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
+    hidden = jax.process_index() > 0 or not console.is_terminal
+    begin = said = time.perf_counter()
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(label, total=len(items))
+        for done, item in enumerate(items):
+            now = time.perf_counter()
+            if hidden and now - said > every_seconds:
+                said, left = now, (now - begin) / done * (len(items) - done)
+                say(f"  {label}: {done} of {len(items)}, {format_duration(left)} left")
+            yield item
+            progress.update(task, completed=done + 1)
 
 
 def drop_lines_after(path: Path, step: int) -> None:

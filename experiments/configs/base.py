@@ -82,9 +82,14 @@ def get_config() -> ConfigDict:
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
     config.evaluate = ConfigDict()
+    config.evaluate.metrics = "bpd"  # separated by commas: bpd | bpd_fast
     config.evaluate.split = "test"  # test | train
     config.evaluate.num_images = 1000  # the first n of the split; 0 is all
     config.evaluate.batch_size = 250  # at a time, over all devices
     config.evaluate.clip_denoised = True  # clip the estimate of x_0 to [-1, 1]
     config.evaluate.decoder = "tanh"  # L_0's Gaussian: tanh (the original's approximation) | exact
+    config.evaluate.num_draws = 1  # of the noise behind bpd, for an error bar over them
+    config.evaluate.timesteps_per_call = 100  # of bpd, in one dispatch
+    config.evaluate.timesteps_at_once = 1  # of bpd, in one call of the network
+    config.evaluate.num_strata = 50  # of bpd_fast: timesteps of each image, beside 0
     return config

@@ -47,21 +47,23 @@ The whole config is in `{run}`.
 """
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
 def _results_table(results: dict[str, Any]) -> str:
-    """Every plain number and label of results.json, a row each."""
-    rows = [
-        f"| {section} | {name} | {_number(value)} |"
-        for section, content in results.items()
-        for name, value in content.items()
-        if isinstance(value, int | float | str)
-    ]
+    """Every measured value of results.json with what it is of."""
+    rows, protocols = [], []
+    for section, content in results.items():
+        for name, number in content.get("values", {}).items():
+            error = number.get("standard_error")
+            spread = "" if error is None else f" ± {error:.4f}"
+            rows.append(f"| {section} | {name} | {number['value']:.4f}{spread} |")
+        if "values" in content:
+            fields = ", ".join(f"{name} = {value}" for name, value in content["protocol"].items())
+            protocols.append(f"- {section}: {fields}")
     if not rows:
         return "Not measured."
-    return "\n".join(["| section | quantity | value |", "|---|---|---|", *rows])
+    head = ["| section | quantity | value |", "|---|---|---|"]
+    return "\n".join(
+        [*head, *rows, "", "± is a standard error. What was measured:", "", *protocols]
+    )
 
 
 def _provenance_list(results: dict[str, Any]) -> str:

@@ -7,7 +7,14 @@ import pytest
 
 from diffusion import random
 from diffusion.forward import q_posterior, q_sample, q_step
-from diffusion.likelihood import Bound, prior_term, variational_bound, vlb_term
+from diffusion.likelihood import (
+    Bound,
+    bound_terms,
+    prior_term,
+    stratified_timesteps,
+    variational_bound,
+    vlb_term,
+)
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral, sample
@@ -155,3 +162,55 @@ def test_the_uniform_estimate_of_the_bound_is_unbiased(key: jax.Array) -> None:
     ).terms.sum(axis=0)
     error = float(jnp.sqrt(estimate.var() / n + full.var() / 1000))
     assert float(estimate.mean()) == pytest.approx(float(full.mean()), abs=4 * error)
+
+
+@pytest.mark.parametrize("num_strata", [1, 7, 40, 999])
+def test_strata_cut_the_chain_into_disjoint_parts(num_strata: int, key: jax.Array) -> None:
+    keys = jax.random.split(key, 500)
+    t, sizes = stratified_timesteps(keys, 1000, num_strata)
+    edges = 1 + np.concatenate([[0], np.cumsum(sizes)])
+    assert t.shape == (num_strata, 500) and edges[-1] == 1000 and (sizes >= 1).all()
+    assert (t >= edges[:-1, None]).all() and (t < edges[1:, None]).all()
+    last = np.asarray(t[-1]) - edges[-2]  # uniform within its part
+    assert abs(last.mean() - (sizes[-1] - 1) / 2) < 4 * sizes[-1] / np.sqrt(12 * 500) + 1e-9
+
+
+@pytest.mark.parametrize("num_strata", [0, 1000])
+def test_more_strata_than_timesteps_are_refused(num_strata: int, key: jax.Array) -> None:
+    with pytest.raises(ValueError, match="need 1 to 999"):
+        stratified_timesteps(jax.random.split(key, 2), 1000, num_strata)
+
+
+def test_the_stratified_estimate_of_the_bound_is_unbiased(key: jax.Array) -> None:
+    """Its mean over many draws is the entropy of the data, and its spread is small."""
+    x_0 = MEAN + DEVIATION * jax.random.normal(key, (4096, 16))
+    keys = jax.random.split(jax.random.fold_in(key, 1), 4096)
+    t, sizes = stratified_timesteps(keys, 1000, 40)
+    t = jnp.concatenate([jnp.zeros((1, 4096), jnp.int32), t])
+    compute = jax.jit(
+        lambda x, k, t: bound_terms(
+            LINEAR, denoiser(LINEAR), x, k, t, at_once=1, decoder=density_decoder
+        )
+    )
+    terms = compute(x_0, jax.random.split(jax.random.fold_in(key, 2), 4096), t)
+    weights = np.concatenate([[1.0], sizes])[:, None]
+    total = prior_term(LINEAR, x_0) + (weights * np.asarray(terms.nats)).sum(axis=0)
+    entropy = 0.5 * np.log(2 * np.pi * np.e * DEVIATION**2)
+    error = float(total.std()) / 64
+    assert float(total.mean()) == pytest.approx(entropy, abs=4 * error) and error < 0.02
+
+
+def test_timesteps_at_once_are_the_same_terms(key: jax.Array) -> None:
+    x_0 = MEAN + DEVIATION * jax.random.normal(key, (5, 4))
+    keys = jax.random.split(key, 5)
+    t = jnp.arange(12)[:, None] * 80 + jnp.arange(5)
+
+    def compute(at_once: int):
+        return bound_terms(
+            LINEAR, denoiser(LINEAR), x_0, keys, t, at_once=at_once, decoder=density_decoder
+        )
+
+    for ours, theirs in zip(compute(1), compute(4), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="12 rows of timesteps cannot be evaluated 5 at once"):
+        compute(5)

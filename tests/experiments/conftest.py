@@ -48,6 +48,7 @@ def tiny(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
         config.sample.progress_images = 3
         config.evaluate.num_images = 10
         config.evaluate.batch_size = 8
+        config.evaluate.num_strata = 3
         return config
 
     return make

@@ -59,8 +59,9 @@ def test_the_card_gives_the_results_and_where_they_come_from(
     results = runs.read_results(workdir)
     for section, content in results.items():
         assert f"- {section}: {content['provenance']['date']}" in card
-    bits = results["evaluate"]["bits_per_dim"]
-    assert f"| evaluate | bits_per_dim | {bits:.4f} |" in card
+    bits = results["bpd"]["values"]["bits_per_dim"]
+    row = f"| bpd | bits_per_dim | {bits['value']:.4f} ± {bits['standard_error']:.4f} |"
+    assert row in card and "num_images = 10, " in card
     assert "8×8×1 images" in card and "for 8 steps; these are the EMA weights" in " ".join(
         card.split()
     )

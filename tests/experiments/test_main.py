@@ -73,7 +73,7 @@ def test_training_ends_in_samples_and_numbers(run: tuple) -> None:
         *("samples/samples.png", "samples/samples.npz", "samples/progress.png"),
     ):
         assert (workdir / name).is_file(), name
-    assert set(json.loads((workdir / "results.json").read_text())) == {"sample", "evaluate"}
+    assert set(json.loads((workdir / "results.json").read_text())) == {"sample", "bpd"}
     lines = result.stdout.splitlines()
     assert any(line.startswith("chain     linear, T = 8") for line in lines)
     assert any(line.startswith("step") and "ETA" in line and "images/s" in line for line in lines)
@@ -89,7 +89,7 @@ def test_sampling_needs_only_the_working_directory(run: tuple) -> None:
     assert np.load(workdir / "samples" / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
     program("--mode", "evaluate", "--workdir", str(workdir), "--config.evaluate.num_images=5")
     results = json.loads((workdir / "results.json").read_text())
-    assert results["evaluate"]["num_images"] == 5 and results["sample"]["num_images"] == 4
+    assert results["bpd"]["protocol"]["num_images"] == 5 and results["sample"]["num_images"] == 4
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_two_processes_train_sample_and_evaluate_like_one(
     def read(workdir: pathlib.Path) -> tuple:
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         results = json.loads((workdir / "results.json").read_text())
-        return [line["loss"] for line in lines], results["evaluate"]
+        return [line["loss"] for line in lines], results["bpd"]["values"]
 
     (losses, bound), (losses_one, bound_one) = read(tmp_path), read(run[0].with_name("untouched"))
     np.testing.assert_allclose(losses, losses_one, rtol=1e-4)

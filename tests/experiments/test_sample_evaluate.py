@@ -1,4 +1,3 @@
-import csv
 import json
 import pathlib
 from collections.abc import Callable
@@ -9,12 +8,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from scipy import stats
 
-from experiments import data, devices, train
+from experiments import devices, train
 from experiments.build import build
 from experiments.checkpoint import CheckpointError
-from experiments.evaluate import check, evaluate, evaluate_bound, make_bound_fn, pixel_gaussian
+from experiments.evaluate import check
 from experiments.sample import draw, load_ema, make_sample_fn, sample
 
 Make = Callable[[], ConfigDict]
@@ -94,69 +92,6 @@ def test_fewer_steps_are_a_respaced_chain(trained: tuple, params) -> None:
         make_sample_fn(experiment, mesh, num_steps=0), params_on(params, mesh), 0, 4, 4, mesh
     )[0]
     assert few.shape == full.shape and (few != full).any()
-
-
-def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
-    config, workdir = trained
-    results = evaluate(build(config), workdir)
-    section = json.loads((workdir / "results.json").read_text())["evaluate"]
-    assert section["bits_per_dim"] == results["bits_per_dim"]
-    parts = results["prior"] + results["kl"] + results["decoder"]
-    assert results["bits_per_dim"] == pytest.approx(parts, rel=1e-6)
-    assert results["num_images"] == 10 and results["split"] == "test"
-    assert results["standard_error"] > 0
-    with (workdir / "bound.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["t"]) for row in rows] == list(range(8))
-    terms = [float(row["bits_per_dim"]) for row in rows]
-    assert terms[0] == pytest.approx(results["decoder"], rel=1e-5)
-    assert sum(terms[1:]) == pytest.approx(results["kl"], rel=1e-5)
-    assert all(0 < float(row["x_0_rmse_255"]) < 255 for row in rows)
-    assert set(results["baselines"]) == {"untrained_network", "gaussian_per_pixel"}
-
-
-def test_the_bound_of_an_image_does_not_depend_on_its_batch(trained: tuple, params) -> None:
-    """Nor on the number of devices, nor on the padding of the last batch."""
-    experiment = build(trained[0])
-    source = experiment.dataset.open("test")
-    one, eight = meshes()
-    totals = []
-    for mesh, batch_size in ((one, 10), (one, 4), (eight, 8)):
-        bound_fn = make_bound_fn(experiment, mesh, experiment.denoise)
-        totals.append(
-            evaluate_bound(bound_fn, params_on(params, mesh), source, 10, batch_size, mesh)
-        )
-    for other in totals[1:]:
-        for ours, theirs in zip(totals[0], other, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
-    assert totals[0].prior.shape == (10,) and totals[0].terms.shape == (8,)
-
-
-def test_the_untrained_baseline_is_the_untrained_network(trained: tuple) -> None:
-    """Its network returns zeros without being run; a new network returns almost zeros."""
-    experiment, mesh = build(trained[0]), meshes()[0]
-    source = experiment.dataset.open("test")
-    fresh = jax.jit(experiment.init_params)(jax.random.key(5))
-    numbers = [
-        evaluate_bound(
-            make_bound_fn(experiment, mesh, denoise), params_on(p, mesh), source, 4, 4, mesh
-        )
-        for denoise, p in ((experiment.denoise, fresh), (experiment.untrained_denoise, {}))
-    ]
-    np.testing.assert_allclose(numbers[0].terms, numbers[1].terms, rtol=1e-3)
-
-
-def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
-    dataset = build(trained[0]).dataset
-    train_, test = dataset.open("train"), dataset.open("test")
-    actual = pixel_gaussian(train_, test, 6)
-    fit = data.read(train_, 0, len(train_))["image"] / 127.5 - 1
-    x = data.read(test, 0, 6)["image"] / 127.5 - 1
-    mean, std = fit.mean(axis=0), np.sqrt(fit.var(axis=0) + (2 / 255) ** 2)
-    upper = np.where(x > 0.999, np.inf, x + 1 / 255)
-    lower = np.where(x < -0.999, -np.inf, x - 1 / 255)
-    log_p = np.log2(stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std))
-    np.testing.assert_allclose(actual, -log_p.reshape(6, -1).mean(axis=1), rtol=1e-3)
 
 
 def test_either_fixed_variance_reads_the_same_checkpoint(trained: tuple) -> None:

@@ -1,0 +1,225 @@
+"""The variational bound over a data set: exact term by term, or estimated from some of them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import likelihood, random
+from experiments import data, devices, images, logs
+from experiments.build import Experiment
+from experiments.parts import Parts
+
+BIT = float(np.log(2.0))
+TermsFn = Callable[..., tuple[jax.Array, likelihood.Terms]]
+
+
+class BoundTable(NamedTuple):
+    """The bound of every image and of every timestep, float64; bits per dimension.
+
+    `draws` holds the mean over images of the total under each draw of the noise; everything else is
+    the mean over the draws.
+    """
+
+    prior: np.ndarray  # [N], L_T
+    divergence: np.ndarray  # [N], the sum of L_1 .. L_{T-1}
+    decoder: np.ndarray  # [N], L_0
+    terms: np.ndarray  # [T], means over images
+    x_0_mse: np.ndarray  # [T], mean over images of the squared error of the estimate of x_0
+    x_0_rmse: np.ndarray  # [T], mean over images of each image's root
+    draws: np.ndarray  # [D]
+
+    @property
+    def total(self) -> np.ndarray:
+        """[N], bits per dimension."""
+        return self.prior + self.divergence + self.decoder
+
+    @property
+    def rate(self) -> np.ndarray:
+        """[T], bits per dimension that have been sent when the receiver holds x_t (DDPM Alg. 4).
+
+        L_T and the terms of all later timesteps; at t = 0 it is the total without L_0.
+        """
+        later = np.cumsum(self.terms[::-1])[::-1]
+        return self.prior.mean() + np.concatenate([later[1:], [0.0]])
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of independent values; None for a single one."""
+    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None
+
+
+def make_terms_fn(experiment: Experiment, mesh: Any, denoise: Callable[..., Any]) -> TermsFn:
+    """(params, batch, indices i32[B], timesteps i32[S, B], draw) -> (prior f32[B], Terms).
+
+    In nats per dimension; compiled, B over devices. Image i's noise at t is a function of (seed,
+    draw, i, t).
+    """
+    config = experiment.config
+
+    def terms(
+        params: Any, batch: dict[str, jax.Array], indices: jax.Array, t: jax.Array, draw: jax.Array
+    ) -> tuple[jax.Array, likelihood.Terms]:
+        key = jax.random.fold_in(random.stream(config.seed, "evaluate"), draw)
+        inputs = experiment.labels(jnp.tile(batch["label"], config.evaluate.timesteps_at_once))
+        x_0 = images.to_model(batch["image"])
+        result = likelihood.bound_terms(
+            experiment.model.schedule,
+            lambda x_t, t: denoise(params, x_t, t, **inputs),
+            x_0,
+            random.per_index(key, indices),
+            t,
+            at_once=config.evaluate.timesteps_at_once,
+            decoder=experiment.decoder,
+        )
+        return likelihood.prior_term(experiment.model.schedule, x_0), result
+
+    everywhere, first, second = (
+        devices.replicated(mesh),
+        devices.sharded(mesh),
+        devices.sharded(mesh, axis=1),
+    )
+    return jax.jit(
+        terms,
+        in_shardings=(everywhere, first, first, second, everywhere),
+        out_shardings=everywhere,
+    )
+
+
+def padded_batches(
+    source: data.Source, num_images: int, batch_size: int
+) -> Iterator[tuple[int, int, Callable[[], dict[str, np.ndarray]]]]:
+    """(first index, how many count, read): the last batch repeats its last image to be full."""
+    for first in range(0, num_images, batch_size):
+        stop = min(first + batch_size, num_images)
+
+        def read(first: int = first, stop: int = stop) -> dict[str, np.ndarray]:
+            batch = data.read(source, first, stop)
+            missing = batch_size - (stop - first)
+            return {k: np.concatenate([v, v[-1:].repeat(missing, 0)]) for k, v in batch.items()}
+
+        yield first, stop - first, read
+
+
+def _chunks(num_timesteps: int, per_call: int, at_once: int) -> list[tuple[np.ndarray, int]]:
+    """Rows of timesteps of one length, each with how many of its rows count."""
+    size = -(-min(per_call, num_timesteps) // at_once) * at_once
+    result = []
+    for first in range(0, num_timesteps, size):
+        t = np.arange(first, first + size)
+        result.append((np.minimum(t, num_timesteps - 1), int((t < num_timesteps).sum())))
+    return result
+
+
+def _add(total: dict[str, Any], part: dict[str, np.ndarray], t: np.ndarray, draws: int) -> None:
+    """Puts one chunk of one batch (nats, mse f32[S, n]) into the sums over images and timesteps."""
+    nats, mse = part["nats"].astype(np.float64) / BIT, part["mse"].astype(np.float64)
+    total["terms"][t] += nats.sum(axis=1) / draws
+    total["x_0_mse"][t] += mse.sum(axis=1) / draws
+    total["x_0_rmse"][t] += np.sqrt(mse).sum(axis=1) / draws
+
+
+def evaluate_bound(
+    experiment: Experiment,
+    denoise: Callable[..., Any],
+    params: Any,
+    source: data.Source,
+    num_images: int,
+    mesh: Any,
+    folder: Path,
+) -> BoundTable:
+    """All T terms for the first `num_images` of `source`, resumed from the parts in `folder`.
+
+    T evaluations of the network for each image and draw of the noise; memory for one batch.
+    """
+    config = experiment.config.evaluate
+    num_timesteps = experiment.model.schedule.num_timesteps
+    batch_size = devices.round_up(config.batch_size, mesh)
+    chunks = _chunks(num_timesteps, config.timesteps_per_call, config.timesteps_at_once)
+    batches = list(padded_batches(source, num_images, batch_size))
+    work = [
+        (f"draw{draw}_image{batch[0]}_t{t[0]}", draw, batch, t, count)
+        for draw in range(config.num_draws)
+        for batch in batches
+        for t, count in chunks
+    ]
+    parts = Parts(folder, [name for name, *_ in work])
+    terms_fn = make_terms_fn(experiment, mesh, denoise)
+    sums: dict[str, Any] = {
+        name: np.zeros(num_timesteps) for name in ("terms", "x_0_mse", "x_0_rmse")
+    }
+    prior, divergence, decoder = np.zeros((3, num_images))
+    totals = np.zeros((config.num_draws, num_images))
+    arguments: tuple[int, Any] = (-1, None)  # the batch that lies on the devices
+    for name, draw, (first, count, read), t, rows in logs.track(work, "bits/dim"):
+        if name in parts:
+            part = parts.read(name)
+        else:
+            if arguments[0] != first:
+                indices = np.arange(first, first + batch_size, dtype=np.int32)
+                arguments = first, devices.put_global((read(), indices), devices.sharded(mesh))
+            timesteps = devices.put_global(
+                t[:, None].repeat(batch_size, 1).astype(np.int32), devices.sharded(mesh, axis=1)
+            )
+            found = terms_fn(params, *arguments[1], timesteps, np.int32(draw))
+            prior_nats, found = devices.fetch(found)
+            part = {
+                "prior": prior_nats[:count],
+                "nats": found.nats[:rows, :count],
+                "mse": found.x_0_mse[:rows, :count],
+            }
+            parts.write(name, part)
+        chosen, bits = slice(first, first + count), part["nats"].astype(np.float64) / BIT
+        _add(sums, part, t[:rows], config.num_draws)
+        prior[chosen] = part["prior"] / BIT
+        start = int(t[0] == 0)
+        divergence[chosen] += bits[start:].sum(axis=0) / config.num_draws
+        decoder[chosen] += bits[:start].sum(axis=0) / config.num_draws
+        totals[draw, chosen] += bits.sum(axis=0)
+    parts.remove()
+    means = {name: values / num_images for name, values in sums.items()}
+    return BoundTable(prior, divergence, decoder, **means, draws=totals.mean(1) + prior.mean())
+
+
+def estimate_bound(
+    experiment: Experiment,
+    params: Any,
+    source: data.Source,
+    num_images: int,
+    mesh: Any,
+) -> np.ndarray:
+    """An unbiased estimate of each image's bound, bits per dimension f64[N].
+
+    The decoder's term, the prior's, and one term out of each of config.evaluate.num_strata parts
+    of the chain, drawn anew for every image.
+    """
+    config = experiment.config.evaluate
+    batch_size = devices.round_up(config.batch_size, mesh)
+    terms_fn = make_terms_fn(experiment, mesh, experiment.denoise)
+    num_timesteps = experiment.model.schedule.num_timesteps
+    rows = 1 + min(config.num_strata, num_timesteps - 1)
+    padding = -rows % config.timesteps_at_once
+    by_image, by_column = devices.sharded(mesh), devices.sharded(mesh, axis=1)
+
+    def draw(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = random.stream(experiment.config.seed, "strata")
+        t, sizes = likelihood.stratified_timesteps(
+            random.per_index(key, indices), num_timesteps, rows - 1
+        )
+        t = jnp.pad(t, ((1, padding), (0, 0)))
+        return t, jnp.pad(jnp.concatenate([jnp.ones(1), sizes]), (0, padding))
+
+    draw_fn = jax.jit(draw, in_shardings=by_image, out_shardings=(by_column, None))
+    bits = []
+    batches = list(padded_batches(source, num_images, batch_size))
+    for first, count, read in logs.track(batches, "bits/dim, estimated"):
+        indices = np.arange(first, first + batch_size, dtype=np.int32)
+        batch, indices = devices.put_global((read(), indices), by_image)
+        t, weights = draw_fn(indices)
+        prior, terms = devices.fetch(terms_fn(params, batch, indices, t, np.int32(0)))
+        weights = np.asarray(weights, np.float64)[:, None]
+        bits.append((prior + (weights * terms.nats).sum(axis=0))[:count] / BIT)
+    return np.concatenate(bits)

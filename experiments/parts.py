@@ -1,0 +1,63 @@
+"""Results of a long computation, kept part by part so that an interruption loses one part."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments import devices
+
+
+def key(facts: Any) -> str:
+    """12 hexadecimal digits that name a computation by everything that it depends on (JSON)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Parts:
+    """Named parts of one computation: npz files of a folder that every process can read.
+
+    All processes see the parts that existed when the object was made, so that they take the same
+    decisions; the main process writes.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self.folder = folder
+        self._names = list(names)
+        found = np.array([self._path(name).is_file() for name in self._names], np.int32)
+        if jax.process_count() > 1:
+            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
+        self._found = {name for name, there in zip(self._names, found, strict=True) if there}
+        if devices.is_main_process():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npz"
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a part that is there."""
+        with np.load(self._path(name), allow_pickle=False) as stored:
+            return dict(stored)
+
+    def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Saves a part; a reader never sees half of it."""
+        if devices.is_main_process():
+            temporary = self.folder / f"{name}.tmp.npz"
+            np.savez(temporary, allow_pickle=False, **arrays)
+            os.replace(temporary, self._path(name))
+
+    def remove(self) -> None:
+        """Deletes the folder, for a computation whose result is kept elsewhere."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"parts {self.folder.name}")
+        if devices.is_main_process():
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,204 @@
+"""The bound over a data set: its parts add up, and nothing but the image decides its value."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from scipy import stats
+
+from experiments import baselines, bound, data, devices, evaluate, train
+from experiments.build import build
+from experiments.sample import load_ema
+
+Make = Callable[[], ConfigDict]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A working directory with a few steps of training, and its config."""
+    config, workdir = tiny(), tmp_path_factory.mktemp("run")
+    assert train.train(build(config), workdir)
+    return config, workdir
+
+
+@pytest.fixture(scope="module")
+def params(trained: tuple):
+    """Parameters moved far from zero output, so that noise and images matter."""
+    config, workdir = trained
+    _, params = load_ema(build(config), workdir, devices.make_mesh())
+    return jax.tree.map(lambda x: np.asarray(x + 0.1), params)
+
+
+def changed(config: ConfigDict, **fields: object) -> ConfigDict:
+    other = ConfigDict(config.to_dict())
+    other.evaluate.update(fields)
+    return other
+
+
+def compute(
+    config: ConfigDict, params, folder: pathlib.Path, count: int = 10, **options
+) -> bound.BoundTable:
+    experiment = build(config)
+    mesh = options.get("mesh", devices.make_mesh(jax.devices()[:1]))
+    denoise = options.get("denoise", experiment.denoise)
+    source = experiment.dataset.open("test")
+    placed = jax.device_put(params, devices.replicated(mesh))
+    return bound.evaluate_bound(experiment, denoise, placed, source, count, mesh, folder)
+
+
+def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
+    config, workdir = trained
+    values = evaluate.evaluate(build(config), workdir)["bpd"]
+    section = json.loads((workdir / "results.json").read_text())["bpd"]
+    assert section["values"] == values
+    number = {name: value["value"] for name, value in values.items()}
+    assert number["bits_per_dim"] == pytest.approx(number["rate"] + number["distortion"], rel=1e-9)
+    assert number["rate"] == pytest.approx(number["prior"] + number["kl"], rel=1e-9)
+    assert values["bits_per_dim"]["standard_error"] > 0
+    protocol = section["protocol"]
+    assert protocol["num_images"] == 10 and protocol["split"] == "test"
+    assert protocol["weights"] == "ema" and protocol["checkpoint_step"] == 8
+    assert protocol["decoder"] == "tanh" and protocol["dataset"] == "digits"
+    with (workdir / "bound.csv").open() as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert [row["t"] for row in rows] == list(range(8))
+    assert [row["reverse_time"] for row in rows] == list(range(8, 0, -1))
+    assert rows[0]["bits_per_dim"] == pytest.approx(number["decoder"], rel=1e-6)
+    assert sum(row["bits_per_dim"] for row in rows[1:]) == pytest.approx(number["kl"], rel=1e-6)
+    # The rate at t is what the terms after t add up to, and the prior at the very end.
+    assert rows[0]["rate"] == pytest.approx(number["rate"], rel=1e-6)
+    assert rows[-1]["rate"] == pytest.approx(number["prior"], rel=1e-6)
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert before["rate"] - after["rate"] == pytest.approx(after["bits_per_dim"], abs=1e-6)
+    for row in rows:  # the root is concave: the mean of roots is the smaller
+        assert 0 < row["rmse_mean_of_roots"] <= row["rmse_root_of_mean"] < 255
+    assert Image.open(workdir / "rate_distortion.png").width > 500
+    assert not list((workdir / "evaluation").glob("bpd*"))
+
+
+def test_the_bound_of_an_image_depends_on_the_image_alone(trained: tuple, params, tmp_path) -> None:
+    """Not on its batch, its padding, the devices, or how many timesteps are taken at once."""
+    config, _ = trained
+    reference = compute(changed(config, batch_size=10), params, tmp_path / "a")
+    others = [
+        compute(changed(config, batch_size=4), params, tmp_path / "b"),
+        compute(changed(config, batch_size=8), params, tmp_path / "c", mesh=devices.make_mesh()),
+        compute(changed(config, timesteps_per_call=3), params, tmp_path / "d"),
+        compute(changed(config, timesteps_at_once=3), params, tmp_path / "e"),
+    ]
+    for other in others:
+        for ours, theirs in zip(reference, other, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
+    assert reference.prior.shape == (10,) and reference.terms.shape == (8,)
+    part = compute(config, params, tmp_path / "f", count=3)
+    np.testing.assert_allclose(part.total, reference.total[:3], rtol=2e-4)
+
+
+def test_an_interrupted_bound_goes_on_where_it_was(
+    trained: tuple, params, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(trained[0], batch_size=4, timesteps_per_call=3)
+    whole = compute(config, params, tmp_path / "whole")
+    calls = []
+    make = bound.make_terms_fn
+
+    def counting(*arguments):
+        terms_fn = make(*arguments)
+
+        def call(*inputs):
+            calls.append(None)
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            return terms_fn(*inputs)
+
+        return call
+
+    monkeypatch.setattr(bound, "make_terms_fn", counting)
+    with pytest.raises(KeyboardInterrupt):
+        compute(config, params, tmp_path / "parts")
+    assert len(list((tmp_path / "parts").iterdir())) == 4
+    again = compute(config, params, tmp_path / "parts")
+    assert len(calls) == 5 + 3 * 3 - 4  # three batches, three chunks each, four of them kept
+    for ours, theirs in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_several_draws_are_averaged_and_give_an_error(trained: tuple, params, tmp_path) -> None:
+    config = trained[0]
+    one = compute(config, params, tmp_path / "one")
+    three = compute(changed(config, num_draws=3), params, tmp_path / "three")
+    assert three.draws.shape == (3,) and len(set(three.draws.tolist())) == 3
+    assert three.draws[0] == pytest.approx(one.draws[0]) == pytest.approx(one.total.mean())
+    assert three.draws.mean() == pytest.approx(three.total.mean())
+    assert three.terms.sum() + three.prior.mean() == pytest.approx(three.total.mean())
+
+
+def test_the_estimate_agrees_with_the_whole_bound(trained: tuple, params, tmp_path) -> None:
+    """In the mean over draws of the timesteps, image by image; with every timestep, exactly."""
+    config = changed(trained[0], num_strata=3)
+    experiment, mesh = build(config), devices.make_mesh(jax.devices()[:1])
+    whole = compute(config, params, tmp_path).total
+    source = experiment.dataset.open("test")
+    arguments = (jax.device_put(params, devices.replicated(mesh)), source, 10, mesh)
+    every = bound.estimate_bound(build(changed(config, num_strata=7)), *arguments)
+    np.testing.assert_allclose(every, whole, rtol=1e-4)
+    few = bound.estimate_bound(experiment, *arguments)
+    assert few.shape == (10,) and abs(few - whole).max() > 1e-3
+    assert few.mean() == pytest.approx(whole.mean(), rel=0.3)
+
+
+def test_the_untrained_baseline_is_the_untrained_network(trained: tuple, tmp_path) -> None:
+    """Its network returns zeros without being run; a new network returns almost zeros."""
+    experiment = build(trained[0])
+    fresh = jax.jit(experiment.init_params)(jax.random.key(5))
+    zeros = experiment.untrained_denoise
+    numbers = [
+        compute(trained[0], fresh, tmp_path / "a", count=4),
+        compute(trained[0], {}, tmp_path / "b", count=4, denoise=zeros),
+    ]
+    np.testing.assert_allclose(numbers[0].terms, numbers[1].terms, rtol=1e-3)
+
+
+def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
+    dataset = build(trained[0]).dataset
+    train_, test = dataset.open("train"), dataset.open("test")
+    actual = baselines.pixel_gaussian(train_, test, 6)
+    fit = data.read(train_, 0, len(train_))["image"] / 127.5 - 1
+    x = data.read(test, 0, 6)["image"] / 127.5 - 1
+    mean, std = fit.mean(axis=0), np.sqrt(fit.var(axis=0) + (2 / 255) ** 2)
+    upper = np.where(x > 0.999, np.inf, x + 1 / 255)
+    lower = np.where(x < -0.999, -np.inf, x - 1 / 255)
+    log_p = np.log2(stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std))
+    np.testing.assert_allclose(actual, -log_p.reshape(6, -1).mean(axis=1), rtol=1e-3)
+
+
+def test_the_floor_samples_have_the_statistics_of_their_model(trained: tuple) -> None:
+    source = build(trained[0]).dataset.open("train")
+    x = baselines.pixel_samples(source, 4000, seed=1).astype(float)
+    real = data.read(source, 0, len(source))["image"].astype(float)
+    inner = (real.mean(axis=0) > 60) & (real.mean(axis=0) < 195)  # where clipping is mild
+    np.testing.assert_allclose(x.mean(axis=0)[inner], real.mean(axis=0)[inner], atol=12)
+    noise = baselines.noise_samples((8, 8, 1), 1000, seed=1)
+    assert noise.dtype == np.uint8 and noise.mean() == pytest.approx(127.5, abs=1)
+    assert noise.std() == pytest.approx(73.9, abs=0.5)
+
+
+def test_metrics_are_checked_before_anything_runs(trained: tuple) -> None:
+    config = trained[0]
+    for fields, message in (
+        (dict(metrics="bpd,fdi"), r"evaluate\.metrics = 'fdi' is not known"),
+        (dict(metrics=""), r"evaluate\.metrics = '' is not known"),
+        (dict(num_draws=0), r"num_draws = 0 must be at least 1"),
+        (dict(timesteps_per_call=0), r"timesteps_per_call = 0 must be at least 1"),
+        (dict(metrics="bpd_fast", num_strata=8), r"num_strata = 8 must be 1 to 7"),
+        (dict(num_images=10_000), r"num_images = 10000.*has 300 images.*0 for all"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.check(build(changed(config, **fields)))
