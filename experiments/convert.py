@@ -9,6 +9,7 @@ further like any run. Out: a folder that diffusers' DDPMPipeline.from_pretrained
 """
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -35,14 +36,16 @@ from experiments.weights.names import NAMINGS, params_from_tensors
 FROM = flags.DEFINE_string("from", None, "What to read: a path, or hf:ORGANISATION/MODEL.")
 TO = flags.DEFINE_string("to", None, "The working directory to write, or `diffusers`.")
 OUT = flags.DEFINE_string("out", None, "With --to=diffusers, the folder to write.")
-WEIGHTS = flags.DEFINE_enum(
-    "weights", "ema", ["ema", "raw"], "With --to=diffusers, which to write."
-)
+WEIGHTS = flags.DEFINE_enum("weights", None, ["ema", "raw"], "With --to=diffusers; default ema.")
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The data set and all that the weights do not say; left out, found by name."
 )
 STEP = flags.DEFINE_integer(
-    "step", None, "Training steps behind the weights, where the source does not say.", 0
+    "step",
+    None,
+    "Training steps behind the weights, where the source does not say.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
 )
 # What a published model's name contains -> the config of the data set that it was trained on.
 PUBLISHED = MappingProxyType(
@@ -99,8 +102,9 @@ def check_images(config: ConfigDict, source: sources.Source, where: str) -> None
 def merge(config: ConfigDict, source: sources.Source) -> None:
     """Puts what the source states about network and process into `config`.
 
-    A schedule of the same betas keeps the config's own name for it. A network that learned its
-    variance is trained further with the hybrid loss where the config's loss could not teach it.
+    A schedule of the same betas keeps the config's own name for it. Where the config's loss goes
+    with another kind of variance than the source has, training goes on with `hybrid` for a learned
+    one and with `simple` for a fixed one. More sampling steps than the chain has become 0 (all).
     """
     config.model.update(source.model)
     if not source.process:
@@ -110,13 +114,17 @@ def merge(config: ConfigDict, source: sources.Source) -> None:
     theirs = lookup(schedules.BETAS, process["schedule"], "schedule")()
     if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=1e-6, atol=0):
         config.schedule = ConfigDict(process["schedule"])
+    for owner, name in ((config.train, "preview_num_steps"), (config.sample, "num_steps")):
+        owner[name] = owner[name] if owner[name] <= len(theirs) else 0
+    if config.loss.name == "vlb" and config.loss.get("scale") == 1.0 / len(ours):
+        config.loss.scale = 1.0 / len(theirs)
     config.parameterization = ConfigDict(process["parameterization"])
-    if config.variance.name != process["variance"]["name"]:
-        config.variance = ConfigDict(process["variance"])
-        if config.variance.name == "learned_range" and config.loss.name == "simple":
-            config.loss = ConfigDict(
-                dict(name="hybrid", vlb_coefficient=1e-3, weighting=dict(name="uniform"))
-            )
+    config.variance = ConfigDict(process["variance"])
+    plain, learned = dict(weighting=dict(name="uniform")), config.variance.name == "learned_range"
+    if learned and config.loss.name == "simple":
+        config.loss = ConfigDict(dict(name="hybrid", vlb_coefficient=1e-3, **plain))
+    if not learned and config.loss.name == "hybrid":
+        config.loss = ConfigDict(dict(name="simple", **plain))
     config.sample.clip_denoised = process["clip_denoised"]
 
 
@@ -146,28 +154,19 @@ def fill(experiment: Experiment, source: sources.Source, where: str) -> tuple[An
 def write_workdir(
     experiment: Experiment, workdir: Path, step: int, params: Any, ema: Any, facts: Mapping
 ) -> None:
-    """A working directory that `sample`, `evaluate` and `train` accept; Adam starts afresh.
-
-    Raises:
-        ValueError: if the directory holds a run already.
-    """
-    state = TrainState(
-        step=jnp.asarray(step, jnp.int32),
-        params=params,
-        ema_params=(),
-        opt_state=experiment.optimizer.init(params),
-        timestep_state=experiment.timesteps.init(),
-    )
+    """A working directory that `sample`, `evaluate` and `train` accept; Adam starts afresh."""
+    state = TrainState(jnp.asarray(step, jnp.int32), params, (), (), ())
     meta = {
         "config": runs.config_to_dict(experiment.config),
         "fingerprint": None,  # of no training data: whatever follows starts a training of its own
         "image_shape": experiment.dataset.image_shape,
         "step": step,
     }
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(step, state, ema, meta)
-    runs.write_config(workdir, experiment.config)
-    runs.write_results(workdir, "convert", dict(facts), experiment.config)
+    with runs.whole_folder(workdir) as folder:
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(step, state, ema, meta)
+        runs.write_config(folder, experiment.config)
+        runs.write_results(folder, "convert", dict(facts), experiment.config)
 
 
 def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: int | None) -> None:
@@ -181,11 +180,10 @@ def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: i
     Raises:
         ValueError, FileNotFoundError, ImportError: saying what is wrong with the source.
     """
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty. Choose another --to.")
+    runs.check_new(workdir, "--to")
     source = sources.read(where)
     if config is None and source.run is not None:
-        config = runs.config_from_dict(source.run["config"])
+        config = source.run
     if config is None:
         config = config_by_name(where, source.image_shape)
     check_images(config, source, where)
@@ -213,24 +211,42 @@ def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: i
     logs.say(f"written   {workdir}, which --mode=sample and --mode=evaluate take as --workdir")
 
 
+def convert() -> None:
+    """Does what the flags say.
+
+    Raises:
+        ValueError: for flags that do not go together; see also the functions that it calls.
+    """
+    source, out = os.path.expanduser(str(FROM.value)), OUT.value
+    outwards = TO.value == "diffusers"
+    wrong = (CONFIG, STEP) if outwards else (OUT, WEIGHTS)
+    given = [f"--{flag.name}" for flag in wrong if flag.value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} goes with "
+            + ("a working directory as --to." if outwards else "--to=diffusers only.")
+        )
+    if not outwards:
+        workdir = Path(os.path.expanduser(str(TO.value)))
+        return import_weights(source, workdir, CONFIG.value, STEP.value)
+    if out is None:
+        raise ValueError("--to=diffusers needs --out=FOLDER, where to write.")
+    config = runs.read_config(source)
+    if "parameterization" not in config:
+        raise ValueError(f"--from={source} is no working directory of this program.")
+    folder = Path(os.path.expanduser(out))
+    return export.write_diffusers(build(config), Path(source), folder, WEIGHTS.value or "ema")
+
+
 def main(argv: list[str]) -> int:
     """Converts; an error that the user can mend becomes one message."""
     if len(argv) > 1:
         return command_line.fail(f"unexpected arguments {argv[1:]}: options are --name=value.")
     absl.logging.set_verbosity(absl.logging.WARNING)
     try:
-        if TO.value != "diffusers":
-            if OUT.value is not None:
-                raise ValueError("--out goes with --to=diffusers; a working directory is --to.")
-            workdir = Path(str(TO.value)).expanduser()
-            import_weights(str(FROM.value), workdir, CONFIG.value, STEP.value)
-        elif OUT.value is None:
-            raise ValueError("--to=diffusers needs --out=FOLDER, where to write.")
-        else:
-            workdir, out = Path(str(FROM.value)).expanduser(), Path(OUT.value).expanduser()
-            export.write_diffusers(build(runs.read_config(workdir)), workdir, out, WEIGHTS.value)
+        convert()
         return 0
-    except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
+    except (ValueError, OSError, ImportError, CheckpointError) as error:
         if command_line.verbose(sys.argv):
             raise
         return command_line.fail(error)

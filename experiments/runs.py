@@ -1,10 +1,14 @@
 """A working directory: its config, its results, and where they came from."""
 
+import contextlib
 import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,44 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: for anything else, naming the file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8 alike
+        raise ValueError(f"{path} is truncated or no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with fields.")
+    return content
+
+
+def check_new(folder: Path, option: str) -> None:
+    """Refuses a folder that holds something, and a path that is no folder.
+
+    Raises:
+        ValueError: naming the option that chose it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty. Choose another {option}.")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, which becomes it at the end; an interruption leaves nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def config_to_dict(config: ConfigDict) -> dict[str, Any]:
@@ -61,7 +103,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
             f"experiments.main --config=experiments/configs/digits.py --workdir={workdir}), or "
             "name the working directory of a run in --workdir."
         )
-    return config_from_dict(json.loads(path.read_text()))
+    return config_from_dict(read_json(path))
 
 
 # What the parameters of a checkpoint mean, and so cannot change after training.
@@ -157,7 +199,7 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
 def read_results(workdir: Path) -> dict[str, Any]:
     """The sections of the run's results.json; empty where nothing was recorded."""
     path = workdir / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def write_results(workdir: Path, section: str, results: dict[str, Any], config: ConfigDict) -> None:

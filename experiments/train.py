@@ -313,6 +313,19 @@ def restore(
             f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set as it was, "
             "or choose another --workdir."
         )
-    abstract = abstract_like(lambda: init_state(experiment), sharding)
-    state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
-    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract.ema_params))
+    state = checkpoints.restore(step, "state", saved_layout(experiment, meta, sharding))
+    if saved is None:
+        fresh = jax.jit(lambda: init_state(experiment), out_shardings=sharding)()
+        state = fresh._replace(step=state.step, params=state.params)
+    abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
+    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
+
+
+def saved_layout(experiment: Experiment, meta: dict[str, Any], sharding: Any) -> TrainState:
+    """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
+    nothing was trained with here, neither the optimizer's state nor the timestep sampler's.
+    """
+    layout = abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
+    if meta["fingerprint"] is None:
+        return layout._replace(opt_state=(), timestep_state=())
+    return layout

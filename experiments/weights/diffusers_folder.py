@@ -5,8 +5,8 @@ so that wrong weights would load in silence. Every field is looked at: known and
 it, or refused with the reason.
 """
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -59,24 +59,68 @@ SCHEDULER = MappingProxyType(
         "steps_offset": Field(0, 0, "timesteps count from 0"),
     }
 )
-# Shapes and widths, read below.
-READ = frozenset(
-    (
-        *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block"),
-        *("down_block_types", "up_block_types", "attention_head_dim", "norm_num_groups", "dropout"),
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _wholes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_whole, value))
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(name) is str for name in value)
+
+
+def _fractions(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(_number(beta) and 0 < beta <= 1 for beta in value)
     )
+
+
+# What is read below: how a value is recognised, and what it is called.
+READ = MappingProxyType(
+    {
+        "sample_size": (
+            lambda v: _whole(v) or (_wholes(v) and len(v) == 2),
+            "one positive whole number, or height and width",
+        ),
+        "in_channels": (_whole, "a positive whole number"),
+        "out_channels": (_whole, "a positive whole number"),
+        "block_out_channels": (_wholes, "a list of positive whole numbers"),
+        "layers_per_block": (_whole, "a positive whole number"),
+        "down_block_types": (_names, "a list of names"),
+        "up_block_types": (_names, "a list of names"),
+        "attention_head_dim": (lambda v: v is None or _whole(v), "null or a whole number"),
+        "norm_num_groups": (_whole, "a positive whole number"),
+        "dropout": (_number, "a number"),
+        "_class_name": (lambda v: v == "UNet2DModel", "UNet2DModel"),
+    }
+)
+SCHEDULER_READ = MappingProxyType(
+    {
+        "num_train_timesteps": (_whole, "a positive whole number"),
+        "beta_start": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+        "beta_end": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+        "beta_schedule": (lambda v: type(v) is str, "a name"),
+        "trained_betas": (_fractions, "null or a list of numbers between 0 and 1"),
+        "variance_type": (lambda v: type(v) is str, "a name"),
+        "clip_sample": (lambda v: type(v) is bool, "true or false"),
+        "prediction_type": (lambda v: type(v) is str, "a name"),
+    }
 )
 # Left in the config by diffusers' EMA class, and of no account to the network.
 EMA_FIELDS = frozenset(
     (
         *("decay", "min_decay", "inv_gamma", "power", "optimization_step", "update_after_step"),
         "use_ema_warmup",
-    )
-)
-SCHEDULER_READ = frozenset(
-    (
-        *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
-        *("variance_type", "clip_sample", "prediction_type"),
     )
 )
 # How strided sampling picks its steps, which is this program's own choice, and old leftovers.
@@ -101,17 +145,25 @@ VARIANCE_TYPES = MappingProxyType(
 
 
 def _check(
-    config: Mapping[str, Any], fields: Mapping[str, Field], known: frozenset[str], path: Path
+    config: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    read: Mapping[str, tuple[Callable[[Any], bool], str]],
+    ignored: frozenset[str],
+    path: Path,
 ) -> None:
     for name, field in fields.items():
         value = config.get(name, field.default)
-        if value != field.value:
+        if value != field.value or isinstance(value, bool) != isinstance(field.value, bool):
             how = "" if name in config else " (absent, which diffusers reads so)"
             raise ValueError(
                 f"{path}: {name} = {value!r}{how}, and this network has {field.value!r}: "
                 f"{field.why}. These weights would load and give wrong images."
             )
-    unknown = {name for name in config if not name.startswith("_")} - known - set(fields)
+    for name, (recognised, kind) in read.items():
+        if name in config and not recognised(config[name]):
+            raise ValueError(f"{path}: {name} = {config[name]!r} must be {kind}.")
+    known = ignored.union(read, fields)
+    unknown = {name for name in config if not name.startswith("_")} - known
     if unknown:
         raise ValueError(
             f"{path} has the fields {sorted(unknown)}, whose meaning is not known here. Remove "
@@ -129,7 +181,7 @@ def unet_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         ValueError: for any field under which the two networks are not the same function.
     """
-    _check(config, UNET, READ | EMA_FIELDS, path)
+    _check(config, UNET, READ, EMA_FIELDS, path)
     missing = {"block_out_channels", "down_block_types", "up_block_types", "in_channels"}
     missing = (missing | {"out_channels", "sample_size", "layers_per_block"}) - set(config)
     if missing:
@@ -155,9 +207,9 @@ def unet_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: attention_head_dim = {head}{how} splits the attention of {sorted(attended)} "
             "channels into heads, and the original's has one head: null. These weights would load "
-            "and give wrong images."
+            "and give wrong images. If they were trained with one head, write null there."
         )
-    height = sample_shape(config, path)[0]
+    height = sample_shape(config)[0]
     return dict(
         channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
@@ -169,24 +221,22 @@ def unet_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     )
 
 
-def sample_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int, int]:
-    """(H, W, C) of the images.
-
-    Raises:
-        ValueError: where the config does not say.
-    """
+def sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(H, W, C) of the images of a config that `unet_fields` has accepted."""
     size = config["sample_size"]
-    if isinstance(size, int):
-        size = (size, size)
-    if not isinstance(size, list | tuple) or len(size) != 2:
-        raise ValueError(f"{path}: sample_size = {size!r} must be one number, or height and width.")
-    return int(size[0]), int(size[1]), config["in_channels"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, config["in_channels"]
 
 
 def _beta_spec(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if config.get("trained_betas") is not None:
-        return dict(name="array", betas=tuple(config["trained_betas"]))
     name, steps = config.get("beta_schedule", "linear"), config.get("num_train_timesteps", 1000)
+    betas = config.get("trained_betas")
+    if betas is not None:
+        if len(betas) != steps:
+            raise ValueError(
+                f"{path}: trained_betas has {len(betas)} entries and num_train_timesteps = {steps}."
+            )
+        return dict(name="array", betas=tuple(map(float, betas)))
     if name == "squaredcos_cap_v2":
         return dict(name="cosine", num_timesteps=steps)
     if name not in SCHEDULES:
@@ -208,9 +258,9 @@ def scheduler_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if kind != "DDPMScheduler":
         raise ValueError(
             f"{path} describes a {kind}; only a DDPMScheduler says what the network was trained "
-            "for. Save the pipeline with one, or pass the file of weights alone with --config."
+            "for. Save the pipeline with one, or remove this file: the chain is then --config's."
         )
-    _check(config, SCHEDULER, SCHEDULER_READ | SCHEDULER_IGNORED, path)
+    _check(config, SCHEDULER, SCHEDULER_READ, SCHEDULER_IGNORED, path)
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise ValueError(
@@ -296,18 +346,3 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
         "clip_sample": config.sample.clip_denoised,
         **{name: field.value for name, field in SCHEDULER.items()},
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with fields.")
-    return content

@@ -9,9 +9,9 @@ import safetensors.numpy
 
 from experiments import devices, logs, runs
 from experiments.build import Experiment
-from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.checkpoint import Checkpoints
 from experiments.sample import load_ema
-from experiments.train import init_state
+from experiments.train import saved_layout
 from experiments.weights import diffusers_folder
 from experiments.weights.names import NAMINGS, tensors_from_params
 from experiments.weights.sources import RUN, WEIGHTS
@@ -25,7 +25,7 @@ tags: [ddpm]
 # {title}
 
 A denoising diffusion probabilistic model ([arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) of
-{size} images, trained on the data set `{data}` for {step:,} steps; {weights}.
+{size} images of the data set `{data}`, {behind}; {weights}.
 
 ```python
 from diffusers import DDPMPipeline
@@ -82,9 +82,9 @@ def _provenance_list(results: dict[str, Any]) -> str:
 def _public_config(experiment: Experiment) -> dict[str, Any]:
     """The config without the folders of this machine."""
     config = runs.config_to_dict(experiment.config)
-    config["data"]["data_dir"] = None
-    if "path" in config["data"]:
-        config["data"]["path"] = ""
+    for name, nowhere in (("data_dir", None), ("path", "")):
+        if name in config["data"]:
+            config["data"][name] = nowhere
     return config
 
 
@@ -96,7 +96,7 @@ def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Pa
         title=name,
         size=f"{height}×{width}×{channels}",
         data=experiment.dataset.name,
-        step=step,
+        behind=f"trained for {step:,} steps" if step else "training steps not recorded",
         weights="these are the EMA weights" if weights == "ema" else "these are the raw weights",
         steps=experiment.model.schedule.num_timesteps,
         results=_results_table(results),
@@ -111,10 +111,9 @@ def _load(experiment: Experiment, workdir: Path, weights: str) -> tuple[int, Any
     step, params = load_ema(experiment, workdir, mesh)
     if weights == "ema":
         return step, params
-    abstract = abstract_like(lambda: init_state(experiment), devices.replicated(mesh))
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
-    return step, state.params
+        layout = saved_layout(experiment, checkpoints.meta(step), devices.replicated(mesh))
+        return step, checkpoints.restore(step, "state", layout).params
 
 
 def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: str) -> None:
@@ -124,11 +123,10 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         weights: "ema" or "raw".
 
     Raises:
-        ValueError: if `out` is not empty, or diffusers has no such model.
+        ValueError: if `out` is neither new nor empty, or diffusers has no such model.
         CheckpointError: if there is no checkpoint, or it cannot be read.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty. Choose another --out.")
+    runs.check_new(out, "--out")
     network, shape = experiment.network, experiment.dataset.image_shape
     unet = diffusers_folder.unet_config(network, shape)
     scheduler = diffusers_folder.scheduler_config(experiment.config)
@@ -136,22 +134,24 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
     levels = len(network.channel_multipliers)
     tensors = tensors_from_params(jax.device_get(params), NAMINGS["diffusers"], levels)
 
+    text = card(experiment, out.name, step, weights, workdir)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers_folder.DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    run = {"config": _public_config(experiment), "step": step, "weights": weights}
-    for folder in ("unet", "scheduler"):
-        (out / folder).mkdir(parents=True)
-    safetensors.numpy.save_file(tensors, out / "unet" / WEIGHTS[0], {"format": "pt"})
-    for path, content in {
-        "unet/config.json": unet,
-        "scheduler/scheduler_config.json": scheduler,
-        RUN: run,
-        "model_index.json": index,
-    }.items():
-        (out / path).write_text(json.dumps(content, indent=2) + "\n")
-    (out / "README.md").write_text(card(experiment, out.name, step, weights, workdir))
+    run = {"config": _public_config(experiment), "step": step}
+    with runs.whole_folder(out) as folder:
+        for name in ("unet", "scheduler"):
+            (folder / name).mkdir()
+        safetensors.numpy.save_file(tensors, folder / "unet" / WEIGHTS[0], {"format": "pt"})
+        for path, content in {
+            "unet/config.json": unet,
+            "scheduler/scheduler_config.json": scheduler,
+            RUN: run,
+            "model_index.json": index,
+        }.items():
+            (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "README.md").write_text(text)
     logs.say(f"written   {out}: {len(tensors)} tensors of step {step:,} ({weights})")

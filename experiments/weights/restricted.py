@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -35,6 +35,7 @@ STORAGES = MappingProxyType(
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+MOST_SHARING = 4  # tensors may share numbers, but not so that a small file fills the memory
 
 
 class UnsafeFile(ValueError):
@@ -58,16 +59,38 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> _Tensor:
+    if hooks or metadata:
+        raise UnsafeFile("a tensor has hooks, or is stored negated or conjugated.")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Any:
+    if hooks:
+        raise UnsafeFile("a parameter has hooks.")
     return tensor
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows OrderedDict, storages and tensors; a tensor stays a description until it is checked."""
+class _Unpickler(pickle._Unpickler):
+    """Knows OrderedDict, storages and tensors; a tensor stays a description until it is checked.
+
+    The Python implementation: its memo grows with what is stored in it, where the C one allocates
+    whatever index a file names.
+    """
+
+    def load_build(self) -> None:
+        """Drops the state that a file wants to set on an object: PyTorch's holds versions only."""
+        self.stack.pop()  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -111,11 +134,13 @@ def _array(tensor: _Tensor, storage: np.ndarray, name: str) -> np.ndarray:
     return view.copy()
 
 
-def _tensors(content: Any, read: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
+def _tensors(
+    content: Any, read: Callable[[_Storage], np.ndarray], file_bytes: int
+) -> dict[str, np.ndarray]:
     if not isinstance(content, Mapping) or not content:
         raise UnsafeFile(f"it holds a {type(content).__name__} and not a dictionary of tensors.")
     storages: dict[str, np.ndarray] = {}
-    tensors = {}
+    tensors, total = {}, 0
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise UnsafeFile(
@@ -130,6 +155,9 @@ def _tensors(content: Any, read: Callable[[_Storage], np.ndarray]) -> dict[str, 
         if storages[storage.key].dtype != storage.dtype:
             raise UnsafeFile(f"{name} reads numbers of one kind as another.")
         tensors[name] = _array(value, storages[storage.key], name)
+        total += tensors[name].nbytes
+        if total > MOST_SHARING * file_bytes:
+            raise UnsafeFile(f"its tensors hold more than {MOST_SHARING} times what the file does.")
     return tensors
 
 
@@ -163,10 +191,10 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
             return _numbers(archive.read(f"{root}data/{storage.key}"), storage)
 
         with archive.open(pickles[0]) as stream:
-            return _tensors(_Unpickler(stream).load(), read)
+            return _tensors(_Unpickler(stream).load(), read, path.stat().st_size)
 
 
-def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
+def _read_legacy(stream: BinaryIO, file_bytes: int) -> dict[str, np.ndarray]:
     if _Unpickler(stream).load() != LEGACY_MAGIC or _Unpickler(stream).load() != LEGACY_PROTOCOL:
         raise UnsafeFile("it is no file of PyTorch's.")
     system = _Unpickler(stream).load()
@@ -195,7 +223,7 @@ def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
             raise UnsafeFile(f"storage {storage.key} is not in the file.")
         return storages[storage.key]
 
-    return _tensors(content, read)
+    return _tensors(content, read, file_bytes)
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -209,7 +237,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         with path.open("rb") as stream:
-            return _read_legacy(stream)
+            return _read_legacy(stream, path.stat().st_size)
     except UnsafeFile as error:
         raise UnsafeFile(f"{path} was not read: {error}") from None
     except OSError:

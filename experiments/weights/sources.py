@@ -3,18 +3,19 @@
 Reading gives tensors and what the source says about them; nothing here knows a config.
 """
 
+import contextlib
 import hashlib
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.numpy
+from ml_collections import ConfigDict
 
+from experiments import runs
 from experiments.weights import diffusers_folder
 from experiments.weights.names import NAMINGS
 from experiments.weights.restricted import read_torch
@@ -41,7 +42,7 @@ class Source(NamedTuple):
     model: the config's `model` fields that the source states.
     process: `schedule`, `parameterization`, `variance`, `clip_denoised`, where it states them.
     image_shape: (H, W, C) where it states it.
-    run: the config and step of this program, where it wrote the source.
+    run: the config of this program, where it wrote the source.
     step: training steps behind the weights, where the source says.
     files: the files read, by name, with their SHA-256.
     """
@@ -53,7 +54,7 @@ class Source(NamedTuple):
     model: Mapping[str, Any] = MappingProxyType({})
     process: Mapping[str, Any] = MappingProxyType({})
     image_shape: tuple[int, int, int] | None = None
-    run: Mapping[str, Any] | None = None
+    run: ConfigDict | None = None
     step: int | None = None
 
 
@@ -69,14 +70,18 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             if len(set(archive.files)) != len(archive.files):
                 raise ValueError("it names one array twice")
             return {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
         raise ValueError(f"{path} is damaged or no npz of plain arrays: {error}.") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
+    except OSError:
+        raise
+    except Exception as error:  # of the format, or a dtype that NumPy has not
         raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
 
 
@@ -119,6 +124,8 @@ def _naming_of(names: Mapping[str, Any], path: Path) -> str:
 def _split_tensorflow(tensors: Mapping[str, np.ndarray], source: Source) -> Source:
     """The original's checkpoint: raw weights, their EMA, and training state, which stays behind."""
     step = tensors.get("global_step")
+    if step is not None and (step.size != 1 or not np.issubdtype(step.dtype, np.integer)):
+        raise ValueError(f"global_step is {step.dtype}{step.shape}, not one whole number.")
     kept = {name: value for name, value in tensors.items() if not TRAINING_STATE.fullmatch(name)}
     ema = {
         name.removesuffix(EMA_SUFFIX): value
@@ -127,7 +134,7 @@ def _split_tensorflow(tensors: Mapping[str, np.ndarray], source: Source) -> Sour
     }
     raw = {name: value for name, value in kept.items() if not name.endswith(EMA_SUFFIX)}
     return source._replace(
-        tensors=raw or ema, ema=ema or None, step=None if step is None else int(step)
+        tensors=raw or ema, ema=ema or None, step=None if step is None else int(step.item())
     )
 
 
@@ -156,7 +163,12 @@ def read_file(path: Path) -> Source:
 def _read_unet(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     present = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
-        raise ValueError(f"{folder} holds neither of {' and '.join(WEIGHTS)}.")
+        others = sorted(path.name for path in folder.glob("diffusion_pytorch_model*"))
+        raise ValueError(
+            f"{folder} holds neither of {' and '.join(WEIGHTS)}, but {others or 'no weights'}. "
+            "Shards and variants are not read: save the model whole, with save_pretrained(FOLDER, "
+            "max_shard_size='10GB')."
+        )
     return READERS[present[0].suffix](present[0]), {present[0].name: sha256(present[0])}
 
 
@@ -167,15 +179,20 @@ def read_folder(folder: Path) -> Source:
         ValueError: for a config that this network does not compute, or damaged files.
     """
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    config = diffusers_folder.read_json(unet / "config.json")
+    config = runs.read_json(unet / "config.json")
+    if "parameterization" in config:
+        raise ValueError(
+            f"{folder} is a working directory of this program already. --to=diffusers --out=FOLDER "
+            "writes it for diffusers."
+        )
     fields = diffusers_folder.unet_fields(config, unet / "config.json")
-    shape = diffusers_folder.sample_shape(config, unet / "config.json")
+    shape = diffusers_folder.sample_shape(config)
     tensors, files = _read_unet(unet)
     source = Source("diffusers", tensors, files, model=fields, image_shape=shape)
 
     averaged = folder / "unet_ema" / "config.json"
     if unet != folder and averaged.is_file():
-        if diffusers_folder.unet_fields(diffusers_folder.read_json(averaged), averaged) != fields:
+        if diffusers_folder.unet_fields(runs.read_json(averaged), averaged) != fields:
             raise ValueError(f"{averaged} describes another network than {unet / 'config.json'}.")
         ema, ema_files = _read_unet(averaged.parent)
         files = {**files, **{f"unet_ema/{name}": value for name, value in ema_files.items()}}
@@ -184,7 +201,7 @@ def read_folder(folder: Path) -> Source:
     schedulers = [folder / name / "scheduler_config.json" for name in ("scheduler", ".")]
     found = [path for path in schedulers if path.is_file()]
     if found:
-        process = diffusers_folder.scheduler_fields(diffusers_folder.read_json(found[0]), found[0])
+        process = diffusers_folder.scheduler_fields(runs.read_json(found[0]), found[0])
         doubled = 2 if process["variance"]["name"] == "learned_range" else 1
         if config["out_channels"] != doubled * config["in_channels"]:
             raise ValueError(
@@ -194,8 +211,10 @@ def read_folder(folder: Path) -> Source:
             )
         source = source._replace(process=process)
     if (folder / RUN).is_file():
-        run = diffusers_folder.read_json(folder / RUN)
-        source = source._replace(run=run, step=run["step"])
+        run = runs.read_json(folder / RUN)
+        if not isinstance(run.get("config"), dict) or type(run.get("step")) is not int:
+            raise ValueError(f"{folder / RUN} holds no config and step. Remove it to do without.")
+        source = source._replace(run=runs.config_from_dict(run["config"]), step=run["step"])
     return source
 
 
@@ -214,6 +233,8 @@ def download(name: str) -> Path:
         ) from None
     repository, _, revision = name.partition("@")
     folder = repository.rpartition("/")[2]
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"hf:{name} is no hf:ORGANISATION/MODEL.")
     try:
         listed = huggingface_hub.list_repo_files(repository, revision=revision or None)
         weights = [file for file in listed if Path(file).name == WEIGHTS[0]] or [
@@ -223,9 +244,16 @@ def download(name: str) -> Path:
             repository, revision=revision or None, allow_patterns=["*.json", *weights]
         )
     except Exception as error:  # the library raises what its HTTP client raises
+        with contextlib.suppress(Exception):
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repository, revision=revision or None, local_files_only=True
+                )
+            )
+        at = f" --revision {revision}" if revision else ""
         raise ValueError(
             f"{repository} could not be downloaded ({type(error).__name__}: {error}).\n"
-            f"On a machine with a network: hf download {repository} --local-dir {folder}\n"
+            f"On a machine with a network: hf download {repository}{at} --local-dir {folder}\n"
             f"(config.json, scheduler_config.json and {WEIGHTS[0]} are enough); copy the folder "
             f"here, then --from={folder}."
         ) from error
@@ -252,7 +280,8 @@ def read(where: str) -> Source:
     index = path.with_name(path.name.removesuffix(".index") + ".index")
     if index.is_file():
         prefix = index.with_suffix("")
-        source = Source("tensorflow", {}, {index.name: sha256(index)})
+        beside = sorted(prefix.parent.glob(f"{prefix.name}.*"))
+        source = Source("tensorflow", {}, {path.name: sha256(path) for path in beside})
         return _split_tensorflow(_read_tensorflow(prefix), source)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")

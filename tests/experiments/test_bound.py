@@ -1,6 +1,7 @@
 """The bound over a data set: its parts add up, and nothing but the image decides its value."""
 
 import csv
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -74,7 +75,7 @@ def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
     # The rate at t is what the terms after t add up to, and the prior at the very end.
     assert rows[0]["rate"] == pytest.approx(number["rate"], rel=1e-6)
     assert rows[-1]["rate"] == pytest.approx(number["prior"], rel=1e-6)
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         assert before["rate"] - after["rate"] == pytest.approx(after["bits_per_dim"], abs=1e-6)
     for row in rows:  # the root is concave: the mean of roots is the smaller
         assert 0 < row["rmse_mean_of_roots"] <= row["rmse_root_of_mean"] < 255

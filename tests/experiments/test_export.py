@@ -1,6 +1,7 @@
 """A run written for diffusers, read back, and trained on."""
 
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from experiments.evaluate import evaluate
 from experiments.sample import load_ema, sample
 from experiments.train import train
 from experiments.weights import export
+from tests.experiments.published_configs import base_config
+from tests.fixtures.published import FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,21 @@ def test_what_was_exported_comes_back_bit_for_bit(trained, tmp_path: pathlib.Pat
     for path in (tmp_path / "model").rglob("*"):
         if path.is_file():
             assert str(workdir.parent).encode() not in path.read_bytes()
+
+
+def test_what_was_converted_is_exported_and_comes_back(tmp_path: pathlib.Path) -> None:
+    """A folder of images too, without the name of any file or folder of this machine."""
+    name = "ddpm-celebahq-256"
+    source = shutil.copytree(FOLDER / name, tmp_path / "somewhere" / name)
+    convert.import_weights(str(source), tmp_path / "run", base_config(name), None)
+    experiment = build(runs.read_config(tmp_path / "run"))
+    export.write_diffusers(experiment, tmp_path / "run", tmp_path / "model", "ema")
+    for path in (tmp_path / "model").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+    assert "training steps not recorded" in (tmp_path / "model" / "README.md").read_text()
+    convert.import_weights(str(tmp_path / "model"), tmp_path / "again", None, None)
+    ours, again = (runs.read_config(tmp_path / folder) for folder in ("run", "again"))
+    assert runs.config_to_dict(ours) == runs.config_to_dict(again)
 
 
 def test_the_card_gives_the_results_and_where_they_come_from(
@@ -107,13 +125,15 @@ def test_training_goes_on_from_converted_weights(trained, tmp_path: pathlib.Path
     convert.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
     config = runs.config_from_dict(runs.config_to_dict(experiment.config))
     config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 0  # another state of the optimizer
+    config.timesteps.name = "loss_second_moment"
     config.train.num_steps += 4
     assert train(build(config), tmp_path / "run")
     step, params = load_ema(build(config), tmp_path / "run", devices.make_mesh())
     assert step == config.train.num_steps
     before = load_ema(experiment, workdir, devices.make_mesh())[1]
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, before)
-    assert 0 < max(jax.tree.leaves(moved)) < 0.01
+    assert 0 < max(jax.tree.leaves(moved)) < 0.05
     config.optimizer.learning_rate = 1e-3
     with pytest.raises(ValueError, match="another config"):
         train(build(config), tmp_path / "run")

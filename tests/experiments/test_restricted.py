@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.weights import restricted
 from experiments.weights.restricted import LEGACY_MAGIC, LEGACY_PROTOCOL, UnsafeFile, read_torch
 
 VALUES = np.arange(24, dtype=np.float32)
@@ -234,3 +235,40 @@ def test_every_truncation_is_refused(write, path: pathlib.Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(UnsafeFile, match="was not read"):
             read_torch(path)
+
+
+def write_raw(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/data/0", VALUES.tobytes())
+    return path
+
+
+def test_a_tensor_stored_negated_is_refused(path: pathlib.Path) -> None:
+    """PyTorch keeps the sign of some views beside the numbers; unread, they would be wrong."""
+    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
+    negated = Call(rebuild, storage(), 0, (4,), (1,), False, None, {"neg": True})
+    with pytest.raises(UnsafeFile, match="negated or conjugated"):
+        read_torch(write_zip(path, {"w": negated}))
+
+
+def test_a_small_file_cannot_fill_the_memory(path: pathlib.Path) -> None:
+    """Neither by a huge index into the pickle's memo nor by naming one storage many times."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnsafeFile):
+        read_torch(write_raw(path, b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+    with pytest.raises(UnsafeFile, match="more than 4 times what the file does"):
+        many = {f"w{i}": tensor((100, 100), (100, 1), size=10_000) for i in range(10)}
+        read_torch(write_zip(path, many, **{"data/0": bytes(40_000)}))
+
+
+def test_a_file_cannot_change_the_reader(path: pathlib.Path) -> None:
+    attack = b"ctorch._utils\n_rebuild_parameter\nN}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b"
+    with pytest.raises(UnsafeFile):
+        read_torch(write_raw(path, b"\x80\x02" + attack + b"."))
+    assert restricted._rebuild_parameter.__defaults__ is None
+    state = dumps({"w": tensor()})[:-1] + b"}X\x05\x00\x00\x00itemsNsb."
+    assert list(read_torch(write_raw(path, state))) == ["w"]

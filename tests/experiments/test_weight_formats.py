@@ -161,7 +161,7 @@ def test_a_training_s_averaged_copy_becomes_the_ema(tmp_path: pathlib.Path) -> N
 PROCESSES = {
     "cosine": (dict(beta_schedule="squaredcos_cap_v2"), "cosine"),
     "quadratic": (dict(beta_schedule="scaled_linear", beta_end=0.03), "quadratic"),
-    "given": (dict(trained_betas=[0.1, 0.2, 0.3]), "array"),
+    "given": (dict(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), "array"),
     "the config's own": (dict(), "linear"),
 }
 
@@ -196,6 +196,26 @@ def test_a_learned_variance_is_trained_on_with_a_loss_that_teaches_it(
     convert.merge(config, sources.read(str(folder)))
     assert config.variance.name == "learned_range" and config.loss.name == "hybrid"
     build(config)
+
+
+def test_a_fixed_variance_is_trained_on_with_a_loss_that_needs_none(
+    tmp_path: pathlib.Path,
+) -> None:
+    """And a short chain is neither previewed nor sampled in more steps than it has."""
+    folder = shutil.copytree(CIFAR10, tmp_path / "model")
+    content = json.loads((folder / "scheduler_config.json").read_text())
+    content |= {"num_train_timesteps": 40}
+    (folder / "scheduler_config.json").write_text(json.dumps(content))
+    config = cifar10.get_config()
+    config.variance = ConfigDict({"name": "learned_range"})
+    config.loss = ConfigDict({"name": "hybrid"})
+    convert.merge(config, sources.read(str(folder)))
+    assert config.variance.name == "fixed_large" and config.loss.name == "simple"
+    assert config.train.preview_num_steps == config.sample.num_steps == 0
+    assert build(config).model.schedule.num_timesteps == 40
+    config = cifar10.get_config("eps_vlb_fixed")
+    convert.merge(config, sources.read(str(folder)))
+    assert config.loss.scale == 1 / 40
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pytest
 import safetensors.numpy
 
 from diffusion.unet import UNet
-from experiments import convert
+from experiments import convert, runs
 from experiments.configs import digits
 from experiments.weights import diffusers_folder, sources
 from experiments.weights.names import NAMINGS, params_from_tensors, tensors_from_params
+from tests.experiments.published_configs import base_config
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params
 from tests.fixtures.published import FOLDER
 
@@ -53,7 +54,6 @@ UNET_CASES = {
     "down_block_types": ["DownBlock2D"] * 6,
     "up_block_types": ["AttnUpBlock2D"] * 6,
     "block_out_channels": [4, 6, 8, 8, 16, 16],
-    "sample_size": None,
     "out_channels": 6,
     "an_option_of_tomorrow": 1,
 }
@@ -73,6 +73,66 @@ def test_a_network_that_is_another_function_is_refused(field: str, folder: pathl
     change(folder / "unet" / "config.json", field, UNET_CASES[field])
     named = "the blocks" if field.endswith("block_types") else field
     with pytest.raises(ValueError, match=rf"config\.json.*{named}"):
+        sources.read(str(folder))
+
+
+WRONG_KINDS = {
+    "unet/config.json": {
+        "sample_size": [None, 0, True, [64.5, 64], [64], "64"],
+        "in_channels": [None, 3.0, 0],
+        "block_out_channels": [None, 4, [4.0, 8.0], ["4"], []],
+        "layers_per_block": [None, 2.0, "2", [2], 0],
+        "down_block_types": [None, "DownBlock2D", [1]],
+        "norm_num_groups": [None, 0, 2.0, "2"],
+        "attention_head_dim": [[16], {}, "16"],
+        "dropout": ["x", None],
+        "_class_name": ["UNet2DConditionModel"],
+        "downsample_padding": [False],
+    },
+    "scheduler/scheduler_config.json": {
+        "beta_start": ["0.0001", None, -1, 0],
+        "trained_betas": [0.1, "x", [], [0.1, None], [0.5, float("nan")]],
+        "beta_schedule": [["linear"], None],
+        "prediction_type": [["epsilon"]],
+        "variance_type": [["fixed_small"]],
+        "clip_sample": [0, "false", None],
+        "num_train_timesteps": [0, 1000.0, "1000"],
+    },
+}
+KINDS = [
+    (name, field, value)
+    for name, fields in WRONG_KINDS.items()
+    for field, values in fields.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), KINDS)
+def test_a_value_of_the_wrong_kind_is_named(
+    name: str, field: str, value: Any, folder: pathlib.Path
+) -> None:
+    change(folder / name, field, value)
+    with pytest.raises(ValueError, match=rf"config\.json: {field} = "):
+        sources.read(str(folder))
+
+
+def test_a_list_of_betas_must_be_the_whole_chain(folder: pathlib.Path) -> None:
+    change(folder / "scheduler" / "scheduler_config.json", "trained_betas", [0.1, 0.2])
+    with pytest.raises(ValueError, match="trained_betas has 2 entries and num_train_timesteps = 1"):
+        sources.read(str(folder))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"config": [], "step": 3}', '{"config": {}}'])
+def test_a_damaged_record_of_the_run_is_refused(content: str, folder: pathlib.Path) -> None:
+    (folder / sources.RUN).write_text(content)
+    with pytest.raises(ValueError, match=r"training_run\.json holds no config and step"):
+        sources.read(str(folder))
+
+
+def test_shards_and_variants_are_named(folder: pathlib.Path) -> None:
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(ValueError, match=r"but \['diffusion_pytorch_model\.fp16.*save the model"):
         sources.read(str(folder))
 
 
@@ -128,6 +188,17 @@ def test_a_truncated_file_is_refused(suffix: str, tmp_path: pathlib.Path) -> Non
     sources.read(str(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="truncated|damaged"):
+        sources.read(str(path))
+
+
+def test_other_damage_to_an_npz_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.npz"
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    path.write_bytes(path.with_suffix(".npy").read_bytes())
+    with pytest.raises(ValueError, match="no npz of plain arrays"):
+        sources.read(str(path))
+    np.savez(path, **{"model/conv_in/W": np.zeros(3), "global_step": np.zeros(2)})
+    with pytest.raises(ValueError, match="global_step is float64"):
         sources.read(str(path))
 
 
@@ -235,8 +306,25 @@ def test_images_of_another_size_and_unknown_data_are_refused(tmp_path: pathlib.P
 
 def test_a_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"is not empty\. Choose another --to"):
-        convert.import_weights(str(PIPELINE), tmp_path, None, None)
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match=r"is not empty\. Choose another --to"):
+            convert.import_weights(str(PIPELINE), taken, None, None)
+
+
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = base_config("ddpm-celebahq-256")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runs, "write_config", interrupt)
+        convert.import_weights(str(PIPELINE), tmp_path / "run", config, None)
+    assert not list(tmp_path.iterdir())
+    convert.import_weights(str(PIPELINE), tmp_path / "run", config, None)
+    with pytest.raises(ValueError, match="is a working directory of this program already"):
+        sources.read(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("revision", ["", "@main"])
@@ -249,8 +337,25 @@ def test_a_download_that_fails_says_what_to_bring(
         raise hub.errors.OfflineModeIsEnabled("no network")
 
     monkeypatch.setattr(hub, "list_repo_files", refuse)
-    with pytest.raises(ValueError, match=r"(?s)no network.*hf download google/x --local-dir x.*=x"):
+    at = " --revision main" if revision else ""
+    with pytest.raises(ValueError, match=rf"(?s)no network.*google/x{at} --local-dir x.*=x"):
         sources.read(f"hf:google/x{revision}")
+    with pytest.raises(ValueError, match=r"hf:x is no hf:ORGANISATION/MODEL"):
+        sources.read("hf:x")
+
+
+def test_what_was_downloaded_before_is_found_without_a_network(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+    snapshot = tmp_path / "hub" / "models--google--x" / "snapshots" / ("0" * 40)
+    shutil.copytree(PIPELINE, snapshot)
+    refs = tmp_path / "hub" / "models--google--x" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    assert sources.read("hf:google/x").image_shape == (64, 64, 3)
 
 
 def test_without_the_hub_s_package_the_error_names_the_extra(
