@@ -48,7 +48,7 @@ setuptools.setup(
             "mypy>=1.14",
         ],
         "hub": ["huggingface_hub>=0.25"],  # python -m experiments.convert --from=hf:...
-        "parity": ["torch>=2.6", "diffusers>=0.32"],
+        "parity": ["torch>=2.6", "diffusers>=0.32"],  # and torch-fidelity, see .ci/run
         "launch": ["submitit>=1.5.2"],
     },
 )
