@@ -1,6 +1,7 @@
 """Images in and out of the model's range, and PNG grids of them."""
 
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,19 @@ def to_model(image: UInt8[Array, "*x"]) -> Float[Array, "*x"]:
 def to_uint8(x: Float[Array, "*x"]) -> UInt8[Array, "*x"]:
     """float32 to uint8, clipped to [-1, 1] and rounded half up."""
     return jnp.floor(jnp.clip(x, -1.0, 1.0) * 127.5 + 128.0).astype(jnp.uint8)
+
+
+def to_levels(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    """float32 clipped to [-1, 1], as float32 in [0, 255], not rounded."""
+    return (jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5
+
+
+def to_uint8_down(x: Float[Array, "*x"]) -> UInt8[Array, "*x"]:
+    """float32 to uint8, clipped to [-1, 1] and rounded down."""
+    return to_levels(x).astype(jnp.uint8)
+
+
+QUANTIZE = MappingProxyType({"round": to_uint8, "floor": to_uint8_down, "none": to_levels})
 
 
 def random_flip(keys: jax.Array, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

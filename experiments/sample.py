@@ -18,9 +18,14 @@ SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
 def make_sample_fn(
-    experiment: Experiment, mesh: Any, *, num_steps: int, record: tuple[int, ...] = ()
+    experiment: Experiment,
+    mesh: Any,
+    *,
+    num_steps: int,
+    record: tuple[int, ...] = (),
+    quantize: str = "round",
 ) -> SampleFn:
-    """(params, indices i32[B]) -> (samples uint8[B, H, W, C], progress uint8[K, B, H, W, C]).
+    """(params, indices i32[B]) -> (samples [B, H, W, C], progress [K, B, H, W, C]) in 0..255.
 
     Compiled; B is cut over the devices. Sample i is a function of (seed, i) alone. A
     class-conditional network is asked for class i mod num_classes.
@@ -28,9 +33,11 @@ def make_sample_fn(
     Args:
         num_steps: length of the respaced chain; 0 is every timestep.
         record: timesteps of that chain whose estimates of x_0 are returned.
+        quantize: a key of images.QUANTIZE; uint8 but for "none".
     """
     config, dataset = experiment.config, experiment.dataset
     schedule, denoise = experiment.sampling_chain(num_steps)
+    to_pixels = images.QUANTIZE[quantize]
 
     def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = random.per_index(random.stream(config.seed, "sample"), indices)
@@ -42,7 +49,7 @@ def make_sample_fn(
         result = samplers.sample(
             experiment.sampler, schedule, bound, keys, dataset.image_shape, record=record
         )
-        return images.to_uint8(result.x_0), images.to_uint8(result.progress)
+        return to_pixels(result.x_0), to_pixels(result.progress)
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
     return jax.jit(

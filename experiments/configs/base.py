@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
     config.evaluate = ConfigDict()
-    config.evaluate.metrics = "bpd"  # separated by commas: bpd | bpd_fast
+    config.evaluate.metrics = "bpd"  # separated by commas: bpd | bpd_fast | samples | chain
     config.evaluate.split = "test"  # test | train
     config.evaluate.num_images = 1000  # the first n of the split; 0 is all
     config.evaluate.batch_size = 250  # at a time, over all devices
@@ -92,4 +92,20 @@ def get_config() -> ConfigDict:
     config.evaluate.timesteps_per_call = 100  # of bpd, in one dispatch
     config.evaluate.timesteps_at_once = 1  # of bpd, in one call of the network
     config.evaluate.num_strata = 50  # of bpd_fast: timesteps of each image, beside 0
+    config.evaluate.extractor = (
+        "auto"  # of features: auto (inception if there) | inception | classifier
+    )
+    config.evaluate.inception_weights = config_dict.placeholder(str)  # None: see docs/evaluation.md
+    config.evaluate.reference = config_dict.placeholder(
+        str
+    )  # npz of mu and sigma to compare with too
+    config.evaluate.protocol = (
+        "custom"  # paper | repository | edm fix the next five; custom: as here
+    )
+    config.evaluate.num_samples = 1000  # drawn for `samples` and `chain`
+    config.evaluate.quantize = "round"  # samples to 256 levels: round | floor | none
+    config.evaluate.num_splits = 10  # of the inception score
+    config.evaluate.num_sets = 1  # of samples; the one of the smallest distance counts
+    config.evaluate.drop = 1  # round the numbers of real images down to a multiple of this
+    config.evaluate.chain_points = 11  # of `chain`: times at which the estimate of x_0 is judged
     return config

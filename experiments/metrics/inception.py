@@ -21,6 +21,7 @@ FEATURES = 2048
 CLASSES = 1008
 EPSILON = 1e-3  # of every BatchNorm
 PRECISION = jax.lax.Precision.HIGHEST
+Images = UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
 Params = dict[str, Any]
 Layer = tuple[int, int | tuple[int, int]]  # features, kernel
 
@@ -54,18 +55,27 @@ def scale(x: jax.Array) -> jax.Array:
     return (x - 128) / 128
 
 
-def prepare(images: UInt8[Array, "b h w c"]) -> Float[Array, "b 299 299 3"]:
+def prepare(images: Images) -> Float[Array, "b 299 299 3"]:
     """The network's input: resized to 299 x 299 and scaled to [-1, 1).
 
     Args:
-        images: u8[B, H, W, C] of any size, C = 3, or C = 1, which is repeated to three channels.
+        images: u8[B, H, W, C], or f32 in [0, 255] where samples are not rounded, of any size;
+            C = 3, or 1, which is repeated to three channels.
 
     Raises:
         ValueError: for another dtype, rank or number of channels.
     """
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != jnp.uint8:
+    if (
+        images.ndim != 4
+        or images.shape[-1] not in (1, 3)
+        or images.dtype
+        not in (
+            jnp.uint8,
+            jnp.float32,
+        )
+    ):
         raise ValueError(
-            "Inception takes uint8 images of shape [B, H, W, 3] or [B, H, W, 1], not "
+            "Inception takes uint8 or float32 images of shape [B, H, W, 3] or [B, H, W, 1], not "
             f"{images.dtype} of shape {images.shape}."
         )
     _, height, width, _ = images.shape
@@ -246,13 +256,13 @@ class Inception(nn.Module):
 
 
 def extract(
-    params: Params, images: UInt8[Array, "b h w c"]
+    params: Params, images: Images
 ) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
     """Features and logits of images; to be jitted by the caller.
 
     Args:
         params: from `load_inception`.
-        images: u8[B, H, W, 3], or u8[B, H, W, 1], whose channel is repeated.
+        images: u8[B, H, W, 3], or u8[B, H, W, 1], whose channel is repeated; f32 in [0, 255] too.
 
     Returns:
         f32[B, 2048], the pooled features, never negative, of FID, KID and precision/recall; and

@@ -6,16 +6,15 @@ does: only the file with the known SHA-256 is Inception, and only its numbers ar
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import jax
 import numpy as np
-import safetensors.numpy
 from flax import traverse_util
 
+from experiments.metrics.cache import cache_folder, write_tensors
 from experiments.metrics.inception import CLASSES, Params, param_shapes
 from experiments.weights.names import Naming, params_from_tensors
 from experiments.weights.restricted import read_torch
@@ -25,7 +24,6 @@ FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256_PREFIX = "6726825d"
 PATH_VARIABLE = "DDPM_INCEPTION_WEIGHTS"
-CACHE_VARIABLE = "DDPM_CACHE"
 LEAVES = MappingProxyType(
     {
         "kernel": "conv.weight",
@@ -36,11 +34,6 @@ LEAVES = MappingProxyType(
     }
 )
 UNUSED = ".num_batches_tracked"  # counters of PyTorch's training, no weights
-
-
-def cache_folder() -> Path:
-    """Where this program keeps what it need not make twice: $DDPM_CACHE or ~/.cache/ddpm-jax."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/ddpm-jax").expanduser()
 
 
 def find(path: str | Path | None) -> Path:
@@ -107,15 +100,6 @@ def params_from_state(tensors: Mapping[str, np.ndarray]) -> Params:
     return params
 
 
-def _store(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-        stream.write(content)
-    os.replace(stream.name, path)
-
-
 def _read_converted(path: Path) -> Params:
     try:
         return params_from_state(READERS[".safetensors"](path))
@@ -151,7 +135,7 @@ def load_inception(path: str | Path | None = None) -> tuple[Params, str]:
     tensors = read_torch(source)
     params = params_from_state(tensors)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        _store(tensors, converted)
+        write_tensors(converted, tensors)
     return params, digest
 
 

@@ -137,12 +137,12 @@ def test_interpolation_reads_at_i_in_over_out() -> None:
 @pytest.mark.parametrize(
     "images",
     [
-        np.zeros((1, 8, 8, 3), np.float32),
+        np.zeros((1, 8, 8, 3), np.int32),
         np.zeros((8, 8, 3), np.uint8),
         np.zeros((1, 8, 8, 4), np.uint8),
         np.zeros((1, 3, 8, 8), np.uint8),
     ],
 )
 def test_other_images_are_refused(images: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"takes uint8 images of shape \[B, H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"takes uint8 or float32 images of shape \[B, H, W, 3\]"):
         inception.prepare(images)

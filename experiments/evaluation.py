@@ -1,0 +1,73 @@
+"""What every metric is given, and what it gives back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import data, parts, runs
+from experiments.build import Experiment
+
+
+class Context(NamedTuple):
+    """What every metric works on."""
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Any
+    step: int
+    params: Any
+    source: data.Source
+    num_images: int
+
+    def folder(self, metric: str, protocol: Mapping[str, Any]) -> Path:
+        """Where the metric keeps its parts: another folder for anything that they depend on."""
+        config = runs.config_to_dict(self.experiment.config)
+        facts = {name: config[name] for name in ("seed", "data", "model", "schedule", "variance")}
+        return self.workdir / "evaluation" / f"{metric}_{parts.key([facts, dict(protocol)])}"
+
+
+class Result(NamedTuple):
+    """What a metric found.
+
+    values: quantity -> {"value": ..., "standard_error": ..., ...}.
+    protocol: everything that must agree before two values of a quantity may be compared.
+    lines: for the terminal.
+    """
+
+    values: dict[str, dict[str, Any]]
+    protocol: dict[str, Any]
+    files: tuple[str, ...]
+    lines: list[str]
+
+
+def number(value: float, error: float | None = None, **more: Any) -> dict[str, Any]:
+    """A value, with its standard error where it has one."""
+    return {"value": float(value)} | ({} if error is None else {"standard_error": error}) | more
+
+
+def line(name: str, value: dict[str, Any], detail: str = "") -> str:
+    """A row for the terminal."""
+    error = value.get("standard_error")
+    spread = "" if error is None else f" +- {error:.3f}"
+    return f"  {name:<24} {value['value']:8.3f}{spread}{detail}"
+
+
+def image_protocol(context: Context) -> dict[str, Any]:
+    """Which images a likelihood is of, and under which weights."""
+    config = context.experiment.config.evaluate
+    return {
+        "dataset": context.experiment.dataset.name,
+        "split": config.split,
+        "num_images": context.num_images,
+        "split_images": len(context.source),
+        "weights": "ema",
+        "checkpoint_step": context.step,
+        "num_timesteps": context.experiment.model.schedule.num_timesteps,
+    }
+
+
+def which_images(context: Context) -> str:
+    """For the terminal; an incomplete split is said to be one."""
+    whole = context.num_images == len(context.source)
+    split = context.experiment.config.evaluate.split
+    return f"all {context.num_images}" if whole else f"first {context.num_images} {split} images"

@@ -1,0 +1,106 @@
+"""Metrics of likelihood: the variational bound in full, and estimated."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import baselines, bound, devices, plots
+from experiments.evaluation import Context, Result, image_protocol, line, number, which_images
+
+
+def bits_per_dim(context: Context) -> Result:
+    """The variational bound with all T terms, and the rate-distortion curve that they are.
+
+    Writes bound.csv (every timestep) and rate_distortion.png.
+    """
+    experiment, config = context.experiment, context.experiment.config.evaluate
+    protocol = image_protocol(context) | {
+        "quantity": "variational bound",
+        "decoder": config.decoder,
+        "clip_denoised": config.clip_denoised,
+        "num_draws": config.num_draws,
+    }
+
+    def run(denoise: Callable[..., Any], params: Any, name: str) -> bound.BoundTable:
+        folder = context.folder(name, protocol)
+        arguments = (context.source, context.num_images, context.mesh, folder)
+        return bound.evaluate_bound(experiment, denoise, params, *arguments)
+
+    table = run(experiment.denoise, context.params, "bpd")
+    untrained = run(experiment.untrained_denoise, {}, "bpd_untrained").total
+    gaussian = baselines.pixel_gaussian(
+        experiment.dataset.open("train"), context.source, context.num_images
+    )
+    draws = {}
+    if config.num_draws > 1:
+        error = bound.standard_error(table.draws)
+        draws = {"standard_error_over_draws": error}
+    total = table.total
+    rmse_of_mean = 127.5 * np.sqrt(table.x_0_mse)
+    values = {
+        "bits_per_dim": number(total.mean(), bound.standard_error(total), **draws),
+        "rate": number(table.rate[0]),
+        "distortion": number(table.decoder.mean()),
+        "prior": number(table.prior.mean()),
+        "kl": number(table.divergence.mean()),
+        "decoder": number(table.decoder.mean()),
+        "rmse_root_of_mean": number(rmse_of_mean[0]),
+        "rmse_mean_of_roots": number(127.5 * table.x_0_rmse[0]),
+        "untrained_network": number(untrained.mean(), bound.standard_error(untrained)),
+        "gaussian_per_pixel": number(gaussian.mean(), bound.standard_error(gaussian)),
+    }
+    if devices.is_main_process():
+        write_terms(context.workdir / "bound.csv", table)
+        title = f"{experiment.dataset.name}, {which_images(context)}, step {context.step:,}"
+        plots.rate_distortion(
+            context.workdir / "rate_distortion.png", table.rate, rmse_of_mean, title
+        )
+    split = ", ".join(f"{name} {values[name]['value']:.3f}" for name in ("prior", "kl", "decoder"))
+    lines = [
+        f"bits/dim  of {which_images(context)}, +- standard error over images",
+        line("this model (bound)", values["bits_per_dim"], f"  = {split}"),
+        line("untrained network", values["untrained_network"]),
+        line("Gaussian per pixel", values["gaussian_per_pixel"]),
+        f"  rate {values['rate']['value']:.3f} + distortion {values['distortion']['value']:.3f} "
+        f"bits/dim, RMSE {values['rmse_root_of_mean']['value']:.2f} of 255",
+    ]
+    return Result(values, protocol, ("bound.csv", "rate_distortion.png"), lines)
+
+
+def write_terms(path: Path, table: bound.BoundTable) -> None:
+    """The bound by timestep as CSV: the term, the rate so far, RMSE on [0, 255] averaged two ways.
+
+    The root of the mean over images, and the mean over images of each one's root (DDPM Table 4 does
+    not say which it gives).
+    """
+    names = "t,reverse_time,bits_per_dim,rate,rmse_root_of_mean,rmse_mean_of_roots\n"
+    columns = (table.terms, table.rate, 127.5 * np.sqrt(table.x_0_mse), 127.5 * table.x_0_rmse)
+    rows = zip(*columns, strict=True)
+    last = len(table.terms)
+    text = "".join(
+        f"{t},{last - t}," + ",".join(f"{value:.8g}" for value in row) + "\n"
+        for t, row in enumerate(rows)
+    )
+    path.write_text(names + text)
+
+
+def estimated_bits_per_dim(context: Context) -> Result:
+    """The same bound from a few timesteps of each image, drawn anew for every image: unbiased."""
+    experiment, config = context.experiment, context.experiment.config.evaluate
+    bits = bound.estimate_bound(
+        experiment, context.params, context.source, context.num_images, context.mesh
+    )
+    protocol = image_protocol(context) | {
+        "quantity": "variational bound, estimated from strata of timesteps",
+        "decoder": config.decoder,
+        "clip_denoised": config.clip_denoised,
+        "num_strata": config.num_strata,
+    }
+    values = {"bits_per_dim_estimate": number(bits.mean(), bound.standard_error(bits))}
+    lines = [
+        f"bits/dim  estimated from {config.num_strata + 1} timesteps of {which_images(context)}",
+        line("this model (estimate)", values["bits_per_dim_estimate"]),
+    ]
+    return Result(values, protocol, (), lines)

@@ -1,0 +1,249 @@
+"""Samples judged by features: the numbers are those of the same images, however they were drawn."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import data, devices, evaluate, sample_quality, train
+from experiments.build import build
+from experiments.metrics import classifier, frechet, references, scores
+from experiments.metrics.extractors import Extractor, features_of, load_extractor, make_feature_fn
+from experiments.sample import draw, load_ema, make_sample_fn
+
+Make = Callable[[], ConfigDict]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_cache(tmp_path_factory: pytest.TempPathFactory):
+    """A cache of its own, and a classifier of few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DDPM_INCEPTION_WEIGHTS", raising=False)
+        patch.setattr(classifier, "RECIPE", classifier.Recipe(channels=(8, 16), steps=60))
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Make) -> ConfigDict:
+    config = tiny()
+    config.evaluate.update(metrics="samples", num_samples=20, num_splits=2, chain_points=3)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("run")
+    assert train.train(build(config), workdir)
+    return workdir
+
+
+def changed(config: ConfigDict, **fields: object) -> ConfigDict:
+    other = ConfigDict(config.to_dict())
+    other.evaluate.update(fields)
+    return other
+
+
+@pytest.fixture(scope="module")
+def extractor(config: ConfigDict) -> Extractor:
+    return load_extractor("auto", None, build(config).dataset)
+
+
+def test_the_classifier_is_trained_once_and_known_by_its_hash(config, extractor) -> None:
+    dataset = build(config).dataset
+    assert 0.5 < extractor.accuracy <= 1.0  # 60 steps of a tiny network
+    again = load_extractor("classifier", None, dataset)
+    assert again.sha256 == extractor.sha256 and again.accuracy == extractor.accuracy
+    assert extractor.name == f"digits-cnn-{extractor.sha256[:8]}" and not extractor.is_inception
+    moved = jax.tree.map(lambda x: x + 1e-3, extractor.params)
+    assert classifier._digest(moved) != extractor.sha256
+    assert classifier._digest(extractor.params) == extractor.sha256
+
+
+def test_only_inception_s_numbers_have_its_names(extractor) -> None:
+    inception = extractor._replace(name="inception-2015-12-05")
+    for name in ("fid_train", "is", "kid", "precision"):
+        assert inception.quantity(name) == name
+        other = extractor.quantity(name)
+        assert other.endswith(extractor.name) and not other.startswith(("fid", "is_", "kid"))
+    assert extractor.quantity("fid_train") == f"fd_train_{extractor.name}"
+    assert extractor.quantity("is") == f"classifier_score_{extractor.name}"
+
+
+def test_an_extractor_that_cannot_be_is_refused(config, tmp_path: pathlib.Path) -> None:
+    dataset = build(config).dataset
+    with pytest.raises(ValueError, match=r"extractor = 'vgg' is not known.*auto, inception"):
+        load_extractor("vgg", None, dataset)
+    with pytest.raises(FileNotFoundError, match=r"(?s)not downloaded silently.*curl"):
+        load_extractor("inception", None, dataset)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_extractor("auto", str(tmp_path / "nowhere.pth"), dataset)
+    with pytest.raises(ValueError, match="has no labels.*inception_weights"):
+        load_extractor("classifier", None, dataset._replace(num_classes=None))
+
+
+def test_features_do_not_depend_on_batches_or_devices(config, extractor) -> None:
+    source = build(config).dataset.open("test")
+    pictures = data.read(source, 0, 21)["image"]
+
+    def look(mesh, batch_size: int):
+        feature_fn = make_feature_fn(extractor, mesh)
+        return features_of(feature_fn, lambda a, b: pictures[a:b], 21, batch_size, mesh)
+
+    one = devices.make_mesh(jax.devices()[:1])
+    reference = look(one, 21)
+    for other in (look(one, 5), look(devices.make_mesh(), 8)):
+        for ours, theirs in zip(reference, other, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert reference.features.shape == (21, 16) and reference.logits.shape == (21, 10)
+
+
+def test_the_numbers_are_those_of_the_samples(config, trained, extractor) -> None:
+    """Every value again from the images that the program's sampler draws, by the definitions."""
+    experiment = build(config)
+    values = evaluate.evaluate(experiment, trained)["samples"]
+    mesh = devices.make_mesh()
+    _, params = load_ema(experiment, trained, mesh)
+    samples, _ = draw(make_sample_fn(experiment, mesh, num_steps=0), params, 0, 20, 8, mesh)
+    feature_fn = make_feature_fn(extractor, mesh)
+
+    def look(pictures: np.ndarray):
+        read = pictures.__getitem__
+        return features_of(feature_fn, lambda a, b: read(slice(a, b)), len(pictures), 8, mesh)
+
+    fake = look(samples)
+    splits = {}
+    for split in ("train", "test"):
+        source = experiment.dataset.open(split)
+        splits[split] = look(data.read(source, 0, len(source))["image"]).features
+    scale = splits["train"].std(axis=0, ddof=1, dtype=np.float64)
+    number = {
+        name.removesuffix(f"_{extractor.name}"): value["value"] for name, value in values.items()
+    }
+    for split, real in splits.items():
+        x, y = fake.features / scale, real / scale
+        expected = frechet.frechet_distance(
+            x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)
+        )
+        assert number[f"fd_{split}"] == pytest.approx(expected, rel=1e-3)
+    score = scores.inception_score(fake.logits, 2)
+    assert number["classifier_score"] == pytest.approx(score.mean, rel=1e-4)
+    ratio = scores.nearest_neighbour_ratio(
+        fake.features / scale, splits["train"] / scale, splits["test"] / scale
+    )
+    assert number["nearest_neighbour_ratio"] == pytest.approx(ratio, rel=1e-3)
+    assert number["fd_train_of_held_out"] < number["fd_train_of_gaussian_pixels"]
+    assert number["fd_train_of_held_out"] < number["fd_train"]
+    section = json.loads((trained / "results.json").read_text())["samples"]
+    protocol = section["protocol"]
+    assert protocol["extractor_sha256"] == extractor.sha256 and protocol["num_samples"] == 20
+    assert protocol["protocol"] == "custom" and protocol["quantize"] == "round"
+    assert not any(name.startswith(("fid", "kid", "is")) for name in section["values"])
+
+
+def test_what_was_drawn_is_not_drawn_again(config, trained, monkeypatch) -> None:
+    config = changed(config, num_samples=24, quantize="floor")
+    calls, make = [], sample_quality.make_sample_fn
+
+    def counting(*arguments, **options):
+        sample_fn = make(*arguments, **options)
+
+        def call(*inputs):
+            calls.append(None)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return sample_fn(*inputs)
+
+        return call
+
+    monkeypatch.setattr(sample_quality, "make_sample_fn", counting)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(build(config), trained)
+    again = evaluate.evaluate(build(config), trained)["samples"]
+    assert len(calls) == 3 + 2  # of three batches the first was kept
+    assert evaluate.evaluate(build(config), trained)["samples"] == again
+    assert len(calls) == 5
+    evaluate.evaluate(build(changed(config, num_samples=32)), trained)
+    assert len(calls) == 6
+
+
+def test_the_chain_ends_in_the_samples(config, trained, monkeypatch) -> None:
+    """Its last estimate is the sample, so that its last numbers are those of `samples`."""
+    config = changed(config, metrics="samples,chain")
+    calls, make = [], sample_quality.make_sample_fn
+
+    def counting(*arguments, **options):
+        calls.append(options["record"])
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(sample_quality, "make_sample_fn", counting)
+    results = evaluate.evaluate(build(config), trained)
+    assert calls == [(7, 4, 0), (7, 4, 0)] or calls == [(7, 3, 0), (7, 3, 0)]
+    with (trained / "chain.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["reverse_time"]) for row in rows][-1] == 8 and len(rows) == 3
+    for name, value in results["samples"].items():
+        if name in rows[-1]:
+            assert float(rows[-1][name]) == pytest.approx(value["value"], rel=1e-6)
+    assert (trained / "chain.png").is_file()
+
+
+def test_of_several_sets_the_nearest_counts(config, trained) -> None:
+    values = evaluate.evaluate(build(changed(config, num_samples=10, num_sets=2)), trained)
+    distances = next(v for k, v in values["samples"].items() if k.startswith("fd_train_digits"))
+    assert len(distances["sets"]) == 2 and distances["value"] == min(distances["sets"])
+
+
+def test_published_statistics_can_be_the_reference(config, trained, extractor, tmp_path) -> None:
+    """The cache's own files have the keys that published ones have."""
+    from experiments.metrics.cache import cache_folder
+
+    path = next((cache_folder() / "references").glob(f"{extractor.name}-*-train-*.npz"))
+    results = evaluate.evaluate(build(changed(config, reference=str(path))), trained)["samples"]
+    value = {name.removesuffix(f"_{extractor.name}"): v["value"] for name, v in results.items()}
+    assert value["fd_file"] == pytest.approx(value["fd_train"], rel=1e-9)
+    with pytest.raises(FileNotFoundError, match="do not exist"):
+        references.read_statistics(tmp_path / "none.npz", 16)
+    with pytest.raises(ValueError, match=r"mu \(16,\).*need \(2048,\)"):
+        references.read_statistics(path, 2048)
+    np.savez(tmp_path / "bad.npz", mean=np.zeros(16))
+    with pytest.raises(ValueError, match="no plain arrays `mu` and `sigma`"):
+        references.read_statistics(tmp_path / "bad.npz", 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(protocol="ddpm"), "protocol = 'ddpm' is not known.*custom, paper"),
+        (dict(quantize="ceil"), "quantize = 'ceil' is not known.*round, floor, none"),
+        (dict(num_samples=1), "num_samples = 1 must be at least 2"),
+        (dict(num_samples=5, num_splits=10), "num_samples = 5 must be at least num_splits = 10"),
+        (dict(chain_points=0), "chain_points = 0 must be positive"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused(config, fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate.check(build(changed(config, **fields)))
+
+
+def test_a_protocol_is_known_by_its_fields(config) -> None:
+    paper = sample_quality.protocol_fields(changed(config, protocol="paper").evaluate)
+    assert paper["protocol"] == "paper" and paper["num_samples"] == 50_000
+    by_hand = changed(config, **sample_quality.PROTOCOLS["edm"])
+    assert sample_quality.protocol_fields(by_hand.evaluate)["protocol"] == "edm"
+
+
+def test_quantizing(config) -> None:
+    from experiments import images
+
+    x = np.float32([-2.0, -1.0, 0.0, 0.5 / 127.5 - 1, 0.996, 1.0])
+    np.testing.assert_array_equal(images.QUANTIZE["floor"](x), [0, 0, 127, 0, 254, 255])
+    np.testing.assert_array_equal(images.QUANTIZE["round"](x), [0, 0, 128, 1, 254, 255])
+    np.testing.assert_allclose(
+        images.QUANTIZE["none"](x), [0, 0, 127.5, 0.5, 254.49, 255], atol=1e-3
+    )
