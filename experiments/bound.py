@@ -184,17 +184,13 @@ def evaluate_bound(
     return BoundTable(prior, divergence, decoder, **means, draws=totals.mean(1) + prior.mean())
 
 
-def estimate_bound(
-    experiment: Experiment,
-    params: Any,
-    source: data.Source,
-    num_images: int,
-    mesh: Any,
-) -> np.ndarray:
-    """An unbiased estimate of each image's bound, bits per dimension f64[N].
+def make_estimate(
+    experiment: Experiment, source: data.Source, num_images: int, mesh: Any
+) -> Callable[[Any], np.ndarray]:
+    """params -> an unbiased estimate of each image's bound, bits per dimension f64[N].
 
     The decoder's term, the prior's, and one term out of each of config.evaluate.num_strata parts
-    of the chain, drawn anew for every image.
+    of the chain, drawn anew for every image; the same draws for whatever parameters.
     """
     config = experiment.config.evaluate
     batch_size = devices.round_up(config.batch_size, mesh)
@@ -213,13 +209,17 @@ def estimate_bound(
         return t, jnp.pad(jnp.concatenate([jnp.ones(1), sizes]), (0, padding))
 
     draw_fn = jax.jit(draw, in_shardings=by_image, out_shardings=(by_column, None))
-    bits = []
     batches = list(padded_batches(source, num_images, batch_size))
-    for first, count, read in logs.track(batches, "bits/dim, estimated"):
-        indices = np.arange(first, first + batch_size, dtype=np.int32)
-        batch, indices = devices.put_global((read(), indices), by_image)
-        t, weights = draw_fn(indices)
-        prior, terms = devices.fetch(terms_fn(params, batch, indices, t, np.int32(0)))
-        weights = np.asarray(weights, np.float64)[:, None]
-        bits.append((prior + (weights * terms.nats).sum(axis=0))[:count] / BIT)
-    return np.concatenate(bits)
+
+    def estimate(params: Any) -> np.ndarray:
+        bits = []
+        for first, count, read in logs.track(batches, "bits/dim, estimated"):
+            indices = np.arange(first, first + batch_size, dtype=np.int32)
+            batch, indices = devices.put_global((read(), indices), by_image)
+            t, weights = draw_fn(indices)
+            prior, terms = devices.fetch(terms_fn(params, batch, indices, t, np.int32(0)))
+            weights = np.asarray(weights, np.float64)[:, None]
+            bits.append((prior + (weights * terms.nats).sum(axis=0))[:count] / BIT)
+        return np.concatenate(bits)
+
+    return estimate

@@ -58,6 +58,10 @@ class Checkpoints:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the last save."""
         self._manager.close()
 
     def latest_step(self) -> int | None:

@@ -61,6 +61,7 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "num_images": context.num_images,
         "split_images": len(context.source),
         "weights": "ema",
+        "checkpoint": context.experiment.config.checkpoint,
         "checkpoint_step": context.step,
         "num_timesteps": context.experiment.model.schedule.num_timesteps,
     }

@@ -89,9 +89,8 @@ def write_terms(path: Path, table: bound.BoundTable) -> None:
 def estimated_bits_per_dim(context: Context) -> Result:
     """The same bound from a few timesteps of each image, drawn anew for every image: unbiased."""
     experiment, config = context.experiment, context.experiment.config.evaluate
-    bits = bound.estimate_bound(
-        experiment, context.params, context.source, context.num_images, context.mesh
-    )
+    estimate = bound.make_estimate(experiment, context.source, context.num_images, context.mesh)
+    bits = estimate(context.params)
     protocol = image_protocol(context) | {
         "quantity": "variational bound, estimated from strata of timesteps",
         "decoder": config.decoder,

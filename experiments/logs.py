@@ -216,6 +216,12 @@ class TrainingLog:
             self._board.close()
             self._jsonl.close()
 
+    def scalar(self, step: int, name: str, value: float) -> None:
+        """One number beside the windows' metrics, in metrics.jsonl and TensorBoard."""
+        if self.active:
+            self._jsonl.write(json.dumps({"step": step, name: value}) + "\n")
+            self._board.add_scalar(name, value, step)
+
     def advance(self, step: int) -> None:
         """Moves the bar."""
         if self.active:

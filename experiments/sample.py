@@ -93,8 +93,16 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any
         CheckpointError: if there is none, or it cannot be read.
         ValueError: if it was trained under a config that describes another model.
     """
-    with Checkpoints(workdir) as checkpoints:
+    which = experiment.config.checkpoint
+    if which not in ("latest", "best"):
+        raise ValueError(f"config.checkpoint = {which!r} must be 'latest' or 'best'.")
+    with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
         step = checkpoints.latest_step()
+        if step is None and which == "best":
+            raise CheckpointError(
+                f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, "
+                "or set config.checkpoint to 'latest'."
+            )
         if step is None:
             raise CheckpointError(
                 f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
@@ -152,6 +160,7 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     results = {
         "checkpoint_step": step,
         "weights": "ema",
+        "checkpoint": experiment.config.checkpoint,
         "sampler": config.sampler.name,
         "num_steps": num_timesteps,
         "num_images": config.num_images,

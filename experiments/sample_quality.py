@@ -100,20 +100,20 @@ class Judge(NamedTuple):
         )
 
 
-def make_judge(context: Context, drop: int) -> Judge:
+def make_judge(experiment: Experiment, mesh: Any, drop: int) -> Judge:
     """Loads the extractor and the real features. A classifier's features are standardised.
 
     Args:
         drop: the numbers of real images are rounded down to a multiple of it.
     """
-    config, dataset = context.experiment.config.evaluate, context.experiment.dataset
+    config, dataset = experiment.config.evaluate, experiment.dataset
     extractor = load_extractor(config.extractor, config.inception_weights, dataset)
-    feature_fn = make_feature_fn(extractor, context.mesh)
-    batch_size = devices.round_up(config.batch_size, context.mesh)
+    feature_fn = make_feature_fn(extractor, mesh)
+    batch_size = devices.round_up(config.batch_size, mesh)
 
     def real(split: str) -> Features:
         count = len(dataset.open(split)) // drop * drop
-        return real_features(extractor, dataset, split, count, feature_fn, batch_size, context.mesh)
+        return real_features(extractor, dataset, split, count, feature_fn, batch_size, mesh)
 
     train, test = real("train"), real("test")
     reference = statistics(train.features, {"split": "train"})
@@ -173,6 +173,7 @@ def sampling_protocol(context: Context) -> dict[str, Any]:
     return {
         "dataset": context.experiment.dataset.name,
         "weights": "ema",
+        "checkpoint": config.checkpoint,
         "checkpoint_step": context.step,
         "sampler": config.sample.sampler.name,
         "num_steps": config.sample.num_steps or chain,
@@ -262,7 +263,7 @@ def sample_quality(context: Context) -> Result:
     """
     config = context.experiment.config.evaluate
     fields = protocol_fields(config)
-    judge = make_judge(context, fields["drop"])
+    judge = make_judge(context.experiment, context.mesh, fields["drop"])
     record = chain_times(context.experiment) if "chain" in config.metrics else ()
     sets = sample_features(context, judge, fields, record)
     every = [_one_set(judge, found, fields["num_splits"]) for found in sets]
@@ -327,7 +328,7 @@ def chain_quality(context: Context) -> Result:
     fields = protocol_fields(experiment.config.evaluate)
     if "samples" not in experiment.config.evaluate.metrics:
         fields = fields | {"num_sets": 1}
-    judge = make_judge(context, fields["drop"])
+    judge = make_judge(context.experiment, context.mesh, fields["drop"])
     record = chain_times(experiment)
     num_steps = experiment.config.sample.num_steps or experiment.model.schedule.num_timesteps
     found: list[list[Features]] = [[] for _ in record]

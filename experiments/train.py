@@ -17,6 +17,7 @@ from experiments import data, devices, images, logs, runs
 from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints, abstract_like
 from experiments.sample import make_preview
+from experiments.validation import Validation
 
 
 class TrainState(NamedTuple):
@@ -140,9 +141,10 @@ def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
         raise ValueError(
             f"config.train.steps_per_call = {train.steps_per_call} must be at least 1."
         )
-    for name in ("num_steps", "log_every", "preview_every", "checkpoint_every"):
+    optional = ("preview_every", "validate_every")
+    for name in ("num_steps", "log_every", "checkpoint_every", *optional):
         steps = train[name]
-        if steps % train.steps_per_call or steps < (0 if name == "preview_every" else 1):
+        if steps % train.steps_per_call or steps < (0 if name in optional else 1):
             raise ValueError(
                 f"config.train.{name} = {steps} must be a positive multiple of "
                 f"config.train.steps_per_call = {train.steps_per_call}."
@@ -239,6 +241,7 @@ def train(experiment: Experiment, workdir: Path) -> bool:
         train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
         logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
         preview = make_preview(experiment, mesh)
+        validation = Validation(experiment, workdir, mesh) if config.train.validate_every else None
         if devices.is_main_process():
             runs.write_config(workdir, config)
 
@@ -275,11 +278,18 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                     window = meter.close(step)
                 previewing = config.train.preview_every and step % config.train.preview_every == 0
                 saving = step % config.train.checkpoint_every == 0 or finished or stopping
-                if previewing or saving:
+                validating = validation and step % config.train.validate_every == 0
+                if previewing or saving or validating:
                     jax.block_until_ready(metrics)  # or its time would count as the pause's
                 if previewing:
                     with meter.paused():
                         preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")
+                if validation is not None and validating:
+                    with meter.paused():
+                        kept = state._replace(ema_params=())
+                        facts = meta | {"step": step}
+                        value = validation.run(step, kept, state.ema_params, facts)
+                        log.scalar(step, f"validation_{validation.name}", value)
                 if saving:
                     with meter.paused():
                         save(step, state)
@@ -289,6 +299,8 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                 jax.block_until_ready(metrics)
                 log.write(window, meter.lap())
         batches.close()
+        if validation is not None:
+            validation.close()
     if stopping:
         logs.say(f"stopped   at step {step:,}, which is saved; the same command continues")
     return not stopping

@@ -14,6 +14,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of everything: initialisation, batches, noise, dropout
     config.distributed = "off"  # off | auto (from the cluster) | HOST:PORT,NUM_PROCESSES,PROCESS_ID
 
+    config.checkpoint = "latest"  # to sample and evaluate: latest | best (of the validations)
+
     # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder
     config.data = ConfigDict(dict(name="digits"))
     config.data.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR or TFDS's own folder
@@ -68,6 +70,9 @@ def get_config() -> ConfigDict:
     config.train.preview_every = 10_000  # steps between PNG grids of EMA samples; 0 is never
     config.train.preview_images = 64  # images in such a grid
     config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep
+    config.train.validate_every = 0  # steps between validations, which keep the best; 0 is never
+    config.train.validate_with = "bpd_fast"  # bpd_fast | samples (distance to the train split)
+    config.train.validate_images = 250  # held-out images, or samples, of a validation
     config.train.checkpoint_every = 5_000  # steps between checkpoints
     config.train.keep_checkpoints = 2  # how many of the latest stay
     config.train.finish_with = ("sample", "evaluate")  # modes that follow the last step

@@ -147,10 +147,10 @@ def test_the_estimate_agrees_with_the_whole_bound(trained: tuple, params, tmp_pa
     experiment, mesh = build(config), devices.make_mesh(jax.devices()[:1])
     whole = compute(config, params, tmp_path).total
     source = experiment.dataset.open("test")
-    arguments = (jax.device_put(params, devices.replicated(mesh)), source, 10, mesh)
-    every = bound.estimate_bound(build(changed(config, num_strata=7)), *arguments)
+    placed = jax.device_put(params, devices.replicated(mesh))
+    every = bound.make_estimate(build(changed(config, num_strata=7)), source, 10, mesh)(placed)
     np.testing.assert_allclose(every, whole, rtol=1e-4)
-    few = bound.estimate_bound(experiment, *arguments)
+    few = bound.make_estimate(experiment, source, 10, mesh)(placed)
     assert few.shape == (10,) and abs(few - whole).max() > 1e-3
     assert few.mean() == pytest.approx(whole.mean(), rel=0.3)
 

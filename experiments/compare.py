@@ -1,0 +1,112 @@
+"""Lays the numbers of runs side by side, and says which of them must not be compared.
+
+    python -m experiments.compare runs/a/results.json runs/b/results.json
+
+Two values of a quantity may be compared when the protocols behind them agree: the same images, as
+many of them, the same extractor, decoder, quantization. Whatever is being compared on purpose, such
+as the checkpoint, the sampler or the seed, may differ and is listed above the table.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import runs
+
+# What a comparison may be about; every other field of the protocols must agree.
+FREE = (
+    *("checkpoint", "checkpoint_step", "weights", "variance"),
+    *("sampler", "num_steps", "clip_denoised", "seed"),
+)
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def read(path: Path) -> Results:
+    """The sections of a results.json that hold values.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds none.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: name results.json files, or their folders."
+        )
+    sections = {
+        name: section for name, section in runs.read_json(path).items() if "values" in section
+    }
+    if not sections:
+        raise ValueError(f"{path} holds no measured values yet: run --mode=evaluate.")
+    return sections
+
+
+def differences(protocols: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+    """Fields in which the protocols that exist differ and must not: name -> value in each run."""
+    present = [protocol for protocol in protocols if protocol is not None]
+    names = sorted({name for protocol in present for name in protocol} - set(FREE))
+    result = {}
+    for name in names:
+        values = [None if p is None else p.get(name, "absent") for p in protocols]
+        if len({repr(v) for v, p in zip(values, protocols, strict=True) if p is not None}) > 1:
+            result[name] = values
+    return result
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "–"
+    error = value.get("standard_error")
+    return f"{value['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _rows(section: str, all_results: Sequence[Results]) -> list[list[str]]:
+    """One row per quantity of a section; the last cell says why values cannot be compared."""
+    sections = [results.get(section) for results in all_results]
+    protocols = [None if s is None else s["protocol"] for s in sections]
+    unlike = differences(protocols)
+    why = "; ".join(f"{name}: {' / '.join(map(str, v))}" for name, v in unlike.items())
+    quantities = dict.fromkeys(name for s in sections if s is not None for name in s["values"])
+    rows = []
+    for quantity in quantities:
+        values = [None if s is None else s["values"].get(quantity) for s in sections]
+        shared = sum(value is not None for value in values) > 1
+        verdict = "only one run has it" if not shared else f"NOT comparable: {why}" if why else ""
+        rows.append([f"{section}.{quantity}", *map(_cell, values), verdict])
+    return rows
+
+
+def compare(names: Sequence[str], all_results: Sequence[Results]) -> str:
+    """A Markdown table: quantities down, runs across, and what stands against comparing them."""
+    lines = []
+    for section in dict.fromkeys(name for results in all_results for name in results):
+        for field in FREE:
+            values = [
+                results[section]["protocol"].get(field, "–") if section in results else "–"
+                for results in all_results
+            ]
+            if len(set(map(str, values))) > 1:
+                lines.append(f"{section}: {field} = {' / '.join(map(str, values))}")
+    head = ["quantity", *names, "comparable?"]
+    table = [head, ["---"] * len(head)]
+    for section in dict.fromkeys(name for results in all_results for name in results):
+        table += _rows(section, all_results)
+    return "\n".join([*lines, "", *("| " + " | ".join(row) + " |" for row in table)])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table of the files that the command line names."""
+    if len(argv) < 3 or any(word.startswith("-") for word in argv[1:]):
+        print("usage: python -m experiments.compare A/results.json B/results.json ...")
+        return 2
+    try:
+        print(compare(argv[1:], [read(Path(name)) for name in argv[1:]]))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,67 @@
+"""Side by side stand only numbers of one protocol; the others are named with the reason."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from experiments.compare import compare, differences, main, read
+
+
+def section(value: float, **protocol: Any) -> dict[str, Any]:
+    fields = {"dataset": "digits", "split": "test", "num_images": 100, "checkpoint_step": 5}
+    return {"values": {"bits_per_dim": {"value": value}}, "protocol": fields | protocol}
+
+
+def row(text: str, quantity: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {quantity} "))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_like_protocols_are_compared() -> None:
+    runs = [{"bpd": section(4.3)}, {"bpd": section(4.5, checkpoint_step=9)}]
+    text = compare(["a", "b"], runs)
+    assert row(text, "bpd.bits_per_dim") == ["bpd.bits_per_dim", "4.3", "4.5", ""]
+    assert "bpd: checkpoint_step = 5 / 9" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_images", 50), ("split", "train"), ("dataset", "cifar10"), ("decoder", "exact")],
+)
+def test_unlike_protocols_are_not(field: str, value: Any) -> None:
+    runs = [{"bpd": section(4.3)}, {"bpd": section(4.5, **{field: value})}]
+    verdict = row(compare(["a", "b"], runs), "bpd.bits_per_dim")[-1]
+    assert (
+        verdict.startswith("NOT comparable") and f"{field}: " in verdict and str(value) in verdict
+    )
+
+
+def test_a_number_that_one_run_lacks_is_no_comparison() -> None:
+    other = section(1.0)
+    other["values"] = {"rate": {"value": 1.0, "standard_error": 0.25}}
+    cells = row(compare(["a", "b"], [{"bpd": section(4.3)}, {"bpd": other}]), "bpd.rate")
+    assert cells == ["bpd.rate", "–", "1 ± 0.25", "only one run has it"]
+    text = compare(["a", "b"], [{"bpd": section(4.3)}, {"samples": other}])
+    assert row(text, "bpd.bits_per_dim")[-1] == "only one run has it"
+
+
+def test_of_three_runs_the_odd_one_is_seen() -> None:
+    protocols = [section(1)["protocol"], None, section(1, split="train")["protocol"]]
+    assert differences(protocols) == {"split": ["test", None, "train"]}
+
+
+def test_files_and_folders_are_read_and_others_refused(tmp_path: pathlib.Path, capsys) -> None:
+    content = {"bpd": section(4.3), "convert": {"from": "x"}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert list(read(tmp_path)) == ["bpd"] == list(read(tmp_path / "results.json"))
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 0
+    assert "bits_per_dim" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path), str(tmp_path / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "no measured values yet" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "usage" in capsys.readouterr().out
