@@ -26,6 +26,7 @@ setuptools.setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
         "jaxtyping>=0.3",
+        "diffrax>=0.6",  # adaptive ODE solvers, for the likelihood of the probability flow
         "numpy>=2",
         "absl-py>=2.1",
         "ml_collections>=1.0",
