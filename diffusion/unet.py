@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from diffusion.convolution import conv_general_dilated
 
 Dtype = Any
+Time = Int[Array, " b"] | Float[Array, " b"]
 
 
 class Settings(NamedTuple):
@@ -28,11 +29,11 @@ def kernel_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-def timestep_embedding(t: Int[Array, " b"], channels: int) -> Float[Array, "b c"]:
+def timestep_embedding(t: Time, channels: int) -> Float[Array, "b c"]:
     """[sin(t f_i), cos(t f_i)] with f_i = exp(-ln 10000 * i / (half - 1)) (Transformer positions).
 
     Args:
-        t: i32[B], the timesteps that the network is told.
+        t: i32[B], the timesteps that the network is told; f32[B] between them.
         channels: width of the result, at least 4; an odd width gets one zero column.
     """
     half = channels // 2
@@ -138,7 +139,7 @@ class TimeEmbedding(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, t: Int[Array, " b"]) -> jax.Array:
+    def __call__(self, t: Time) -> jax.Array:
         temb = timestep_embedding(t, self.channels)
         temb = nn.swish(dense(4 * self.channels, "dense0", self.dtype)(temb))
         return dense(4 * self.channels, "dense1", self.dtype)(temb)
@@ -257,7 +258,7 @@ class UNet(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Int[Array, " b"],
+        t: Time,
         labels: Int[Array, " b"] | None = None,
         *,
         train: bool = False,
@@ -266,7 +267,7 @@ class UNet(nn.Module):
 
         Args:
             x: f32[B, H, W, C], x_t.
-            t: i32[B], timesteps as the schedule's `model_t` gives them.
+            t: i32[B], timesteps as the schedule's `model_t` gives them; f32[B] between them.
             labels: i32[B] in [0, num_classes], the last being "no label"; None means that for
                 all. Only for a network with num_classes.
             train: apply dropout, with the rng stream "dropout".

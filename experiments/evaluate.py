@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments import devices, likelihoods, logs, runs, sample_quality
-from experiments.build import Experiment, choose
+from experiments.build import Experiment, blame, choose
 from experiments.evaluation import Context, Result
 from experiments.sample import load_ema
 
@@ -15,6 +15,7 @@ METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
     {
         "bpd": likelihoods.bits_per_dim,
         "bpd_fast": likelihoods.estimated_bits_per_dim,
+        "ode": likelihoods.flow_bits_per_dim,
         "samples": sample_quality.sample_quality,
         "chain": sample_quality.chain_quality,
     }
@@ -42,7 +43,10 @@ def check(experiment: Experiment) -> None:
     """
     config = experiment.config.evaluate
     metric_names(experiment)
-    for name in ("batch_size", "num_draws", "timesteps_per_call", "timesteps_at_once"):
+    for name in (
+        *("batch_size", "num_draws", "timesteps_per_call", "timesteps_at_once"),
+        *("ode_probes", "ode_max_steps"),
+    ):
         if config[name] < 1:
             raise ValueError(f"config.evaluate.{name} = {config[name]} must be at least 1.")
     last = experiment.model.schedule.num_timesteps - 1
@@ -51,6 +55,14 @@ def check(experiment: Experiment) -> None:
             f"config.evaluate.num_strata = {config.num_strata} must be 1 to {last}, the timesteps "
             "that there are beside 0."
         )
+    if not 0 < config.ode_tolerance < 1:
+        raise ValueError(
+            f"config.evaluate.ode_tolerance = {config.ode_tolerance} must be between 0 and 1; "
+            "float32 gives no more than about 1e-6."
+        )
+    if "ode" in metric_names(experiment):
+        with blame("evaluate.metrics"):
+            likelihoods.make_flow_fn(experiment, devices.make_mesh())
     sample_quality.check(experiment)
     source = experiment.dataset.open(config.split)
     if not 0 <= config.num_images <= len(source):

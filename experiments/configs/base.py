@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
     config.evaluate = ConfigDict()
-    config.evaluate.metrics = "bpd"  # separated by commas: bpd | bpd_fast | samples | chain
+    config.evaluate.metrics = "bpd"  # separated by commas: bpd | bpd_fast | ode | samples | chain
     config.evaluate.split = "test"  # test | train
     config.evaluate.num_images = 1000  # the first n of the split; 0 is all
     config.evaluate.batch_size = 250  # at a time, over all devices
@@ -97,6 +97,9 @@ def get_config() -> ConfigDict:
     config.evaluate.timesteps_per_call = 100  # of bpd, in one dispatch
     config.evaluate.timesteps_at_once = 1  # of bpd, in one call of the network
     config.evaluate.num_strata = 50  # of bpd_fast: timesteps of each image, beside 0
+    config.evaluate.ode_tolerance = 1e-5  # relative and absolute, of a step of the ODE's solver
+    config.evaluate.ode_probes = 1  # random vectors behind each divergence
+    config.evaluate.ode_max_steps = 1000  # of the solver, for one image
     config.evaluate.extractor = (
         "auto"  # of features: auto (inception if there) | inception | classifier
     )

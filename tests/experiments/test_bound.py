@@ -203,3 +203,21 @@ def test_metrics_are_checked_before_anything_runs(trained: tuple) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.check(build(changed(config, **fields)))
+
+
+def test_the_flow_s_likelihood_is_measured_as_another_quantity(trained: tuple) -> None:
+    config, workdir = trained
+    config = changed(config, metrics="ode", num_images=3, ode_tolerance=1e-3)
+    values = evaluate.evaluate(build(config), workdir)["ode"]
+    assert 0 < values["flow_bits_per_dim"]["value"] < 20
+    assert values["flow_evaluations"]["value"] > 7 and values["flow_unsolved_images"]["value"] == 0
+    section = json.loads((workdir / "results.json").read_text())["ode"]
+    assert "probability-flow" in section["protocol"]["quantity"]
+    with pytest.raises(ValueError, match="no image's flow was solved in .*ode_max_steps = 2"):
+        evaluate.evaluate(build(changed(config, ode_max_steps=2)), workdir)
+    mu = changed(config)
+    mu.parameterization, mu.train.preview_num_steps = ConfigDict({"name": "mu"}), 0
+    with pytest.raises(ValueError, match=r"evaluate\.metrics.*mu"):
+        evaluate.check(build(mu))
+    with pytest.raises(ValueError, match=r"ode_tolerance = 0\.0 must be between"):
+        evaluate.check(build(changed(config, ode_tolerance=0.0)))
