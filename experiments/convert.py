@@ -28,6 +28,7 @@ from diffusion import schedules
 from experiments import command_line, logs, runs
 from experiments.build import Experiment, build, lookup
 from experiments.checkpoint import CheckpointError, Checkpoints
+from experiments.configs import saved
 from experiments.data import DATASETS
 from experiments.train import TrainState
 from experiments.weights import export, sources
@@ -183,7 +184,7 @@ def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: i
     runs.check_new(workdir, "--to")
     source = sources.read(where)
     if config is None and source.run is not None:
-        config = source.run
+        config = saved.complete(source.run)
     if config is None:
         config = config_by_name(where, source.image_shape)
     check_images(config, source, where)
@@ -234,6 +235,7 @@ def convert() -> None:
     config = runs.read_config(source)
     if "parameterization" not in config:
         raise ValueError(f"--from={source} is no working directory of this program.")
+    config = saved.complete(config)
     folder = Path(os.path.expanduser(out))
     return export.write_diffusers(build(config), Path(source), folder, WEIGHTS.value or "ema")
 

@@ -8,6 +8,23 @@
 from ml_collections import ConfigDict
 
 from experiments import runs
+from experiments.configs import base
+
+# Sections that say what is done with a model, not what it is.
+SECTIONS = ("loader", "train", "sample", "evaluate")
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """`config` with the defaults of fields that are younger than it."""
+    defaults = base.get_config()
+    with config.unlocked():
+        if "checkpoint" not in config:
+            config.checkpoint = defaults.checkpoint
+        for section in SECTIONS:
+            for name, value in defaults[section].items(preserve_field_references=True):
+                if name not in config[section]:
+                    config[section][name] = value
+    return config
 
 
 def get_config(workdir: str) -> ConfigDict:
@@ -15,5 +32,6 @@ def get_config(workdir: str) -> ConfigDict:
 
     Raises:
         FileNotFoundError: if there is none, saying how a run is started.
+        ValueError: if it is damaged.
     """
-    return runs.read_config(workdir)
+    return complete(runs.read_config(workdir))

@@ -158,3 +158,17 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: pathlib.Path) -> None:
         row, column = i // 3 * 9 * 6, i % 3 * 9 * 6
         assert (grid[row : row + 48, column : column + 48] == i * 50).all()
     assert (grid[54:102, 108:] == 128).all()
+
+
+def test_a_config_older_than_a_field_gets_its_default(trained: tuple, tmp_path) -> None:
+    from experiments import runs
+    from experiments.configs import saved
+
+    content = runs.config_to_dict(trained[0])
+    del content["checkpoint"], content["evaluate"]["num_strata"], content["train"]["validate_every"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = saved.get_config(str(tmp_path))
+    assert config.checkpoint == "latest" and config.evaluate.num_strata == 50
+    assert config.train.validate_every == 0
+    assert config.train.num_steps == trained[0].train.num_steps
+    build(config)
