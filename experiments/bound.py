@@ -185,12 +185,13 @@ def evaluate_bound(
 
 
 def make_estimate(
-    experiment: Experiment, source: data.Source, num_images: int, mesh: Any
+    experiment: Experiment, source: data.Source, num_images: int, mesh: Any, quiet: bool = False
 ) -> Callable[[Any], np.ndarray]:
     """params -> an unbiased estimate of each image's bound, bits per dimension f64[N].
 
     The decoder's term, the prior's, and one term out of each of config.evaluate.num_strata parts
-    of the chain, drawn anew for every image; the same draws for whatever parameters.
+    of the chain, drawn anew for every image; the same draws for whatever parameters. `quiet` shows
+    no progress, for use inside a training, which shows its own.
     """
     config = experiment.config.evaluate
     batch_size = devices.round_up(config.batch_size, mesh)
@@ -213,7 +214,7 @@ def make_estimate(
 
     def estimate(params: Any) -> np.ndarray:
         bits = []
-        for first, count, read in logs.track(batches, "bits/dim, estimated"):
+        for first, count, read in batches if quiet else logs.track(batches, "estimate"):
             indices = np.arange(first, first + batch_size, dtype=np.int32)
             batch, indices = devices.put_global((read(), indices), by_image)
             t, weights = draw_fn(indices)

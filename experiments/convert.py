@@ -8,31 +8,20 @@ dictionaries under the original's names, safetensors. The result is sampled, eva
 further like any run. Out: a folder that diffusers' DDPMPipeline.from_pretrained opens.
 """
 
-import importlib
 import os
-import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import absl.logging
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from diffusion import schedules
-from experiments import command_line, logs, runs
-from experiments.build import Experiment, build, lookup
-from experiments.checkpoint import CheckpointError, Checkpoints
+from experiments import command_line, runs
+from experiments.build import build
+from experiments.checkpoint import CheckpointError
 from experiments.configs import saved
-from experiments.data import DATASETS
-from experiments.train import TrainState
-from experiments.weights import export, sources
-from experiments.weights.names import NAMINGS, params_from_tensors
+from experiments.weights import export
+from experiments.weights.importer import import_weights
 
 FROM = flags.DEFINE_string("from", None, "What to read: a path, or hf:ORGANISATION/MODEL.")
 TO = flags.DEFINE_string("to", None, "The working directory to write, or `diffusers`.")
@@ -48,168 +37,6 @@ STEP = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
-# What a published model's name contains -> the config of the data set that it was trained on.
-PUBLISHED = MappingProxyType(
-    {
-        "cifar10": "cifar10",
-        "celebahq": "celebahq256",
-        "bedroom": "lsun_bedroom",
-        "church": "lsun_church",
-        "cat": "lsun_cat",
-    }
-)
-
-
-def config_by_name(where: str, image_shape: tuple[int, ...] | None) -> ConfigDict:
-    """The config that goes with a published model, by its name, or by a size that only one has.
-
-    Raises:
-        ValueError: where neither tells, with what to pass.
-    """
-    name = "/".join(where.rstrip("/").split("/")[-2:]).lower()
-    found = {
-        config
-        for part, config in PUBLISHED.items()
-        if re.search(rf"(?<![a-z]){part}(?![a-z])", name)
-    }
-    if not found and image_shape == (32, 32, 3):
-        found = {"cifar10"}
-    if len(found) != 1:
-        raise ValueError(
-            f"nothing in {where!r} says which data the weights were trained on. Pass the config "
-            "that goes with them, for example --config=experiments/configs/cifar10.py (others: "
-            f"{', '.join(sorted(set(PUBLISHED.values()) - {'cifar10'}))}, or your own)."
-        )
-    chosen = found.pop()
-    logs.say(f"config    experiments/configs/{chosen}.py; --config=FILE chooses another")
-    return importlib.import_module(f"experiments.configs.{chosen}").get_config()
-
-
-def check_images(config: ConfigDict, source: sources.Source, where: str) -> None:
-    """Refuses a config whose images are of another size than the source states.
-
-    Raises:
-        ValueError: naming both.
-    """
-    dataset = lookup(DATASETS, config.data, "data")()
-    if source.image_shape not in (None, dataset.image_shape):
-        raise ValueError(
-            f"{where} is for images {source.image_shape}, and the data set {dataset.name!r} of the "
-            f"config has {dataset.image_shape}. Pass the --config of the data that the weights "
-            "were trained on."
-        )
-
-
-def merge(config: ConfigDict, source: sources.Source) -> None:
-    """Puts what the source states about network and process into `config`.
-
-    A schedule of the same betas keeps the config's own name for it. Where the config's loss goes
-    with another kind of variance than the source has, training goes on with `hybrid` for a learned
-    one and with `simple` for a fixed one. More sampling steps than the chain has become 0 (all).
-    """
-    config.model.update(source.model)
-    if not source.process:
-        return
-    process = dict(source.process)
-    ours = lookup(schedules.BETAS, config.schedule, "schedule")()
-    theirs = lookup(schedules.BETAS, process["schedule"], "schedule")()
-    if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=1e-6, atol=0):
-        config.schedule = ConfigDict(process["schedule"])
-    for owner, name in ((config.train, "preview_num_steps"), (config.sample, "num_steps")):
-        owner[name] = owner[name] if owner[name] <= len(theirs) else 0
-    if config.loss.name == "vlb" and config.loss.get("scale") == 1.0 / len(ours):
-        config.loss.scale = 1.0 / len(theirs)
-    config.parameterization = ConfigDict(process["parameterization"])
-    config.variance = ConfigDict(process["variance"])
-    plain, learned = dict(weighting=dict(name="uniform")), config.variance.name == "learned_range"
-    if learned and config.loss.name == "simple":
-        config.loss = ConfigDict(dict(name="hybrid", vlb_coefficient=1e-3, **plain))
-    if not learned and config.loss.name == "hybrid":
-        config.loss = ConfigDict(dict(name="simple", **plain))
-    config.sample.clip_denoised = process["clip_denoised"]
-
-
-def fill(experiment: Experiment, source: sources.Source, where: str) -> tuple[Any, Any]:
-    """(parameters, EMA parameters) for the experiment's network.
-
-    Raises:
-        ValueError: where the tensors do not fit the network.
-    """
-    network = experiment.network
-    shapes = jax.eval_shape(lambda: experiment.init_params(jax.random.key(0)))
-    naming, levels = NAMINGS[source.naming], len(network.channel_multipliers)
-    try:
-        params = params_from_tensors(source.tensors, naming, shapes, levels)
-        if source.ema is None:
-            return params, params
-        return params, params_from_tensors(source.ema, naming, shapes, levels)
-    except ValueError as error:
-        raise ValueError(
-            f"{where} does not give the network of the config (channels = {network.channels}, "
-            f"channel_multipliers = {network.channel_multipliers}, num_blocks = "
-            f"{network.num_blocks}, attention_resolutions = {network.attention_resolutions}, "
-            f"variance = {experiment.config.variance.name}): {error}"
-        ) from error
-
-
-def write_workdir(
-    experiment: Experiment, workdir: Path, step: int, params: Any, ema: Any, facts: Mapping
-) -> None:
-    """A working directory that `sample`, `evaluate` and `train` accept; Adam starts afresh."""
-    state = TrainState(jnp.asarray(step, jnp.int32), params, (), (), ())
-    meta = {
-        "config": runs.config_to_dict(experiment.config),
-        "fingerprint": None,  # of no training data: whatever follows starts a training of its own
-        "image_shape": experiment.dataset.image_shape,
-        "step": step,
-    }
-    with runs.whole_folder(workdir) as folder:
-        with Checkpoints(folder) as checkpoints:
-            checkpoints.save(step, state, ema, meta)
-        runs.write_config(folder, experiment.config)
-        runs.write_results(folder, "convert", dict(facts), experiment.config)
-
-
-def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: int | None) -> None:
-    """Reads `where` and writes a working directory.
-
-    Args:
-        where: see `sources.read`.
-        config: what the weights do not say; None is found by the name or kept with the weights.
-        step: training steps behind the weights; None is what the source says, else 0.
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: saying what is wrong with the source.
-    """
-    runs.check_new(workdir, "--to")
-    source = sources.read(where)
-    if config is None and source.run is not None:
-        config = saved.complete(source.run)
-    if config is None:
-        config = config_by_name(where, source.image_shape)
-    check_images(config, source, where)
-    merge(config, source)
-    experiment = build(config)
-    params, ema = fill(experiment, source, where)
-    step = next(value for value in (step, source.step, 0) if value is not None)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    facts = {
-        "from": where,
-        "format": source.naming,
-        "files_sha256": dict(source.files),
-        "tensors": len(jax.tree.leaves(params)),
-        "parameters": count,
-        "weights": "raw and EMA" if source.ema is not None else "one set, taken for both",
-        "process": "from the source" if source.process else "from the config",
-        "step": step,
-    }
-    write_workdir(experiment, workdir, step, params, ema, facts)
-    logs.say(f"read      {facts['tensors']} tensors, {count:,} parameters: {facts['weights']}")
-    logs.say(
-        f"process   schedule {config.schedule.name}, {config.parameterization.name}, "
-        f"{config.variance.name} ({facts['process']})"
-    )
-    logs.say(f"written   {workdir}, which --mode=sample and --mode=evaluate take as --workdir")
 
 
 def convert() -> None:

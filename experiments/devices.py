@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -81,6 +82,18 @@ def put_global(tree: Any, sharding: NamedSharding) -> Any:
 def fetch(tree: Any) -> Any:
     """Replicated global arrays as numpy arrays, in every process."""
     return jax.tree.map(np.asarray, tree)
+
+
+def all_agree(flag: bool) -> bool:
+    """Whether the flag is set in every process, so that all of them take the same way."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
+
+
+def from_main(tree: Any) -> Any:
+    """The main process's numpy arrays, in every process."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def is_main_process() -> bool:

@@ -69,6 +69,5 @@ def image_protocol(context: Context) -> dict[str, Any]:
 
 def which_images(context: Context) -> str:
     """For the terminal; an incomplete split is said to be one."""
-    whole = context.num_images == len(context.source)
-    split = context.experiment.config.evaluate.split
-    return f"all {context.num_images}" if whole else f"first {context.num_images} {split} images"
+    some = "all" if context.num_images == len(context.source) else "first"
+    return f"{some} {context.num_images} {context.experiment.config.evaluate.split} images"

@@ -31,8 +31,7 @@ class Parts:
         self.folder = folder
         self._names = list(names)
         found = np.array([self._path(name).is_file() for name in self._names], np.int32)
-        if jax.process_count() > 1:
-            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
+        found = np.asarray(devices.from_main(found))
         self._found = {name for name, there in zip(self._names, found, strict=True) if there}
         if devices.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)

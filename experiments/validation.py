@@ -18,7 +18,7 @@ def bits_per_dim(experiment: Experiment, mesh: Any) -> Validate:
     """The estimated bound of the first held-out images, with the same timesteps every time."""
     source = experiment.dataset.open("test")
     count = min(experiment.config.train.validate_images, len(source))
-    estimate = bound.make_estimate(experiment, source, count, mesh)
+    estimate = bound.make_estimate(experiment, source, count, mesh, quiet=True)
     return lambda params: float(estimate(params).mean())
 
 

@@ -116,7 +116,7 @@ def _accuracy(network: Classifier, params: Any, test: data.Source) -> float:
 def load_classifier(dataset: data.Dataset) -> Trained:
     """The classifier of a data set, trained on its train split unless the cache holds it.
 
-    Every process of a run trains the same one where none is kept.
+    Every process of a run trains one where none is kept, and all of them use the main process's.
 
     Raises:
         ValueError: for a data set without labels.
@@ -131,13 +131,13 @@ def load_classifier(dataset: data.Dataset) -> Trained:
     facts = {"data": data.fingerprint(dataset.name, train), "recipe": RECIPE._asdict()}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "classifiers" / f"{dataset.name.replace('/', '_')}-{name}.safetensors"
-    if path.is_file():
+    if devices.all_agree(path.is_file()):
         with safetensors.safe_open(path, "numpy") as stored:
             accuracy = float(stored.metadata()["accuracy"])
         params = traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
         return Trained(params, _digest(params), accuracy)
     network = Classifier(dataset.num_classes)
-    params = _fit(network, data.load_in_memory(train))
+    params = devices.from_main(_fit(network, data.load_in_memory(train)))
     accuracy = _accuracy(network, params, dataset.open("test"))
     if devices.is_main_process():
         flat = traverse_util.flatten_dict(params, sep="/")

@@ -55,7 +55,7 @@ def real_features(
     }
     stem = f"{extractor.name}-{dataset.name.replace('/', '_')}-{facts['fingerprint']}"
     path = cache_folder() / "references" / f"{stem}-{split}-{count}.npz"
-    if path.is_file():
+    if devices.all_agree(path.is_file()):
         with np.load(path, allow_pickle=False) as stored:
             if json.loads(str(stored["metadata"])) == facts:
                 return Features(stored["features"], stored["logits"])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import convert, devices, runs
+from experiments import devices, runs
 from experiments.build import Experiment, build
 from experiments.evaluate import evaluate
 from experiments.sample import load_ema, sample
 from experiments.train import train
-from experiments.weights import export
+from experiments.weights import export, importer
 from tests.experiments.published_configs import base_config
 from tests.fixtures.published import FOLDER
 
@@ -38,7 +38,7 @@ def test_what_was_exported_comes_back_bit_for_bit(trained, tmp_path: pathlib.Pat
     """Ours to diffusers' to ours: parameters, config, step; and no folder of this machine."""
     experiment, workdir = trained
     export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
-    convert.import_weights(str(tmp_path / "model"), tmp_path / "run", None, None)
+    importer.import_weights(str(tmp_path / "model"), tmp_path / "run", None, None)
     config = runs.config_to_dict(runs.read_config(tmp_path / "run"))
     expected = runs.config_to_dict(experiment.config)
     assert config["data"].pop("data_dir") is None and expected["data"].pop("data_dir")
@@ -57,13 +57,13 @@ def test_what_was_converted_is_exported_and_comes_back(tmp_path: pathlib.Path) -
     """A folder of images too, without the name of any file or folder of this machine."""
     name = "ddpm-celebahq-256"
     source = shutil.copytree(FOLDER / name, tmp_path / "somewhere" / name)
-    convert.import_weights(str(source), tmp_path / "run", base_config(name), None)
+    importer.import_weights(str(source), tmp_path / "run", base_config(name), None)
     experiment = build(runs.read_config(tmp_path / "run"))
     export.write_diffusers(experiment, tmp_path / "run", tmp_path / "model", "ema")
     for path in (tmp_path / "model").rglob("*"):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
     assert "training steps not recorded" in (tmp_path / "model" / "README.md").read_text()
-    convert.import_weights(str(tmp_path / "model"), tmp_path / "again", None, None)
+    importer.import_weights(str(tmp_path / "model"), tmp_path / "again", None, None)
     ours, again = (runs.read_config(tmp_path / folder) for folder in ("run", "again"))
     assert runs.config_to_dict(ours) == runs.config_to_dict(again)
 
@@ -122,7 +122,7 @@ def test_training_goes_on_from_converted_weights(trained, tmp_path: pathlib.Path
     """Under another optimizer even, Adam starting afresh; a second start is a resume like any."""
     experiment, workdir = trained
     export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
-    convert.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
+    importer.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
     config = runs.config_from_dict(runs.config_to_dict(experiment.config))
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 0  # another state of the optimizer

@@ -12,11 +12,11 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from diffusion.unet import UNet
-from experiments import convert, devices
+from experiments import devices
 from experiments.build import build
 from experiments.configs import cifar10
 from experiments.sample import load_ema
-from experiments.weights import export, sources
+from experiments.weights import export, importer, sources
 from experiments.weights.names import NAMINGS, params_from_tensors, tensors_from_params
 from tests.experiments.published_configs import base_config
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_the_original_gives_raw_and_averaged_weights(
         stored[f"{name}/ExponentialMovingAverage"] = averaged[name]
     np.savez(tmp_path / "cifar10.npz", **stored)
     workdir = tmp_path / "run"
-    convert.import_weights(str(tmp_path / "cifar10.npz"), workdir, config, None)
+    importer.import_weights(str(tmp_path / "cifar10.npz"), workdir, config, None)
     step, loaded = load_ema(experiment, workdir, devices.make_mesh())
     assert step == 790_000
     jax.tree.map(np.testing.assert_array_equal, loaded, ema)
@@ -175,7 +175,7 @@ def test_the_chain_is_the_scheduler_s(case: str, tmp_path: pathlib.Path) -> None
     content |= {"variance_type": "fixed_large", "prediction_type": "v_prediction"}
     path.write_text(json.dumps(content | {"clip_sample": False}))
     config = base_config("ddpm-celebahq-256")
-    convert.merge(config, sources.read(str(folder)))
+    importer.merge(config, sources.read(str(folder)))
     assert config.schedule.name == name and config.variance.name == "fixed_large"
     assert config.parameterization.name == "v" and not config.sample.clip_denoised
     if "beta_end" in changes:
@@ -193,7 +193,7 @@ def test_a_learned_variance_is_trained_on_with_a_loss_that_teaches_it(
         content = json.loads((folder / name).read_text()) | changes
         (folder / name).write_text(json.dumps(content))
     config = cifar10.get_config()
-    convert.merge(config, sources.read(str(folder)))
+    importer.merge(config, sources.read(str(folder)))
     assert config.variance.name == "learned_range" and config.loss.name == "hybrid"
     build(config)
 
@@ -209,12 +209,12 @@ def test_a_fixed_variance_is_trained_on_with_a_loss_that_needs_none(
     config = cifar10.get_config()
     config.variance = ConfigDict({"name": "learned_range"})
     config.loss = ConfigDict({"name": "hybrid"})
-    convert.merge(config, sources.read(str(folder)))
+    importer.merge(config, sources.read(str(folder)))
     assert config.variance.name == "fixed_large" and config.loss.name == "simple"
     assert config.train.preview_num_steps == config.sample.num_steps == 0
     assert build(config).model.schedule.num_timesteps == 40
     config = cifar10.get_config("eps_vlb_fixed")
-    convert.merge(config, sources.read(str(folder)))
+    importer.merge(config, sources.read(str(folder)))
     assert config.loss.scale == 1 / 40
 
 
@@ -229,6 +229,6 @@ def test_a_fixed_variance_is_trained_on_with_a_loss_that_needs_none(
     }.items(),
 )
 def test_published_names_choose_their_config(where: str, expected: int) -> None:
-    config = convert.config_by_name(where, None)
+    config = importer.config_by_name(where, None)
     steps = {50_000: 800_000}.get(expected, expected)
     assert config.train.num_steps == steps

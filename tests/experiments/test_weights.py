@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import diffusion.samplers
-from experiments import convert, devices, runs
+from experiments import devices, runs
 from experiments.build import Experiment, build
 from experiments.sample import load_ema
+from experiments.weights import importer
 from tests.experiments.published_configs import base_config
 from tests.fixtures.published import FOLDER, MODELS, NUM_STEPS, STEP, TIMESTEPS, noise
 
@@ -23,7 +24,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Exper
     result = {}
     for name in NAMES:
         workdir = tmp_path_factory.mktemp("converted") / name
-        convert.import_weights(str(FOLDER / name), workdir, base_config(name), None)
+        importer.import_weights(str(FOLDER / name), workdir, base_config(name), None)
         experiment = build(runs.read_config(workdir))
         result[name] = (experiment, load_ema(experiment, workdir, devices.make_mesh())[1])
     return result

@@ -13,9 +13,9 @@ import pytest
 import safetensors.numpy
 
 from diffusion.unet import UNet
-from experiments import convert, runs
+from experiments import runs
 from experiments.configs import digits
-from experiments.weights import diffusers_folder, sources
+from experiments.weights import diffusers_folder, importer, sources
 from experiments.weights.names import NAMINGS, params_from_tensors, tensors_from_params
 from tests.experiments.published_configs import base_config
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params
@@ -291,7 +291,7 @@ def test_the_network_of_the_config_must_be_the_file_s(tmp_path: pathlib.Path) ->
     tensors = tensors_from_params(random_params(param_shapes(MODEL, SHAPE)), DIFFUSERS, 2)
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"(?s)model\.safetensors does not give .*channels = 32"):
-        convert.import_weights(
+        importer.import_weights(
             str(tmp_path / "model.safetensors"), tmp_path / "run", digits.get_config(), None
         )
     assert not (tmp_path / "run").exists()
@@ -299,16 +299,16 @@ def test_the_network_of_the_config_must_be_the_file_s(tmp_path: pathlib.Path) ->
 
 def test_images_of_another_size_and_unknown_data_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"is for images \(64, 64, 3\), and .*'digits'.* has \(8"):
-        convert.import_weights(str(PIPELINE), tmp_path / "run", digits.get_config(), None)
+        importer.import_weights(str(PIPELINE), tmp_path / "run", digits.get_config(), None)
     with pytest.raises(ValueError, match=r"'some/model' says which data .*--config=.*cifar10\.py"):
-        convert.config_by_name("some/model", (256, 256, 3))
+        importer.config_by_name("some/model", (256, 256, 3))
 
 
 def test_a_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(ValueError, match=r"is not empty\. Choose another --to"):
-            convert.import_weights(str(PIPELINE), taken, None, None)
+            importer.import_weights(str(PIPELINE), taken, None, None)
 
 
 def test_an_interruption_leaves_nothing_behind(
@@ -320,9 +320,9 @@ def test_an_interruption_leaves_nothing_behind(
     config = base_config("ddpm-celebahq-256")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs, "write_config", interrupt)
-        convert.import_weights(str(PIPELINE), tmp_path / "run", config, None)
+        importer.import_weights(str(PIPELINE), tmp_path / "run", config, None)
     assert not list(tmp_path.iterdir())
-    convert.import_weights(str(PIPELINE), tmp_path / "run", config, None)
+    importer.import_weights(str(PIPELINE), tmp_path / "run", config, None)
     with pytest.raises(ValueError, match="is a working directory of this program already"):
         sources.read(str(tmp_path / "run"))
 

@@ -17,11 +17,11 @@ diffusers = pytest.importorskip(
 import diffusion.samplers  # noqa: E402
 from diffusion.schedules import evenly_spaced  # noqa: E402
 from diffusion.unet import UNet  # noqa: E402
-from experiments import convert, devices, runs  # noqa: E402
+from experiments import devices, runs  # noqa: E402
 from experiments.build import Experiment, build  # noqa: E402
 from experiments.configs import celebahq256, cifar10, digits  # noqa: E402
 from experiments.sample import load_ema  # noqa: E402
-from experiments.weights import diffusers_folder, export  # noqa: E402
+from experiments.weights import diffusers_folder, export, importer  # noqa: E402
 from experiments.weights.names import NAMINGS, tensors_from_params  # noqa: E402
 from experiments.weights.restricted import read_torch  # noqa: E402
 from tests.fixtures.make_unet_diffusers import param_shapes  # noqa: E402
@@ -52,7 +52,7 @@ def published(request, tmp_path_factory) -> tuple[Any, Any, Experiment, Any]:
     folder = tmp_path_factory.mktemp("published") / request.param
     diffusers.DDPMPipeline(theirs, scheduler).save_pretrained(folder)
     workdir = folder.with_name("run")
-    convert.import_weights(str(folder), workdir, config, None)
+    importer.import_weights(str(folder), workdir, config, None)
     experiment = build(runs.read_config(workdir))
     return theirs, scheduler, experiment, load_ema(experiment, workdir, devices.make_mesh())[1]
 
@@ -213,7 +213,7 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
     pipelines.randomize(theirs)
     original = tmp_path / "original"
     theirs.save_pretrained(original)
-    convert.import_weights(str(original), tmp_path / "run", config, None)
+    importer.import_weights(str(original), tmp_path / "run", config, None)
     export.write_diffusers(experiment, tmp_path / "run", tmp_path / "model", "ema")
 
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "model")
