@@ -2,14 +2,17 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data
+from experiments import data, devices, train
 from experiments.build import Experiment, build
 from experiments.configs import digits
+from experiments.sample import load_ema
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +55,24 @@ def tiny(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tiny: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ConfigDict, pathlib.Path]:
+    """A config and its run after a few steps; tests may add results to it, and train no further."""
+    config, workdir = tiny(), tmp_path_factory.mktemp("trained")
+    assert train.train(build(config), workdir)
+    return config, workdir
+
+
+@pytest.fixture(scope="session")
+def params(trained: tuple[ConfigDict, pathlib.Path]) -> Any:
+    """Its parameters moved far from zero output, so that noise and images matter."""
+    config, workdir = trained
+    _, params = load_ema(build(config), workdir, devices.make_mesh())
+    return jax.tree.map(lambda x: np.asarray(x + 0.1), params)
 
 
 @pytest.fixture(scope="session")

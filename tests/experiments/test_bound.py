@@ -13,27 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy import stats
 
-from experiments import baselines, bound, data, devices, evaluate, train
+from experiments import baselines, bound, data, devices, evaluate
 from experiments.build import build
-from experiments.sample import load_ema
 
 Make = Callable[[], ConfigDict]
-
-
-@pytest.fixture(scope="module")
-def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A working directory with a few steps of training, and its config."""
-    config, workdir = tiny(), tmp_path_factory.mktemp("run")
-    assert train.train(build(config), workdir)
-    return config, workdir
-
-
-@pytest.fixture(scope="module")
-def params(trained: tuple):
-    """Parameters moved far from zero output, so that noise and images matter."""
-    config, workdir = trained
-    _, params = load_ema(build(config), workdir, devices.make_mesh())
-    return jax.tree.map(lambda x: np.asarray(x + 0.1), params)
 
 
 def changed(config: ConfigDict, **fields: object) -> ConfigDict:

@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,21 +21,17 @@ from tests.fixtures.published import FOLDER
 
 
 @pytest.fixture(scope="module")
-def trained(
-    tiny: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Experiment, pathlib.Path]:
+def measured(trained: tuple[ConfigDict, pathlib.Path]) -> tuple[Experiment, pathlib.Path]:
     """A run with its samples and numbers."""
-    experiment, workdir = build(tiny()), tmp_path_factory.mktemp("trained") / "run"
-    workdir.mkdir()
-    assert train(experiment, workdir)
+    experiment, workdir = build(trained[0]), trained[1]
     sample(experiment, workdir)
     evaluate(experiment, workdir)
     return experiment, workdir
 
 
-def test_what_was_exported_comes_back_bit_for_bit(trained, tmp_path: pathlib.Path) -> None:
+def test_what_was_exported_comes_back_bit_for_bit(measured, tmp_path: pathlib.Path) -> None:
     """Ours to diffusers' to ours: parameters, config, step; and no folder of this machine."""
-    experiment, workdir = trained
+    experiment, workdir = measured
     export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
     importer.import_weights(str(tmp_path / "model"), tmp_path / "run", None, None)
     config = runs.config_to_dict(runs.read_config(tmp_path / "run"))
@@ -69,9 +64,9 @@ def test_what_was_converted_is_exported_and_comes_back(tmp_path: pathlib.Path) -
 
 
 def test_the_card_gives_the_results_and_where_they_come_from(
-    trained, tmp_path: pathlib.Path
+    measured, tmp_path: pathlib.Path
 ) -> None:
-    experiment, workdir = trained
+    experiment, workdir = measured
     export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
     card = (tmp_path / "model" / "README.md").read_text()
     results = runs.read_results(workdir)
@@ -95,9 +90,9 @@ def test_the_card_gives_the_results_and_where_they_come_from(
     ],
 )
 def test_what_diffusers_has_not_is_not_written(
-    fields: dict[str, Any], message: str, trained, tmp_path: pathlib.Path
+    fields: dict[str, Any], message: str, measured, tmp_path: pathlib.Path
 ) -> None:
-    experiment, workdir = trained
+    experiment, workdir = measured
     config = runs.config_from_dict(runs.config_to_dict(experiment.config))
     with config.unlocked():
         for name, value in fields.items():
@@ -111,16 +106,16 @@ def test_what_diffusers_has_not_is_not_written(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_in_use_is_not_written(trained, tmp_path: pathlib.Path) -> None:
-    experiment, workdir = trained
+def test_a_folder_in_use_is_not_written(measured, tmp_path: pathlib.Path) -> None:
+    experiment, workdir = measured
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"is not empty\. Choose another --out"):
         export.write_diffusers(experiment, workdir, tmp_path, "ema")
 
 
-def test_training_goes_on_from_converted_weights(trained, tmp_path: pathlib.Path) -> None:
+def test_training_goes_on_from_converted_weights(measured, tmp_path: pathlib.Path) -> None:
     """Under another optimizer even, Adam starting afresh; a second start is a resume like any."""
-    experiment, workdir = trained
+    experiment, workdir = measured
     export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
     importer.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
     config = runs.config_from_dict(runs.config_to_dict(experiment.config))

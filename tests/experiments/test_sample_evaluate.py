@@ -9,29 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import devices, train
+from experiments import devices
 from experiments.build import build
 from experiments.checkpoint import CheckpointError
 from experiments.evaluate import check
 from experiments.sample import draw, load_ema, make_sample_fn, sample
 
 Make = Callable[[], ConfigDict]
-
-
-@pytest.fixture(scope="module")
-def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A working directory with a few steps of training, and its config."""
-    config, workdir = tiny(), tmp_path_factory.mktemp("run")
-    assert train.train(build(config), workdir)
-    return config, workdir
-
-
-@pytest.fixture(scope="module")
-def params(trained: tuple):
-    """Parameters moved far from zero output, so that noise and images matter."""
-    config, workdir = trained
-    _, params = load_ema(build(config), workdir, devices.make_mesh())
-    return jax.tree.map(lambda x: x + 0.1, params)
 
 
 def meshes() -> list:

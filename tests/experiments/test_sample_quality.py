@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, devices, evaluate, sample_quality, train
+from experiments import data, devices, evaluate, sample_quality
 from experiments.build import build
 from experiments.metrics import classifier, frechet, references, scores
 from experiments.metrics.extractors import Extractor, features_of, load_extractor, make_feature_fn
@@ -30,17 +30,15 @@ def quick_cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="module")
-def config(tiny: Make) -> ConfigDict:
-    config = tiny()
+def config(trained: tuple[ConfigDict, pathlib.Path]) -> ConfigDict:
+    config = ConfigDict(trained[0].to_dict())
     config.evaluate.update(metrics="samples", num_samples=20, num_splits=2, chain_points=3)
     return config
 
 
-@pytest.fixture(scope="module")
-def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("run")
-    assert train.train(build(config), workdir)
-    return workdir
+@pytest.fixture
+def workdir(trained: tuple[ConfigDict, pathlib.Path]) -> pathlib.Path:
+    return trained[1]
 
 
 def changed(config: ConfigDict, **fields: object) -> ConfigDict:
@@ -103,12 +101,12 @@ def test_features_do_not_depend_on_batches_or_devices(config, extractor) -> None
     assert reference.features.shape == (21, 16) and reference.logits.shape == (21, 10)
 
 
-def test_the_numbers_are_those_of_the_samples(config, trained, extractor) -> None:
+def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> None:
     """Every value again from the images that the program's sampler draws, by the definitions."""
     experiment = build(config)
-    values = evaluate.evaluate(experiment, trained)["samples"]
+    values = evaluate.evaluate(experiment, workdir)["samples"]
     mesh = devices.make_mesh()
-    _, params = load_ema(experiment, trained, mesh)
+    _, params = load_ema(experiment, workdir, mesh)
     samples, _ = draw(make_sample_fn(experiment, mesh, num_steps=0), params, 0, 20, 8, mesh)
     feature_fn = make_feature_fn(extractor, mesh)
 
@@ -139,14 +137,14 @@ def test_the_numbers_are_those_of_the_samples(config, trained, extractor) -> Non
     assert number["nearest_neighbour_ratio"] == pytest.approx(ratio, rel=1e-3)
     assert number["fd_train_of_held_out"] < number["fd_train_of_gaussian_pixels"]
     assert number["fd_train_of_held_out"] < number["fd_train"]
-    section = json.loads((trained / "results.json").read_text())["samples"]
+    section = json.loads((workdir / "results.json").read_text())["samples"]
     protocol = section["protocol"]
     assert protocol["extractor_sha256"] == extractor.sha256 and protocol["num_samples"] == 20
     assert protocol["protocol"] == "custom" and protocol["quantize"] == "round"
     assert not any(name.startswith(("fid", "kid", "is")) for name in section["values"])
 
 
-def test_what_was_drawn_is_not_drawn_again(config, trained, monkeypatch) -> None:
+def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None:
     config = changed(config, num_samples=24, quantize="floor")
     calls, make = [], sample_quality.make_sample_fn
 
@@ -163,16 +161,16 @@ def test_what_was_drawn_is_not_drawn_again(config, trained, monkeypatch) -> None
 
     monkeypatch.setattr(sample_quality, "make_sample_fn", counting)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(build(config), trained)
-    again = evaluate.evaluate(build(config), trained)["samples"]
+        evaluate.evaluate(build(config), workdir)
+    again = evaluate.evaluate(build(config), workdir)["samples"]
     assert len(calls) == 3 + 2  # of three batches the first was kept
-    assert evaluate.evaluate(build(config), trained)["samples"] == again
+    assert evaluate.evaluate(build(config), workdir)["samples"] == again
     assert len(calls) == 5
-    evaluate.evaluate(build(changed(config, num_samples=32)), trained)
+    evaluate.evaluate(build(changed(config, num_samples=32)), workdir)
     assert len(calls) == 6
 
 
-def test_the_chain_ends_in_the_samples(config, trained, monkeypatch) -> None:
+def test_the_chain_ends_in_the_samples(config, workdir, monkeypatch) -> None:
     """Its last estimate is the sample, so that its last numbers are those of `samples`."""
     config = changed(config, metrics="samples,chain")
     calls, make = [], sample_quality.make_sample_fn
@@ -182,29 +180,29 @@ def test_the_chain_ends_in_the_samples(config, trained, monkeypatch) -> None:
         return make(*arguments, **options)
 
     monkeypatch.setattr(sample_quality, "make_sample_fn", counting)
-    results = evaluate.evaluate(build(config), trained)
+    results = evaluate.evaluate(build(config), workdir)
     assert calls == [(7, 4, 0), (7, 4, 0)] or calls == [(7, 3, 0), (7, 3, 0)]
-    with (trained / "chain.csv").open() as file:
+    with (workdir / "chain.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["reverse_time"]) for row in rows][-1] == 8 and len(rows) == 3
     for name, value in results["samples"].items():
         if name in rows[-1]:
             assert float(rows[-1][name]) == pytest.approx(value["value"], rel=1e-6)
-    assert (trained / "chain.png").is_file()
+    assert (workdir / "chain.png").is_file()
 
 
-def test_of_several_sets_the_nearest_counts(config, trained) -> None:
-    values = evaluate.evaluate(build(changed(config, num_samples=10, num_sets=2)), trained)
+def test_of_several_sets_the_nearest_counts(config, workdir) -> None:
+    values = evaluate.evaluate(build(changed(config, num_samples=10, num_sets=2)), workdir)
     distances = next(v for k, v in values["samples"].items() if k.startswith("fd_train_digits"))
     assert len(distances["sets"]) == 2 and distances["value"] == min(distances["sets"])
 
 
-def test_published_statistics_can_be_the_reference(config, trained, extractor, tmp_path) -> None:
+def test_published_statistics_can_be_the_reference(config, workdir, extractor, tmp_path) -> None:
     """The cache's own files have the keys that published ones have."""
     from experiments.metrics.cache import cache_folder
 
     path = next((cache_folder() / "references").glob(f"{extractor.name}-*-train-*.npz"))
-    results = evaluate.evaluate(build(changed(config, reference=str(path))), trained)["samples"]
+    results = evaluate.evaluate(build(changed(config, reference=str(path))), workdir)["samples"]
     value = {name.removesuffix(f"_{extractor.name}"): v["value"] for name, v in results.items()}
     assert value["fd_file"] == pytest.approx(value["fd_train"], rel=1e-9)
     with pytest.raises(FileNotFoundError, match="do not exist"):
