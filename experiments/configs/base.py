@@ -100,13 +100,12 @@ def get_config() -> ConfigDict:
     config.evaluate.ode_tolerance = 1e-5  # relative and absolute, of a step of the ODE's solver
     config.evaluate.ode_probes = 1  # random vectors behind each divergence
     config.evaluate.ode_max_steps = 1000  # of the solver, for one image
-    config.evaluate.extractor = (
-        "auto"  # of features: auto (inception if there) | inception | classifier
-    )
-    config.evaluate.inception_weights = config_dict.placeholder(str)  # None: see docs/evaluation.md
-    config.evaluate.reference = config_dict.placeholder(
-        str
-    )  # npz of mu and sigma to compare with too
+    # Of features: auto (inception where its weights are) | inception | classifier
+    config.evaluate.extractor = "auto"
+    # None: $DDPM_INCEPTION_WEIGHTS, or the cache folder
+    config.evaluate.inception_weights = config_dict.placeholder(str)
+    # An npz of mu and sigma to compare samples with as well
+    config.evaluate.reference = config_dict.placeholder(str)
     config.evaluate.protocol = (
         "custom"  # paper | repository | edm fix the next five; custom: as here
     )
