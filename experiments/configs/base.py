@@ -106,9 +106,8 @@ def get_config() -> ConfigDict:
     config.evaluate.inception_weights = config_dict.placeholder(str)
     # An npz of mu and sigma to compare samples with as well
     config.evaluate.reference = config_dict.placeholder(str)
-    config.evaluate.protocol = (
-        "custom"  # paper | repository | edm fix the next five; custom: as here
-    )
+    # paper | repository | edm fix the next five; custom: as here
+    config.evaluate.protocol = "custom"
     config.evaluate.num_samples = 1000  # drawn for `samples` and `chain`
     config.evaluate.quantize = "round"  # samples to 256 levels: round | floor | none
     config.evaluate.num_splits = 10  # of the inception score
