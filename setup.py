@@ -47,6 +47,7 @@ setuptools.setup(
             "tensorboard>=2.18",
             "ruff>=0.9",
             "mypy>=1.14",
+            "huggingface_hub>=0.25",  # so that the tests of the extra `hub` run
         ],
         "hub": ["huggingface_hub>=0.25"],  # python -m experiments.convert --from=hf:...
         "parity": ["torch>=2.6", "diffusers>=0.32"],  # and torch-fidelity, see .ci/run
