@@ -25,26 +25,26 @@ from experiments.platform import set_cpu_flags
 set_cpu_flags()
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch its share
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
-import torch  # noqa: E402
+import jax
+import jax.numpy as jnp
+import optax
+import torch
 
-from benchmarks.cases import BETAS, TIMESTEPS, Case, make_case  # noqa: E402
-from benchmarks.torch_unet import (  # noqa: E402
+from benchmarks.cases import BETAS, TIMESTEPS, Case, make_case
+from benchmarks.torch_unet import (
     TORCH_DEVICE,
     their_forward,
     their_sample,
     their_train,
 )
-from diffusion.losses import Model, make_loss_fn, simple  # noqa: E402
-from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
-from diffusion.reverse import make_denoise  # noqa: E402
-from diffusion.samplers import ancestral, sample  # noqa: E402
-from diffusion.schedules import evenly_spaced, from_betas, respace  # noqa: E402
-from diffusion.unet import UNet  # noqa: E402
-from diffusion.variances import VARIANCES  # noqa: E402
-from experiments.optimizers import adam  # noqa: E402
+from diffusion.losses import Model, make_loss_fn, simple
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.reverse import make_denoise
+from diffusion.samplers import ancestral, sample
+from diffusion.schedules import evenly_spaced, from_betas, respace
+from diffusion.unet import UNet
+from diffusion.variances import VARIANCES
+from experiments.optimizers import adam
 
 EPS, FIXED_LARGE = PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]
 
@@ -149,7 +149,9 @@ def our_sample(case: Case, steps: int) -> Ours:
     keys = jax.random.split(jax.random.key(0), case.batch)
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:
-        bound = lambda x_t, t: denoise(params, x_t, t)  # noqa: E731
+        def bound(x_t: jax.Array, t: jax.Array) -> Any:
+            return denoise(params, x_t, t)
+
         return sample(ancestral(), chain, bound, keys, case.image_shape).x_0
 
     compiled, _ = compile_ours(draw, params, keys)

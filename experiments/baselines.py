@@ -42,8 +42,7 @@ def pixel_samples(train: data.Source, count: int, seed: int) -> np.ndarray:
     """Images uint8[N, H, W, C] drawn from that Gaussian, what a model of single pixels can do."""
     mean, variance = fit_pixels(train)
     draw = np.random.Generator(np.random.PCG64(seed)).standard_normal((count, *mean.shape))
-    x = mean + np.sqrt(variance) * draw
-    return np.floor(np.clip(x, -1.0, 1.0) * 127.5 + 128.0).astype(np.uint8)
+    return np.asarray(images.to_uint8(jnp.asarray(mean + np.sqrt(variance) * draw)))
 
 
 def noise_samples(shape: tuple[int, ...], count: int, seed: int) -> np.ndarray:

@@ -86,11 +86,8 @@ class Judge(NamedTuple):
         return features_of(self.feature_fn, read, len(pictures), self.batch_size, mesh)
 
     def distance(self, features: np.ndarray, reference: Statistics | None = None) -> float:
-        """The Fréchet distance to the train split, or to another reference."""
-        return self.distance_between(statistics(features, {}), reference or self.train_statistics)
-
-    def distance_between(self, a: Statistics, b: Statistics) -> float:
-        """Of two Gaussians, every feature divided by `scale`."""
+        """The Fréchet distance to the train split, or to another reference, features scaled."""
+        a, b = statistics(features, {}), reference or self.train_statistics
         outer = np.outer(self.scale, self.scale)
         return frechet.frechet_distance(
             a.mean / self.scale,
