@@ -227,11 +227,14 @@ class TrainingLog:
         if self.active:
             self._progress.update(self._task, completed=step)
 
-    def write(self, window: Window, seconds: float) -> None:
-        """One record, to the terminal, metrics.jsonl and TensorBoard; waits for the window."""
-        if not self.active:
-            return
+    def write(self, window: Window, seconds: float) -> dict[str, float]:
+        """One record, to the terminal, metrics.jsonl and TensorBoard; waits for the window.
+
+        Returns the window's metrics, in every process.
+        """
         step, metrics = window.step, window.read(self.num_steps, seconds)
+        if not self.active:
+            return metrics
         self._jsonl.write(json.dumps({"step": step} | metrics) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
@@ -245,3 +248,4 @@ class TrainingLog:
             highlight=False,
             soft_wrap=True,
         )
+        return metrics

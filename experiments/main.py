@@ -2,8 +2,10 @@
 
     python -m experiments.main --config=experiments/configs/digits.py --workdir=runs/digits
 
-The same command continues an interrupted run. With --mode=sample or --mode=evaluate and no --config
-the run's own config is used, and --config.FIELD=VALUE changes a field of it.
+The same command continues an interrupted run. Exit status: 0 finished, 75 stopped on request and to
+be started again, 76 diverged, 2 for an error that the user can mend. With --mode=sample or
+--mode=evaluate and no --config the run's own config is used, and --config.FIELD=VALUE changes a
+field of it.
 """
 
 import sys
@@ -19,6 +21,7 @@ from ml_collections import config_flags
 from experiments import command_line, devices, evaluate, logs, platform, sample
 from experiments.build import Experiment, build, choose
 from experiments.checkpoint import CheckpointError
+from experiments.outcome import EXIT_STATUS, Outcome
 from experiments.train import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -37,8 +40,10 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     """Trains where --mode says so, then does `modes`; returns the exit status."""
     for line in logs.describe_start(experiment):
         logs.say(line)
-    if MODE.value == "train" and not train(experiment, workdir):
-        return 75  # EX_TEMPFAIL: stopped on request, to be started again
+    if MODE.value == "train":
+        outcome = train(experiment, workdir)
+        if outcome is not Outcome.FINISHED:
+            return EXIT_STATUS[outcome]
     for mode in modes:
         FINISH[mode](experiment, workdir)
     return 0

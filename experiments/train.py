@@ -13,9 +13,10 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion import random
-from experiments import data, devices, images, logs, runs
+from experiments import data, devices, images, logs, outcome, runs
 from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.outcome import Divergence, Outcome, Watch
 from experiments.sample import make_preview
 from experiments.validation import Validation
 
@@ -175,11 +176,11 @@ def stop_requested() -> Iterator[list[int]]:
             signal.signal(number, previous)
 
 
-def train(experiment: Experiment, workdir: Path) -> bool:
+def train(experiment: Experiment, workdir: Path) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
-    Returns:
-        True when finished; False when a signal came, after saving a checkpoint.
+    Finished and diverged trainings are recorded in the section "train" of results.json; one that
+    was stopped by a signal has saved a checkpoint first.
 
     Raises:
         ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
@@ -188,6 +189,7 @@ def train(experiment: Experiment, workdir: Path) -> bool:
     config = experiment.config
     mesh = devices.make_mesh()
     check_cadence(experiment, mesh)
+    watch = Watch(config.train)
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
@@ -206,7 +208,7 @@ def train(experiment: Experiment, workdir: Path) -> bool:
             state = restore(experiment, checkpoints, step, fingerprint, everywhere)
             logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
         if step >= config.train.num_steps:
-            return True
+            return outcome.recorded(workdir)
         if step % config.train.steps_per_call:
             raise ValueError(
                 f"{workdir} stopped at step {step}, which is no multiple of "
@@ -250,6 +252,8 @@ def train(experiment: Experiment, workdir: Path) -> bool:
         # A window of metrics is read when the next call is already running.
         images_per_call = config.train.batch_size * config.train.steps_per_call
         meter, window, previous = logs.Meter(), None, None
+        seen: dict[str, float] = {}
+        divergence: Divergence | None = None
         with (
             logs.TrainingLog(workdir, step, config.train.num_steps) as log,
             stop_requested() as stop,
@@ -267,8 +271,11 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                     jax.block_until_ready(previous)
                 previous = metrics
                 if window is not None:
-                    log.write(window, meter.lap())
+                    seen = log.write(window, meter.lap())
+                    divergence = watch.look(window.step, seen)
                     window = None
+                    if divergence is not None:
+                        break
                 log.advance(step)
 
                 stopping = bool(stop) or checkpoints.reached_preemption(
@@ -297,13 +304,21 @@ def train(experiment: Experiment, workdir: Path) -> bool:
                     break
             if window is not None:
                 jax.block_until_ready(metrics)
-                log.write(window, meter.lap())
+                seen = log.write(window, meter.lap())
+                divergence = watch.look(window.step, seen)
         batches.close()
         if validation is not None:
             validation.close()
+    if divergence is not None:
+        outcome.record(workdir, Outcome.DIVERGED, config, **divergence._asdict())
+        logs.say(f"DIVERGED  at step {divergence.step:,}: {divergence.reason}")
+        return Outcome.DIVERGED
+    if finished:
+        last = {"step": step} | seen
+        outcome.record(workdir, Outcome.FINISHED, config, step=step, metrics=last)
     if stopping:
         logs.say(f"stopped   at step {step:,}, which is saved; the same command continues")
-    return not stopping
+    return Outcome.STOPPED if stopping else Outcome.FINISHED
 
 
 def restore(

@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     config.train.validate_images = 250  # held-out images, or samples, of a validation
     config.train.checkpoint_every = 5_000  # steps between checkpoints
     config.train.keep_checkpoints = 2  # how many of the latest stay
+    # A loss that is not finite ends the run as diverged; so does one above this bound; 0 sets none
+    config.train.diverged_above = 0.0
+    config.train.diverged_for = 1_000  # steps for which the loss must stay above that bound
     config.train.finish_with = ("sample", "evaluate")  # modes that follow the last step
 
     config.sample = ConfigDict()

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments import data, devices, train
 from experiments.build import Experiment, build
 from experiments.configs import digits
+from experiments.outcome import Outcome
 from experiments.sample import load_ema
 
 
@@ -63,7 +64,7 @@ def trained(
 ) -> tuple[ConfigDict, pathlib.Path]:
     """A config and its run after a few steps; tests may add results to it, and train no further."""
     config, workdir = tiny(), tmp_path_factory.mktemp("trained")
-    assert train.train(build(config), workdir)
+    assert train.train(build(config), workdir) is Outcome.FINISHED
     return config, workdir
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments import devices, runs
 from experiments.build import Experiment, build
 from experiments.evaluate import evaluate
+from experiments.outcome import Outcome
 from experiments.sample import load_ema, sample
 from experiments.train import train
 from experiments.weights import export, importer
@@ -123,7 +124,7 @@ def test_training_goes_on_from_converted_weights(measured, tmp_path: pathlib.Pat
     config.optimizer.warmup_steps = 0  # another state of the optimizer
     config.timesteps.name = "loss_second_moment"
     config.train.num_steps += 4
-    assert train(build(config), tmp_path / "run")
+    assert train(build(config), tmp_path / "run") is Outcome.FINISHED
     step, params = load_ema(build(config), tmp_path / "run", devices.make_mesh())
     assert step == config.train.num_steps
     before = load_ema(experiment, workdir, devices.make_mesh())[1]

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments import data, devices, logs, train
 from experiments.build import build
 from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.outcome import Outcome
 
 Make = Callable[[], ConfigDict]
 
@@ -132,7 +133,7 @@ def test_a_run_learns_logs_and_stops_where_it_should(tiny: Make, tmp_path: pathl
     config.train.checkpoint_every, config.train.preview_every = 20, 20
     config.train.preview_images, config.train.preview_num_steps = 4, 4
     config.optimizer.learning_rate = 5e-3
-    assert train.train(build(config), tmp_path)
+    assert train.train(build(config), tmp_path) is Outcome.FINISHED
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [20, 40]
     assert lines[1]["loss"] < 0.9 * lines[0]["loss"]
@@ -146,7 +147,7 @@ def test_a_run_learns_logs_and_stops_where_it_should(tiny: Make, tmp_path: pathl
     assert list((tmp_path / "tensorboard").iterdir())
     # A finished run is left alone.
     before = (tmp_path / "metrics.jsonl").read_text()
-    assert train.train(build(config), tmp_path)
+    assert train.train(build(config), tmp_path) is Outcome.FINISHED
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
@@ -156,11 +157,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     """8 steps equal 4 + 4; the log has no line twice and none missing."""
     config = tiny()
     config.timesteps = ConfigDict(dict(name="loss_second_moment", history=1))
-    assert train.train(build(config), tmp_path / "whole")
+    assert train.train(build(config), tmp_path / "whole") is Outcome.FINISHED
     config.train.num_steps = 4
-    assert train.train(build(config), tmp_path / "parts")
+    assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
     config.train.num_steps = 8
-    assert train.train(build(config), tmp_path / "parts")
+    assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
     whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
     assert whole[0] == parts[0] == 8
     jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
@@ -182,7 +183,7 @@ def test_a_signal_saves_and_the_same_call_continues(
     tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny()
-    assert train.train(build(config), tmp_path / "whole")
+    assert train.train(build(config), tmp_path / "whole") is Outcome.FINISHED
     advance = logs.TrainingLog.advance
 
     def interrupt(self: logs.TrainingLog, step: int) -> None:
@@ -192,11 +193,11 @@ def test_a_signal_saves_and_the_same_call_continues(
 
     monkeypatch.setattr(logs.TrainingLog, "advance", interrupt)
     handler = signal.getsignal(signal.SIGINT)
-    assert not train.train(build(config), tmp_path / "parts")
+    assert train.train(build(config), tmp_path / "parts") is Outcome.STOPPED
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.setattr(logs.TrainingLog, "advance", advance)
     assert final_state(tmp_path / "parts", config)[0] == 6
-    assert train.train(build(config), tmp_path / "parts")
+    assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
     whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
 
@@ -223,7 +224,7 @@ def test_the_loop_compiles_once_and_transfers_nothing_unasked(
     monkeypatch.setattr(logs.TrainingLog, "__enter__", inside)
     monkeypatch.setattr(logs.TrainingLog, "__exit__", outside)
     with jax.log_compiles(), caplog.at_level("DEBUG", logger="jax"):
-        assert train.train(build(config), tmp_path)
+        assert train.train(build(config), tmp_path) is Outcome.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_numbers_that_do_not_fit_are_refused(
 def test_another_config_does_not_continue_a_run(tiny: Make, tmp_path: pathlib.Path) -> None:
     config = tiny()
     config.train.num_steps = 4
-    assert train.train(build(config), tmp_path)
+    assert train.train(build(config), tmp_path) is Outcome.FINISHED
     saved = (tmp_path / "config.json").read_text()
     config.train.num_steps = 8
     config.optimizer.learning_rate = 0.5
@@ -270,7 +271,7 @@ def test_other_data_do_not_continue_a_run(
 ) -> None:
     config = tiny()
     config.train.num_steps = 4
-    assert train.train(build(config), tmp_path)
+    assert train.train(build(config), tmp_path) is Outcome.FINISHED
     monkeypatch.setattr(data, "fingerprint", lambda name, source: "another")
     config.train.num_steps = 8
     with pytest.raises(ValueError, match="'digits' has another now"):

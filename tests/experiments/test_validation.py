@@ -13,6 +13,7 @@ from experiments import devices, evaluate, validation
 from experiments.build import build
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.metrics import classifier
+from experiments.outcome import Outcome
 from experiments.sample import load_ema
 from experiments.train import train
 
@@ -30,7 +31,7 @@ def config(tiny: Make) -> ConfigDict:
 @pytest.fixture(scope="module")
 def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("validated")
-    assert train(build(config), workdir)
+    assert train(build(config), workdir) is Outcome.FINISHED
     return workdir
 
 

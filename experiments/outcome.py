@@ -1,0 +1,87 @@
+"""How a training ends: finished, stopped on request, or diverged."""
+
+import enum
+import math
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments import devices, runs
+
+
+class Outcome(enum.Enum):
+    """The end of a training; its value is the `state` in the section "train" of results.json."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"  # by a signal, after saving; the same command continues
+    DIVERGED = "diverged"  # and the same command would do so again
+
+
+# sysexits: EX_TEMPFAIL for what is to be started again; the next number is free for programs.
+EXIT_STATUS = MappingProxyType({Outcome.FINISHED: 0, Outcome.STOPPED: 75, Outcome.DIVERGED: 76})
+
+
+class Divergence(NamedTuple):
+    """When, why, and what was last seen before.
+
+    step: of the window of the log that ended it.
+    metrics: of the last window whose loss was finite and allowed, with its "step"; empty where
+        there was none.
+    """
+
+    step: int
+    reason: str
+    metrics: dict[str, float]
+
+
+class Watch:
+    """Looks at every window of the log and says when the training has diverged.
+
+    A loss that is not finite ends it at once. A loss above `above` (where that is not 0) ends it
+    when it has stayed there for `steps` steps, counted between the ends of windows.
+
+    Raises:
+        ValueError: for a negative bound or number of steps, naming the config field.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        for name in ("diverged_above", "diverged_for"):
+            if not config[name] >= 0:
+                raise ValueError(
+                    f"config.train.{name} = {config[name]} must be 0 or more; diverged_above = 0 "
+                    "sets no bound."
+                )
+        self.above, self.steps = config.diverged_above, config.diverged_for
+        self._since: int | None = None
+        self._last: dict[str, float] = {}
+
+    def look(self, step: int, metrics: dict[str, float]) -> Divergence | None:
+        """What is wrong with the window that ended at `step`, or None."""
+        loss = metrics["loss"]
+        if not math.isfinite(loss):
+            return Divergence(step, f"the loss is {loss}", self._last)
+        if not self.above or loss <= self.above:
+            self._since, self._last = None, {"step": step} | metrics
+            return None
+        if self._since is None:
+            self._since = step
+        if step - self._since < self.steps:
+            return None
+        reason = (
+            f"the loss is {loss:.4g}, and was above {self.above:g} (config.train.diverged_above) "
+            f"for {step - self._since:,} steps"
+        )
+        return Divergence(step, reason, self._last)
+
+
+def record(workdir: Path, outcome: Outcome, config: ConfigDict, **facts: Any) -> None:
+    """Writes the section "train" of results.json."""
+    if devices.is_main_process():
+        runs.write_results(workdir, "train", {"state": outcome.value} | facts, config)
+
+
+def recorded(workdir: Path) -> Outcome:
+    """How the training ended that has done all its steps."""
+    return Outcome(runs.read_results(workdir).get("train", {}).get("state", "finished"))
