@@ -13,12 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import runs
+from experiments.configs.protocols import FREE, differences
 
-# What a comparison may be about; every other field of the protocols must agree.
-FREE = (
-    *("checkpoint", "checkpoint_step", "weights", "variance"),
-    *("sampler", "num_steps", "clip_denoised", "seed"),
-)
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -40,18 +36,6 @@ def read(path: Path) -> Results:
     if not sections:
         raise ValueError(f"{path} holds no measured values yet: run --mode=evaluate.")
     return sections
-
-
-def differences(protocols: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
-    """Fields in which the protocols that exist differ and must not: name -> value in each run."""
-    present = [protocol for protocol in protocols if protocol is not None]
-    names = sorted({name for protocol in present for name in protocol} - set(FREE))
-    result = {}
-    for name in names:
-        values = [None if p is None else p.get(name, "absent") for p in protocols]
-        if len({repr(v) for v, p in zip(values, protocols, strict=True) if p is not None}) > 1:
-            result[name] = values
-    return result
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:

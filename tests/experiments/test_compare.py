@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.compare import compare, differences, main, read
+from experiments.compare import compare, main, read
+from experiments.configs.protocols import differences
 
 
 def section(value: float, **protocol: Any) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""When two measured numbers may stand beside each other, from what was recorded behind them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What a comparison may be about; every other field of the protocols must agree.
+FREE = (
+    *("checkpoint", "checkpoint_step", "weights", "variance"),
+    *("sampler", "num_steps", "clip_denoised", "seed"),
+)
+
+
+def differences(
+    protocols: Sequence[Mapping[str, Any] | None], free: Sequence[str] = FREE
+) -> dict[str, list[Any]]:
+    """Fields in which the protocols that exist differ and must not: name -> value in each run.
+
+    Args:
+        protocols: of one quantity, run by run; None where a run lacks it.
+        free: fields that may differ.
+    """
+    present = [protocol for protocol in protocols if protocol is not None]
+    names = sorted({name for protocol in present for name in protocol} - set(free))
+    result = {}
+    for name in names:
+        values = [None if p is None else p.get(name, "absent") for p in protocols]
+        if len({repr(v) for v, p in zip(values, protocols, strict=True) if p is not None}) > 1:
+            result[name] = values
+    return result
