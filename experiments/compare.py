@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import runs
+from experiments.configs.files import read_json
 from experiments.configs.protocols import FREE, differences
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -30,9 +30,7 @@ def read(path: Path) -> Results:
         raise FileNotFoundError(
             f"{path} does not exist: name results.json files, or their folders."
         )
-    sections = {
-        name: section for name, section in runs.read_json(path).items() if "values" in section
-    }
+    sections = {name: section for name, section in read_json(path).items() if "values" in section}
     if not sections:
         raise ValueError(f"{path} holds no measured values yet: run --mode=evaluate.")
     return sections

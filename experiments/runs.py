@@ -17,15 +17,9 @@ import jax
 from ml_collections import ConfigDict, config_dict
 
 from diffusion.variances import VARIANCES
+from experiments.configs.files import read_json, write_json
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes `content` so that a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def _tuples(value: Any) -> Any:
@@ -35,21 +29,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: for anything else, naming the file.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8 alike
-        raise ValueError(f"{path} is truncated or no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with fields.")
-    return content
 
 
 def check_new(folder: Path, option: str) -> None:

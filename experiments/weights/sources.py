@@ -16,6 +16,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from experiments import runs
+from experiments.configs.files import read_json
 from experiments.weights import diffusers_folder
 from experiments.weights.names import NAMINGS
 from experiments.weights.restricted import read_torch
@@ -179,7 +180,7 @@ def read_folder(folder: Path) -> Source:
         ValueError: for a config that this network does not compute, or damaged files.
     """
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    config = runs.read_json(unet / "config.json")
+    config = read_json(unet / "config.json")
     if "parameterization" in config:
         raise ValueError(
             f"{folder} is a working directory of this program already. --to=diffusers --out=FOLDER "
@@ -192,7 +193,7 @@ def read_folder(folder: Path) -> Source:
 
     averaged = folder / "unet_ema" / "config.json"
     if unet != folder and averaged.is_file():
-        if diffusers_folder.unet_fields(runs.read_json(averaged), averaged) != fields:
+        if diffusers_folder.unet_fields(read_json(averaged), averaged) != fields:
             raise ValueError(f"{averaged} describes another network than {unet / 'config.json'}.")
         ema, ema_files = _read_unet(averaged.parent)
         files = {**files, **{f"unet_ema/{name}": value for name, value in ema_files.items()}}
@@ -201,7 +202,7 @@ def read_folder(folder: Path) -> Source:
     schedulers = [folder / name / "scheduler_config.json" for name in ("scheduler", ".")]
     found = [path for path in schedulers if path.is_file()]
     if found:
-        process = diffusers_folder.scheduler_fields(runs.read_json(found[0]), found[0])
+        process = diffusers_folder.scheduler_fields(read_json(found[0]), found[0])
         doubled = 2 if process["variance"]["name"] == "learned_range" else 1
         if config["out_channels"] != doubled * config["in_channels"]:
             raise ValueError(
@@ -211,7 +212,7 @@ def read_folder(folder: Path) -> Source:
             )
         source = source._replace(process=process)
     if (folder / RUN).is_file():
-        run = runs.read_json(folder / RUN)
+        run = read_json(folder / RUN)
         if not isinstance(run.get("config"), dict) or type(run.get("step")) is not int:
             raise ValueError(f"{folder / RUN} holds no config and step. Remove it to do without.")
         source = source._replace(run=runs.config_from_dict(run["config"]), step=run["step"])
