@@ -1,18 +1,42 @@
-"""Named changes to any data set's config, as in --config=experiments/configs/cifar10.py:mu_mse."""
+"""Named changes to any data set's config, as in --config=experiments/configs/cifar10.py:mu_mse.
+
+`python -m experiments.main --list_ablations` prints them; docs/ablations.md explains them.
+"""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.configs.published import TABLES
 
-def _objective(parameterization: str, loss: str, variance: str) -> Callable[[ConfigDict], None]:
+Change = Callable[[ConfigDict], None]
+
+
+class Ablation(NamedTuple):
+    """One named change and what is known of it."""
+
+    summary: str  # one line
+    source: str  # the paper and the place in it
+    keys: tuple[str, ...]  # dotted fields or subtrees that differ from the config of some data set
+    change: Change
+    expected: str = ""  # published numbers with their data set, or "unstable"
+
+
+# --- The changes ---
+
+
+def _objective(parameterization: str, loss: str, variance: str) -> Change:
+    """What the network predicts, the loss and the variance, whatever the data set's config has."""
+
     def change(config: ConfigDict) -> None:
         num_timesteps = config.schedule.num_timesteps
         losses = {
             "simple": dict(name="simple", weighting=dict(name="uniform")),
             "vlb": dict(name="vlb", scale=1.0 / num_timesteps),  # the original's: without T
+            "hybrid": dict(name="hybrid", vlb_coefficient=1e-3, weighting=dict(name="uniform")),
         }
         config.parameterization = ConfigDict(dict(name=parameterization))
         config.loss = ConfigDict(losses[loss])
@@ -23,17 +47,266 @@ def _objective(parameterization: str, loss: str, variance: str) -> Callable[[Con
     return change
 
 
-ABLATIONS = MappingProxyType(
+def _schedule(name: str, num_timesteps: int) -> Change:
+    """The chain; betas meant for T = 1000 are scaled by 1000 / T, so that it ends in noise."""
+    start, end = 1e-4 * 1000 / num_timesteps, 0.02 * 1000 / num_timesteps
+    keywords: dict[str, float] = dict(beta_start=start, beta_end=end)
+    if name == "constant":
+        keywords = dict(beta=end)
+    if name == "cosine":
+        keywords = {}
+
+    def change(config: ConfigDict) -> None:
+        config.schedule = ConfigDict(dict(name=name, num_timesteps=num_timesteps, **keywords))
+
+    return change
+
+
+def _improved(loss: str, timesteps: str) -> Change:
+    """IDDPM's chain and variance, on as many timesteps as the config has."""
+
+    def change(config: ConfigDict) -> None:
+        _schedule("cosine", config.schedule.num_timesteps)(config)
+        _objective("eps", loss, "learned_range")(config)
+        config.timesteps = ConfigDict(dict(name=timesteps))
+
+    return change
+
+
+def _min_snr(config: ConfigDict) -> None:
+    config.loss.weighting = ConfigDict(dict(name="min_snr", gamma=5.0))
+
+
+def _dropout(rate: float) -> Change:
+    def change(config: ConfigDict) -> None:
+        config.model.dropout = rate
+
+    return change
+
+
+def _faithful(config: ConfigDict) -> None:
+    images = config.train.batch_size // 8  # the paper's machines had 8 cores
+    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, images_per_core=images))
+    config.optimizer.epsilon_hat = True
+    config.model.dtype = "float32"
+
+
+def _modern(config: ConfigDict) -> None:
+    config.clip = ConfigDict(dict(name="global", max_norm=1.0))
+    config.optimizer.epsilon_hat = False
+    config.model.dtype = "bfloat16"
+
+
+def _large(config: ConfigDict) -> None:
+    config.model.channels = 192
+    config.train.num_steps = min(config.train.num_steps, 1_150_000)
+
+
+# --- The table ---
+
+
+class _Published(NamedTuple):
+    """Where a published model stands, and its numbers."""
+
+    source: str
+    expected: str
+
+
+def _published(ablation: str) -> _Published:
+    """The tables of the paper that have this ablation, and the numbers in the first of them."""
+    found = [
+        (table, row) for table in TABLES.values() for row in table.rows if row.ablation == ablation
+    ]
+    numbers = sorted({table.name.removeprefix("table") for table, _ in found})
+    table, row = found[0]
+    cells = [f"{table.columns[name]} {cell.text}" for name, cell in row.cells.items()]
+    unstable = all(cell.value is None for cell in row.cells.values())
+    return _Published(
+        f"DDPM Table{'s'[: len(numbers) > 1]} {', '.join(numbers)}",
+        f"{table.dataset}: {'unstable' if unstable else '; '.join(cells)}",
+    )
+
+
+def _axes(
+    words: str, axes: tuple[str, str, str], published: str = "", source: str = ""
+) -> Ablation:
+    """A choice of (parameterization, loss, variance); `published` is its row in the paper."""
+    parameterization, _, variance = axes
+    keys: tuple[str, ...] = ("loss", "variance")
+    if parameterization != "eps":  # which every data set's config predicts
+        keys = ("parameterization", *keys)
+    if parameterization == "mu" or variance == "learned":
+        keys = (*keys, "train.preview_num_steps")
+    known = _published(published) if published else _Published(source, "")
+    return Ablation(words, known.source, keys, _objective(*axes), known.expected)
+
+
+_OBJECTIVES = {
+    "mu_vlb_learned": _axes(
+        "μ̃ prediction, bound L, learned diagonal variance",
+        ("mu", "vlb", "learned"),
+        published="mu_vlb_learned",
+    ),
+    "mu_vlb_fixed": _axes(
+        "μ̃ prediction, bound L, fixed variance β",
+        ("mu", "vlb", "fixed_large"),
+        published="mu_vlb_fixed",
+    ),
+    "mu_vlb_fixed_small": _axes(
+        "μ̃ prediction, bound L, fixed variance β̃; the paper does not say which of the two",
+        ("mu", "vlb", "fixed_small"),
+        published="mu_vlb_fixed",
+    ),
+    "mu_mse": _axes(
+        "μ̃ prediction, unweighted mean squared error, fixed variance β",
+        ("mu", "simple", "fixed_large"),
+        published="mu_mse",
+    ),
+    "eps_vlb_learned": _axes(
+        "ε prediction, bound L, learned diagonal variance",
+        ("eps", "vlb", "learned"),
+        published="eps_vlb_learned",
+    ),
+    "eps_vlb_fixed": _axes(
+        "ε prediction, bound L, fixed variance β",
+        ("eps", "vlb", "fixed_large"),
+        published="eps_vlb_fixed",
+    ),
+    "eps_vlb_fixed_small": _axes(
+        "ε prediction, bound L, fixed variance β̃; the paper does not say which of the two",
+        ("eps", "vlb", "fixed_small"),
+        published="eps_vlb_fixed",
+    ),
+    "eps_simple": _axes(
+        "ε prediction, L_simple, fixed variance β: the paper's method",
+        ("eps", "simple", "fixed_large"),
+        published="eps_simple",
+    ),
+    "x_0_simple": _axes(
+        "x_0 prediction, unweighted mean squared error, fixed variance β",
+        ("x_0", "simple", "fixed_large"),
+        source="DDPM section 3.2",
+    ),
+    "v_simple": _axes(
+        "v prediction, unweighted mean squared error, fixed variance β",
+        ("v", "simple", "fixed_large"),
+        source="Salimans and Ho 2022, App. D",
+    ),
+}
+
+# IDDPM's own recipes are `iddpm` (L_hybrid, t uniform) and `iddpm_vlb` (L, t by importance).
+_IMPROVED = {
+    "iddpm": Ablation(
+        "cosine schedule, learned_range variance, L_hybrid",
+        "IDDPM sections 3.1, 3.2",
+        ("schedule", "loss", "variance"),
+        _improved("hybrid", "uniform"),
+    ),
+    "iddpm_importance": Ablation(
+        "iddpm with t drawn by the second moments of its loss, which IDDPM did for L only",
+        "IDDPM section 3.3",
+        ("schedule", "loss", "variance", "timesteps"),
+        _improved("hybrid", "loss_second_moment"),
+    ),
+    "iddpm_vlb": Ablation(
+        "iddpm with the bound L for its loss, t drawn by its second moments",
+        "IDDPM section 3.3",
+        ("schedule", "loss", "variance", "timesteps"),
+        _improved("vlb", "loss_second_moment"),
+        "CIFAR-10: bits/dim, test 2.94 with T = 4000",
+    ),
+    "min_snr": Ablation(
+        "squared error weighted by min(SNR, 5), within the config's own loss",
+        "Hang et al. 2023, Eq. 6",
+        ("loss.weighting",),
+        _min_snr,
+    ),
+}
+
+_SHAPES = {  # name: (words, source)
+    "linear": ("β rises linearly", "DDPM section 4"),
+    "quadratic": ("√β rises linearly", "DDPM App. B"),
+    "sigmoid": ("β rises along a logistic curve", "the original's code"),
+    "constant": ("β stays the same", "DDPM App. B"),
+    "cosine": ("ᾱ falls as a squared cosine", "IDDPM Eq. 17"),
+}
+_SCHEDULES = {
+    f"{name}_{length}": Ablation(
+        f"{words}, T = {length}",
+        source,
+        () if (name, length) == ("linear", 1000) else ("schedule",),  # what every config has
+        _schedule(name, length),
+    )
+    for name, (words, source) in _SHAPES.items()
+    for length in (100, 1000)
+}
+
+_DROPOUT = {
+    f"dropout_{rate}": Ablation(
+        f"dropout {rate} in every residual block",
+        "DDPM App. B",
+        ("model.dropout",),
+        _dropout(float(rate)),
+    )
+    for rate in ("0", "0.1", "0.2", "0.3")
+}
+
+_TRAINING = {
+    "faithful": Ablation(
+        "the original's updates: gradients clipped per core of 8, its Adam, float32",
+        "the original's code",
+        ("clip",),
+        _faithful,
+    ),
+    "modern": Ablation(
+        "today's updates: gradient clipped once, optax's Adam, bfloat16",
+        "",
+        ("clip", "optimizer.epsilon_hat", "model.dtype"),
+        _modern,
+    ),
+    "large": Ablation(
+        "width 192 and at most 1.15 million steps: the paper's large network (Bedroom)",
+        _published("large").source,
+        ("model.channels", "train.num_steps"),
+        _large,
+        _published("large").expected,
+    ),
+}
+
+ABLATIONS: MappingProxyType[str, Ablation] = MappingProxyType(
+    _OBJECTIVES | _IMPROVED | _SCHEDULES | _DROPOUT | _TRAINING
+)
+
+
+def _rows(table: str) -> tuple[str, ...]:
+    return tuple(row.ablation for row in TABLES[table].rows)
+
+
+GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
     {
-        # DDPM Table 2, row by row; IS and FID on CIFAR-10 as the paper has them.
-        "mu_vlb_learned": _objective("mu", "vlb", "learned"),  # paper: 7.28 / 23.69
-        "mu_vlb_fixed": _objective("mu", "vlb", "fixed_large"),  # paper: 8.06 / 13.22
-        "mu_mse": _objective("mu", "simple", "fixed_large"),  # paper: unstable
-        "eps_vlb_learned": _objective("eps", "vlb", "learned"),  # paper: unstable
-        "eps_vlb_fixed": _objective("eps", "vlb", "fixed_large"),  # paper: 7.67 / 13.51
-        "eps_simple": _objective("eps", "simple", "fixed_large"),  # paper: 9.46 / 3.17
+        "table1": _rows("table1"),
+        "table2": _rows("table2"),
+        "variances": (
+            *("mu_vlb_fixed", "mu_vlb_fixed_small"),
+            *("eps_vlb_fixed", "eps_vlb_fixed_small"),
+        ),
+        "parameterizations": ("mu_mse", "x_0_simple", "eps_simple", "v_simple"),
+        "improved": ("iddpm", "iddpm_importance", "iddpm_vlb"),
+        "schedules": tuple(_SCHEDULES),
+        **{name: (f"{name}_100", f"{name}_1000") for name in _SHAPES},
+        "dropout": tuple(_DROPOUT),
+        "updates": ("faithful", "modern"),
     }
 )
+
+
+# --- Looking them up ---
+
+
+def _unknown(name: str, known: Mapping[str, object], kind: str) -> ValueError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"there is no {kind} {name!r}.{hint} Choose one of: {', '.join(known)}.")
 
 
 def apply(config: ConfigDict, ablation: str) -> ConfigDict:
@@ -45,10 +318,26 @@ def apply(config: ConfigDict, ablation: str) -> ConfigDict:
     if not ablation:
         return config
     if ablation not in ABLATIONS:
-        near = difflib.get_close_matches(ablation, ABLATIONS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"there is no ablation {ablation!r}.{hint} Choose one of: {', '.join(ABLATIONS)}."
-        )
-    ABLATIONS[ablation](config)
+        raise _unknown(ablation, ABLATIONS, "ablation")
+    ABLATIONS[ablation].change(config)
     return config
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The ablations that "table2,cosine_100" asks for: groups expanded, in order, each once.
+
+    Args:
+        text: names of groups and ablations, separated by commas; empty for the config itself,
+            whose name is "".
+
+    Raises:
+        ValueError: for an unknown name, listing those that exist.
+    """
+    if not text.strip():
+        return ("",)
+    found: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if part not in GROUPS and part not in ABLATIONS:
+            raise _unknown(part, {**GROUPS, **ABLATIONS}, "group or ablation")
+        found += GROUPS.get(part, (part,))
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,164 @@
+"""The results of DDPM's Tables 1 to 4 as printed: data that reports and the ledger lay beside ours.
+
+Rows that the paper quotes from other work are left out. A row names the config and the ablation
+that train its model here; "" is the config as it stands. Columns are called as in `results.json`,
+with the split behind where the paper gives both. CelebA-HQ has no number in the paper.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Cell(NamedTuple):
+    """One number of a table."""
+
+    text: str  # as printed
+    value: float | None  # None where there is none: the run was unstable
+
+
+class Row(NamedTuple):
+    """One line of a table."""
+
+    label: str
+    config: str  # experiments/configs/NAME.py
+    ablation: str  # a name of `ablations.ABLATIONS`, or ""
+    cells: Mapping[str, Cell]  # column -> what stands there
+
+
+class Table(NamedTuple):
+    """One table of the paper."""
+
+    name: str
+    title: str
+    dataset: str  # as people call it
+    columns: Mapping[str, str]  # column -> heading
+    rows: tuple[Row, ...]
+
+
+_UNSTABLE = Cell("unstable", None)
+
+# Columns.
+_IS = {"is": "IS"}
+_FID = {"fid_train": "FID"}
+_RATE = {"rate": "rate (bits/dim)", "distortion": "distortion (bits/dim)", "rmse": "RMSE of 255"}
+
+# Samples of the two models that Tables 1 and 2 share.
+_BOUND_SAMPLES = {"is": Cell("7.67 ± 0.13", 7.67), "fid_train": Cell("13.51", 13.51)}
+_SIMPLE_SAMPLES = {"is": Cell("9.46 ± 0.11", 9.46), "fid_train": Cell("3.17", 3.17)}
+
+TABLE_1 = Table(
+    name="table1",
+    title="Sample quality and likelihood",
+    dataset="CIFAR-10",
+    columns={
+        **_IS,
+        **_FID,
+        "fid_test": "FID, test",
+        "bits_per_dim_test": "bits/dim, test",
+        "bits_per_dim_train": "bits/dim, train",
+    },
+    rows=(
+        Row(
+            "L, fixed isotropic Σ",
+            *("cifar10", "eps_vlb_fixed"),
+            {
+                **_BOUND_SAMPLES,
+                "bits_per_dim_test": Cell("≤ 3.70", 3.70),
+                "bits_per_dim_train": Cell("3.69", 3.69),
+            },
+        ),
+        Row(
+            "L_simple",
+            *("cifar10", "eps_simple"),
+            {
+                **_SIMPLE_SAMPLES,
+                "fid_test": Cell("5.24", 5.24),
+                "bits_per_dim_test": Cell("≤ 3.75", 3.75),
+                "bits_per_dim_train": Cell("3.72", 3.72),
+            },
+        ),
+    ),
+)
+
+TABLE_2 = Table(
+    name="table2",
+    title="What the network predicts, and the objective",
+    dataset="CIFAR-10",
+    columns={**_IS, **_FID},
+    rows=(
+        Row(
+            "μ̃ prediction: L, learned diagonal Σ",
+            *("cifar10", "mu_vlb_learned"),
+            {"is": Cell("7.28 ± 0.10", 7.28), "fid_train": Cell("23.69", 23.69)},
+        ),
+        Row(
+            "μ̃ prediction: L, fixed isotropic Σ",
+            *("cifar10", "mu_vlb_fixed"),
+            {"is": Cell("8.06 ± 0.09", 8.06), "fid_train": Cell("13.22", 13.22)},
+        ),
+        Row(
+            "μ̃ prediction: mean squared error",
+            *("cifar10", "mu_mse"),
+            {"is": _UNSTABLE, "fid_train": _UNSTABLE},
+        ),
+        Row(
+            "ε prediction: L, learned diagonal Σ",
+            *("cifar10", "eps_vlb_learned"),
+            {"is": _UNSTABLE, "fid_train": _UNSTABLE},
+        ),
+        Row("ε prediction: L, fixed isotropic Σ", "cifar10", "eps_vlb_fixed", _BOUND_SAMPLES),
+        Row("ε prediction: L_simple", "cifar10", "eps_simple", _SIMPLE_SAMPLES),
+    ),
+)
+
+TABLE_3 = Table(
+    name="table3",
+    title="Sample quality at 256x256",
+    dataset="LSUN",
+    columns=_FID,
+    rows=(
+        Row("Bedroom", "lsun_bedroom", "", {"fid_train": Cell("6.36", 6.36)}),
+        Row("Bedroom, large network", "lsun_bedroom", "large", {"fid_train": Cell("4.90", 4.90)}),
+        Row("Church", "lsun_church", "", {"fid_train": Cell("7.89", 7.89)}),
+        Row("Cat", "lsun_cat", "", {"fid_train": Cell("19.75", 19.75)}),
+    ),
+)
+
+
+def _sent(reverse_time: int, rate: str, rmse: str) -> Row:
+    cells = {"rate": Cell(rate, float(rate)), "rmse": Cell(rmse, float(rmse))}
+    return Row(f"reverse time {reverse_time}", "cifar10", "eps_simple", cells)
+
+
+TABLE_4 = Table(
+    name="table4",
+    title="Progressive lossy compression: rate and distortion (Table 4 and section 4.3)",
+    dataset="CIFAR-10, test",
+    columns=_RATE,
+    rows=(
+        _sent(1000, "1.77581", "0.95136"),
+        _sent(900, "0.11994", "12.02277"),
+        _sent(800, "0.05415", "18.47482"),
+        _sent(700, "0.02866", "24.43656"),
+        _sent(600, "0.01507", "30.80948"),
+        _sent(500, "0.00716", "38.03236"),
+        _sent(400, "0.00282", "46.12765"),
+        _sent(300, "0.00081", "54.18826"),
+        _sent(200, "0.00013", "60.97170"),
+        _sent(100, "0.00000", "67.60125"),
+        Row(
+            "rate + distortion",
+            *("cifar10", "eps_simple"),
+            {
+                "rate": Cell("1.78", 1.78),
+                "distortion": Cell("1.97", 1.97),
+                "rmse": Cell("0.95", 0.95),
+            },
+        ),
+    ),
+)
+
+TABLES: MappingProxyType[str, Table] = MappingProxyType(
+    {table.name: table for table in (TABLE_1, TABLE_2, TABLE_3, TABLE_4)}
+)
