@@ -1,0 +1,178 @@
+"""One run as submitit carries it to a machine: starts the program, retries it, records the end."""
+
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any
+
+from submitit.helpers import DelayedSubmission
+
+from experiments.configs.files import read_json
+from launch import status
+from launch.status import Status
+
+# Of experiments.main; every other exit status is a crash.
+STATE_OF_EXIT = MappingProxyType({0: "finished", 75: "stopped", 76: "diverged"})
+USER_ERROR = 2  # the same command would fail in the same way
+TAIL_LINES = 30  # of the log of a failed run
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _ignore_warning() -> None:
+    """In the program that is to start: the warning is for its parent, and would kill it."""
+    signal.signal(Signals.WARNING, signal.SIG_IGN)
+
+
+class Job:
+    """Runs the program of one run folder to its end, over crashes and interruptions.
+
+    Args:
+        folder: the run's.
+        command: what follows `python`.
+        retries: how often a crashed program is started again.
+        environment: variables of the program; None removes one.
+        cores: processor cores that it may use; None is all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        command: list[str],
+        retries: int,
+        environment: dict[str, str | None] | None = None,
+        cores: list[int] | None = None,
+    ) -> None:
+        self.folder, self.command, self.retries = folder, command, retries
+        self.environment, self.cores = environment or {}, cores
+
+    def __call__(self) -> str:
+        """Returns the state in which the run was left."""
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        if rank > 0:
+            return self._run(rank, ())  # the first process of the run keeps the record
+        with status.lock(self.folder) as descriptor:
+            if descriptor is None:
+                return "running"
+            return self._run(rank, (descriptor,))
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues again before a time limit or on preemption: the same job."""
+        return DelayedSubmission(self)
+
+    def _run(self, rank: int, descriptors: tuple[int, ...]) -> str:
+        if self.cores is not None:
+            os.sched_setaffinity(0, self.cores)
+        known = status.read(self.folder)._replace(message="", log_tail=())
+        with Signals() as signals:
+            for attempt in range(self.retries + 1):
+                begin = {"host": socket.gethostname(), "started": _now()}
+                attempts = known.attempts
+                if rank == 0:
+                    known = known._replace(state="running", attempts=(*attempts, begin))
+                    status.write(self.folder, known)
+                code = self._attempt(rank, descriptors, signals, known)
+                end = begin | {"ended": _now(), "exit_status": code}
+                known = known._replace(attempts=(*attempts, end))
+                state = STATE_OF_EXIT.get(code, "stopped" if signals.stop else "failed")
+                if state != "failed" or code == USER_ERROR or attempt == self.retries:
+                    break
+            if rank == 0:
+                status.write(self.folder, self._ended(known, state, code))
+        signals.hand_on()
+        return state
+
+    def _log(self, rank: int) -> Path:
+        return self.folder / ("train.log" if rank == 0 else f"train.{rank}.log")
+
+    def _attempt(
+        self, rank: int, descriptors: tuple[int, ...], signals: "Signals", known: Status
+    ) -> int:
+        """Starts the program, waits for its end and returns its exit status."""
+        environment = dict(os.environ)
+        for name, value in self.environment.items():
+            environment.pop(name, None)
+            if value is not None:
+                environment[name] = value
+        with self._log(rank).open("a") as log:
+            log.write(f"--- {_now()} {socket.gethostname()} {' '.join(self.command)}\n")
+            log.flush()
+            program = subprocess.Popen(
+                [sys.executable, *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=descriptors,
+                preexec_fn=_ignore_warning,
+                # A terminal's Ctrl-C then reaches it through this process only. Not under Slurm,
+                # where some settings would leave it behind when the job ends.
+                start_new_session="SLURM_JOB_ID" not in os.environ,
+            )
+            told = False
+            while True:
+                if signals.stop and not told:
+                    told = True
+                    program.send_signal(signal.SIGTERM)
+                    if rank == 0:
+                        status.write(self.folder, known._replace(state="stopping"))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return program.wait(timeout=0.2)
+
+    def _ended(self, known: Status, state: str, code: int) -> Status:
+        """The status after the last attempt."""
+        known = known._replace(state=state)
+        if state == "diverged":
+            section = read_json(self.folder / "results.json")["train"]
+            return known._replace(message=f"at step {section['step']:,}: {section['reason']}")
+        if state == "failed":
+            with self._log(0).open(errors="replace") as log:
+                tail = [line.rstrip() for line in deque(log, TAIL_LINES)]
+            how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+            words = [line for line in tail if line and not line.startswith(("---", "(--"))]
+            message = f"{how} at attempt {len(known.attempts)}: {words[-1] if words else ''}"
+            return known._replace(message=message, log_tail=tuple(tail))
+        return known
+
+
+class Signals:
+    """While entered, SIGTERM, Ctrl-C and the cluster's warning ask the program to save and stop."""
+
+    WARNING = signal.SIGUSR2  # submitit's: before a time limit, and on preemption
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._warned: Any = None
+        self._before: dict[int, Any] = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+        before = self._before[number]
+        if number == self.WARNING:
+            self._warned = frame
+        elif callable(before) and before is not signal.default_int_handler:
+            before(number, frame)  # the launcher's own, where it runs in this process
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGTERM, signal.SIGINT, self.WARNING):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def hand_on(self) -> None:
+        """After a warning, lets submitit queue the job again, now that the program has saved."""
+        handler = self._before[self.WARNING]
+        if self._warned is not None and callable(handler):
+            handler(self.WARNING, self._warned)

@@ -1,0 +1,181 @@
+"""Where runs are carried out: this machine, a Slurm cluster, or this process, through submitit."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import submitit
+
+from launch.job import Job
+
+FOREVER_MINUTES = 60 * 24 * 365  # submitit's local jobs have a time limit, of 2 minutes unless told
+
+
+class Task(NamedTuple):
+    """A run that is to be carried out."""
+
+    folder: Path
+    command: list[str]
+
+
+class Local:
+    """At most `max_parallel` runs at a time on this machine, the others when places fall free.
+
+    With several places the processor's cores are shared out among them, and the GPUs where
+    `gpus_per_run` is not 0; with 0 every run sees all GPUs.
+
+    Raises:
+        ValueError: for more GPUs than this machine has.
+    """
+
+    def __init__(self, jobs: Path, retries: int, max_parallel: int, gpus_per_run: int) -> None:
+        self._executor = submitit.LocalExecutor(jobs)
+        self._executor.update_parameters(timeout_min=FOREVER_MINUTES, stderr_to_stdout=True)
+        self._retries = retries
+        self._free = list(range(max_parallel))[::-1]
+        self._active: dict[Path, tuple[int, submitit.Job[str]]] = {}
+        self._environment = [_gpus(place, gpus_per_run) for place in range(max_parallel)]
+        needed, present = max_parallel * gpus_per_run, len(_all_gpus())
+        if needed > present:
+            raise ValueError(
+                f"--max_parallel={max_parallel} runs of --gpus_per_run={gpus_per_run} need "
+                f"{needed} GPUs, and {present} are visible here."
+            )
+        cores = sorted(os.sched_getaffinity(0))
+        self._cores = [cores[place::max_parallel] or cores for place in range(max_parallel)]
+
+    def places(self) -> int:
+        """How many runs `submit` takes now."""
+        return len(self._free)
+
+    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
+        """Starts them; returns their jobs."""
+        started = {}
+        for task in tasks:
+            place = self._free.pop()
+            job = Job(
+                *task,
+                retries=self._retries,
+                environment=self._environment[place],
+                cores=self._cores[place],
+            )
+            # A terminal's Ctrl-C goes to its whole process group; these are to be asked by `stop`.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                submitted = self._executor.submit(job)
+            finally:
+                signal.signal(signal.SIGINT, before)
+            self._active[task.folder] = (place, submitted)
+            started[task.folder] = submitted.job_id
+        return started
+
+    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+        """Folders of the runs that are being carried out."""
+        for folder, (place, job) in list(self._active.items()):
+            if job.done():
+                del self._active[folder]
+                self._free.append(place)
+        return set(self._active)
+
+    def stop(self) -> str:
+        """Asks every run to save and stop, which may be repeated; returns what to tell the user."""
+        for _, job in self._active.values():
+            os.kill(int(job.job_id), signal.SIGTERM)
+        return "stopping: the runs are saved first"
+
+
+class Slurm:
+    """All runs in the queue of a Slurm cluster, as an array of at most `max_parallel` at a time.
+
+    Args:
+        options: sbatch's, as submitit names them: partition, time (minutes), nodes,
+            ntasks_per_node, cpus_per_task, gpus_per_node, mem, account, qos, ...
+
+    Raises:
+        ValueError: if there is no Slurm here, or an option that submitit does not know.
+    """
+
+    def __init__(
+        self, jobs: Path, retries: int, max_parallel: int, options: Mapping[str, Any]
+    ) -> None:
+        try:
+            self._executor = submitit.SlurmExecutor(jobs, max_num_timeout=1000)
+            self._executor.update_parameters(
+                **{"job_name": "ddpm", "array_parallelism": max_parallel} | dict(options)
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"--cluster=slurm: {error}") from error
+        self._retries = retries
+
+    def places(self) -> int:
+        """How many runs `submit` takes now: any number, the queue being Slurm's."""
+        return sys.maxsize
+
+    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
+        """Queues all of them; returns their numbers in the queue."""
+        with self._executor.batch():
+            jobs = [self._executor.submit(Job(*task, retries=self._retries)) for task in tasks]
+        return {task.folder: job.job_id for task, job in zip(tasks, jobs, strict=True)}
+
+    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+        """Folders of the runs whose jobs are in the queue, waiting or running."""
+        command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T"]
+        listed = subprocess.run(command, capture_output=True, text=True)
+        if listed.returncode:  # too busy to answer
+            return set(jobs)
+        states = dict(line.split("|") for line in listed.stdout.splitlines())
+        ended = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        return {folder for folder, job in jobs.items() if states.get(job, ended[0]) not in ended}
+
+    def stop(self) -> str:
+        """Leaves the jobs in the queue; returns what to tell the user."""
+        return "the jobs stay in the queue (scancel ends them)"
+
+
+class Debug:
+    """One run after the other in this process, which sees every error of the launcher itself."""
+
+    def __init__(self, jobs: Path, retries: int) -> None:
+        self._executor = submitit.DebugExecutor(jobs)
+        self._retries = retries
+
+    def places(self) -> int:
+        """How many runs `submit` takes now."""
+        return 1
+
+    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
+        """Carries them out; returns their jobs."""
+        for task in tasks:
+            self._executor.submit(Job(*task, retries=self._retries)).result()
+        return {task.folder: "debug" for task in tasks}
+
+    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+        """None: what was submitted has ended."""
+        return set()
+
+    def stop(self) -> str:
+        """Nothing is left to do, the signal itself having reached the run."""
+        return "stopped"
+
+
+Machine = Local | Slurm | Debug
+
+
+def _all_gpus() -> list[str]:
+    """The numbers of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _gpus(place: int, gpus_per_run: int) -> dict[str, str | None]:
+    """The variable by which a run sees its GPUs; submitit would hide them all."""
+    if not gpus_per_run:
+        return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    chosen = _all_gpus()[place * gpus_per_run : (place + 1) * gpus_per_run]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}

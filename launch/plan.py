@@ -1,0 +1,172 @@
+"""Which runs a sweep has: ablations x grid x seeds of one config, each with its folder."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.command_line import message
+from experiments.configs.files import read_json, write_json
+
+
+class Run(NamedTuple):
+    """One training with its samples and numbers.
+
+    Values of config fields are as typed on the command line; `experiments.main` reads them.
+    """
+
+    name: str  # of its folder
+    config: str  # the config file
+    ablation: str  # "" is the config itself
+    seed: int
+    overrides: dict[str, str]  # its point of the grid
+    settings: dict[str, str]  # config fields that all runs of the sweep set
+    num_steps: int  # of its training
+
+    def config_arguments(self) -> list[str]:
+        """What chooses the config, as experiments.main takes it."""
+        file = f"{self.config}:{self.ablation}" if self.ablation else self.config
+        fields = self.settings | {"seed": str(self.seed)} | self.overrides
+        return [f"--config={file}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+    def command(self, folder: Path) -> list[str]:
+        """What follows `python` to start it, or to continue it."""
+        return ["-m", "experiments.main", f"--workdir={folder}", *self.config_arguments()]
+
+
+def split(text: str) -> list[str]:
+    """The values of "1e-4,2e-4" or "(1,2),(1,2,2)": commas inside brackets separate nothing."""
+    depth, values = 0, [""]
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return [value.strip() for value in values]
+
+
+def parse_assignment(text: str, option: str) -> tuple[str, str]:
+    """The parts of FIELD=VALUE.
+
+    Raises:
+        ValueError: if it is none, naming the option that it came with.
+    """
+    name, given, value = text.partition("=")
+    if not (name and given and value):
+        raise ValueError(f"{option} {text!r} is no FIELD=VALUE.")
+    return name, value
+
+
+def parse_grid(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Field -> values, from lines such as "optimizer.learning_rate=1e-4,2e-4".
+
+    Raises:
+        ValueError: for a line that is none, an empty or repeated value, or a repeated field.
+    """
+    grid: dict[str, list[str]] = {}
+    for line in lines:
+        name, text = parse_assignment(line, "--grid")
+        values = split(text)
+        if not all(values) or len(set(values)) < len(values):
+            raise ValueError(f"--grid {line!r}: every value must be there, and there once.")
+        if name in grid:
+            raise ValueError(f"--grid names {name!r} twice: give all its values in one --grid.")
+        grid[name] = values
+    return grid
+
+
+def load_config(arguments: Sequence[str]) -> ConfigDict:
+    """The config that experiments.main would use.
+
+    Raises:
+        ValueError: if it would refuse the file, the ablation, a field or a value.
+    """
+    argv = ["sweep", *arguments]
+    holder = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
+    try:
+        holder(argv)
+        config: ConfigDict = holder["config"].value
+        config.to_dict()  # a config that could not be loaded says so only when used
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        raise ValueError(message(error)) from error
+    return config
+
+
+def make_runs(
+    config: str,
+    ablations: Sequence[str],
+    seeds: Sequence[int],
+    grid: Mapping[str, Sequence[str]],
+    settings: Mapping[str, str],
+) -> list[Run]:
+    """All runs, those of the first seed first, each checked as far as its config alone tells.
+
+    Raises:
+        ValueError: for a field that is set twice, two runs of one name, or a config that
+            experiments.main would refuse.
+    """
+    for name in grid:
+        if name in settings:
+            raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
+    if "seed" in {*grid, *settings}:
+        raise ValueError("the seed is set by --seeds=0,1,2 and not as a field of the config.")
+    runs: dict[str, Run] = {}
+    points = list(itertools.product(*grid.values()))
+    for seed, ablation, values in itertools.product(seeds, ablations, points):
+        overrides = dict(zip(grid, values, strict=True))
+        point = [f"{field}={value}" for field, value in overrides.items()]
+        parts = [ablation or Path(config).stem, *point, f"seed{seed}"]
+        name = re.sub(r"[^\w.=+-]", "_", "-".join(parts))
+        if name in runs:
+            raise ValueError(f"two runs would be named {name!r}: an ablation or seed is repeated.")
+        run = Run(name, config, ablation, seed, overrides, dict(settings), num_steps=0)
+        num_steps = load_config(run.config_arguments()).train.num_steps
+        runs[name] = run._replace(num_steps=num_steps)
+    return list(runs.values())
+
+
+def folder_of(workdir: Path, run: Run) -> Path:
+    """The run's folder, which is its --workdir."""
+    return workdir / "runs" / run.name
+
+
+def record(run: Run, folder: Path) -> dict[str, Any]:
+    """The content of run.json."""
+    return run._asdict() | {"command": run.command(folder)}
+
+
+def write(workdir: Path, runs: Sequence[Run]) -> None:
+    """Writes run.json of every run and adds the runs to sweep.json.
+
+    Raises:
+        ValueError: if one of them is there already with other settings, before anything is written.
+    """
+    for run in runs:
+        path = folder_of(workdir, run) / "run.json"
+        if path.is_file():
+            before, now = read_json(path), record(run, path.parent)
+            fields = [
+                f"  {name}: {before.get(name)} then, {now[name]} now"
+                for name in ("config", "ablation", "seed", "overrides", "settings", "num_steps")
+                if before.get(name) != now[name]
+            ]
+            if fields:
+                lines = "\n".join(fields)
+                raise ValueError(
+                    f"{path.parent} holds a run of the same name with other settings:\n{lines}\n"
+                    "Choose another --workdir, or the settings that the sweep was started with."
+                )
+    for run in runs:
+        folder = folder_of(workdir, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", record(run, folder))
+    path = workdir / "sweep.json"
+    known = read_json(path)["runs"] if path.is_file() else []
+    names = dict.fromkeys([*known, *(run.name for run in runs)])
+    write_json(path, {"runs": list(names)})

@@ -1,0 +1,76 @@
+"""What is known of a run from the files in its folder; nothing here changes them but `write`."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.configs.files import read_json, write_json
+
+FINAL = ("finished", "diverged")  # states that starting the sweep again leaves alone
+STATES = ("waiting", "queued", "running", "stopping", "stopped", "failed", *FINAL)
+
+
+class Status(NamedTuple):
+    """The content of status.json; without the file, a run that waits."""
+
+    state: str = "waiting"  # one of STATES
+    attempts: tuple[dict[str, Any], ...] = ()  # host, started, ended, exit_status
+    message: str = ""  # one line: why it diverged, failed or stopped
+    log_tail: tuple[str, ...] = ()  # the end of the log of a run that failed
+
+
+def read(folder: Path) -> Status:
+    """The status of the run in `folder`.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = folder / "status.json"
+    return Status(**read_json(path)) if path.is_file() else Status()
+
+
+def write(folder: Path, status: Status) -> None:
+    """Replaces the status of the run in `folder`."""
+    write_json(folder / "status.json", status._asdict())
+
+
+class Progress(NamedTuple):
+    """The last line of a run's log of metrics."""
+
+    step: int = 0
+    loss: float | None = None
+    eta_seconds: float | None = None  # of the training
+
+
+def progress(folder: Path) -> Progress:
+    """How far the training in `folder` is; a line that is half written does not count."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return Progress()
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError):
+            metrics = json.loads(line)
+            return Progress(metrics["step"], metrics["loss"], metrics["eta_seconds"])
+    return Progress()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[int | None]:
+    """A file descriptor that marks the run in `folder` as being run, None if another process does.
+
+    A program that inherits it keeps the mark, so that no second one starts beside an orphan.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file.fileno()

@@ -1,0 +1,250 @@
+"""Runs ablations, seeds and grids of one config, on this machine or a Slurm cluster.
+
+    python -m launch.sweep --config=experiments/configs/digits.py --ablations=table2 \\
+        --seeds=0,1,2 --workdir=runs/table2 --max_parallel=2
+
+Each run is `python -m experiments.main` with a folder of its own under WORKDIR/runs. The same
+command, started again after whatever happened, leaves alone what finished or diverged and continues
+the rest. --config.FIELD=VALUE sets a field in all runs. Exit status: 0 when every run has finished
+or diverged, 1 when some failed, 75 when stopped on request, 2 for an error in the command.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from experiments.command_line import fail
+from experiments.configs import ablations
+from experiments.configs.files import read_json, write_json
+from launch import plan, status
+from launch.board import Board, Row, summary
+from launch.machines import Debug, Local, Machine, Slurm, Task
+from launch.plan import Run
+
+POLL_SECONDS = 1.0
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The options, and the fields that --config.FIELD=VALUE sets in all runs.
+
+    Raises:
+        ValueError: for an option that does not exist.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="the config file, without an ablation")
+    add("--workdir", required=True, type=Path, help="where the sweep keeps everything")
+    add("--ablations", default="", help="names and groups (--list_ablations of experiments.main)")
+    add("--seeds", default="0", help="such as 0,1,2")
+    add("--grid", action="append", default=[], help="FIELD=VALUE,VALUE,...; may be repeated")
+    add("--cluster", default="local", choices=["local", "slurm", "debug"])
+    add("--max_parallel", type=int, default=1, help="runs at a time")
+    add("--gpus_per_run", type=int, default=0, help="local: of each run; 0: each sees all GPUs")
+    add("--retries", type=int, default=2, help="how often a run that crashed is started again")
+    add("--slurm", default="", help="partition=gpu,gpus_per_node=1,time=720,... (submitit's names)")
+    add("--dry_run", action="store_true", help="print the runs and their commands")
+    options, rest = parser.parse_known_args(argv)
+    settings = {}
+    for word in rest:
+        if not word.startswith("--config."):
+            raise ValueError(f"there is no option {word!r}; --help lists those that there are.")
+        name, value = plan.parse_assignment(word.removeprefix("--config."), "--config.")
+        settings[name] = value
+    for name, least in (("max_parallel", 1), ("gpus_per_run", 0), ("retries", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name}={getattr(options, name)} must be at least {least}.")
+    return options, settings
+
+
+def slurm_options(text: str) -> dict[str, Any]:
+    """--slurm's pairs, numbers as such.
+
+    Raises:
+        ValueError: for what is no pair.
+    """
+    pairs = [plan.parse_assignment(pair, "--slurm") for pair in plan.split(text) if pair]
+    return {name: int(value) if value.isdigit() else value for name, value in pairs}
+
+
+def make_runs(options: argparse.Namespace, settings: dict[str, str]) -> list[Run]:
+    """The runs that the options describe.
+
+    Raises:
+        ValueError: naming the option that cannot be.
+    """
+    seeds = plan.split(options.seeds)
+    if not all(seed.isdigit() for seed in seeds):
+        raise ValueError(f"--seeds={options.seeds}: numbers separated by commas, such as 0,1,2.")
+    names = ablations.names(options.ablations) if options.ablations else [""]
+    slurm = slurm_options(options.slurm)
+    if slurm and options.cluster != "slurm":
+        raise ValueError(f"--slurm={options.slurm} is for --cluster=slurm.")
+    if slurm.get("nodes", 1) * slurm.get("ntasks_per_node", 1) > 1:
+        settings = {"distributed": "auto"} | settings
+    grid = plan.parse_grid(options.grid)
+    return plan.make_runs(options.config, names, [int(seed) for seed in seeds], grid, settings)
+
+
+def make_machine(options: argparse.Namespace) -> Machine:
+    """Where --cluster says.
+
+    Raises:
+        ValueError: if it is not there, or not as the options want it.
+    """
+    jobs = options.workdir / "jobs"
+    if options.cluster == "debug":
+        return Debug(jobs, options.retries)
+    if options.cluster == "local":
+        return Local(jobs, options.retries, options.max_parallel, options.gpus_per_run)
+    slurm = slurm_options(options.slurm)
+    return Slurm(jobs, options.retries, options.max_parallel, slurm)
+
+
+class Sweep:
+    """Carries out runs and looks after them; what it knows of them is in their folders.
+
+    Args:
+        runs: which.
+        workdir: the folder of the sweep; jobs.json there has the job of every run.
+        machine: where.
+        retries: how often a run is submitted again whose job ended without a word.
+    """
+
+    def __init__(self, runs: Sequence[Run], workdir: Path, machine: Machine, retries: int) -> None:
+        self.runs = {plan.folder_of(workdir, run): run for run in runs}
+        self.machine, self.retries = machine, retries
+        self.stopping = False
+        self._jobs_path = workdir / "jobs.json"
+        known = read_json(self._jobs_path) if self._jobs_path.is_file() else {}
+        self._jobs = {f: known[run.name] for f, run in self.runs.items() if run.name in known}
+        self._carried_out: set[Path] = set()
+        self._lost: Counter[Path] = Counter()
+        self._ended = {f for f in self.runs if status.read(f).state in status.FINAL}
+
+    def rows(self) -> list[Row]:
+        """What there is to show."""
+        return [Row(run, status.read(f), status.progress(f)) for f, run in self.runs.items()]
+
+    def step(self) -> bool:
+        """Looks after every run once; returns whether any has not ended."""
+        alive = self.machine.alive(self._jobs)
+        for folder in self._carried_out - alive:
+            self._after(folder)
+        self._carried_out = alive
+        left = [f for f in self.runs if f not in self._ended and f not in alive]
+        if not self.stopping and left:
+            self._submit([f for f in left if not _locked(f)][: self.machine.places()])
+        return bool(left or alive)
+
+    def stop(self) -> tuple[bool, str]:
+        """Asks the runs to stop; returns whether to wait for any, and what to tell the user."""
+        self.stopping = True
+        text = self.machine.stop()
+        return isinstance(self.machine, Local) and bool(self._carried_out), text
+
+    def _submit(self, folders: Sequence[Path]) -> None:
+        if not folders:
+            return
+        for folder in folders:
+            status.write(folder, status.read(folder)._replace(state="queued"))
+        self._jobs |= self.machine.submit([Task(f, self.runs[f].command(f)) for f in folders])
+        self._carried_out |= set(folders)
+        known = read_json(self._jobs_path) if self._jobs_path.is_file() else {}
+        jobs = {self.runs[folder].name: job for folder, job in self._jobs.items()}
+        write_json(self._jobs_path, known | jobs)
+
+    def _after(self, folder: Path) -> None:
+        """What became of a run whose job has ended; one that is not over is submitted again."""
+        known = status.read(folder)
+        if known.state in (*status.FINAL, "failed"):
+            self._ended.add(folder)
+        elif _locked(folder) or known.state == "stopped":
+            return  # its program lives on without its job; or it was stopped, and is saved
+        elif self.stopping:
+            status.write(folder, known._replace(state="stopped"))
+        else:
+            self._lost[folder] += 1
+            if self._lost[folder] > self.retries:
+                message = f"its job ended {self._lost[folder]} times without a word (killed?)"
+                status.write(folder, known._replace(state="failed", message=message))
+                self._ended.add(folder)
+
+
+def _locked(folder: Path) -> bool:
+    """Whether some process carries out the run, of this sweep or of one before."""
+    with status.lock(folder) as descriptor:
+        return descriptor is None
+
+
+def watch(sweep: Sweep, board: Board) -> bool:
+    """Looks after the runs until all have ended; returns False when a signal came before.
+
+    The first Ctrl-C or SIGTERM lets the runs of this machine save and stop; a second one leaves
+    them to it.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    told = False
+    try:
+        while sweep.step():
+            board.show(sweep.rows())
+            if received:
+                wait, text = sweep.stop()
+                if not told:
+                    board.say(text)
+                    told = True
+                if not wait or len(received) > 1:
+                    return False
+            time.sleep(POLL_SECONDS)
+        board.show(sweep.rows())
+        return True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program; returns its exit status."""
+    try:
+        options, settings = parse(argv)
+        runs = make_runs(options, settings)
+        if options.dry_run:
+            for run in runs:
+                folder = plan.folder_of(options.workdir, run)
+                print(f"{run.name} ({status.read(folder).state})")
+                print(f"  {shlex.join(['python', *run.command(folder)])}")
+            print(f"{len(runs)} runs")
+            return 0
+        machine = make_machine(options)
+        plan.write(options.workdir, runs)
+        sweep = Sweep(runs, options.workdir, machine, options.retries)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    with Board() as board:
+        complete = watch(sweep, board)
+        rows = sweep.rows()
+        if not complete:
+            board.say("stopped; the same command continues what has not ended")
+            return 75
+        board.say(f"{len(rows)} runs: {summary(rows)}")
+    return 1 if any(row.status.state == "failed" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
