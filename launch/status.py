@@ -30,7 +30,11 @@ def read(folder: Path) -> Status:
         ValueError: if the file is damaged.
     """
     path = folder / "status.json"
-    return Status(**read_json(path)) if path.is_file() else Status()
+    if not path.is_file():
+        return Status()
+    content = read_json(path)
+    lists = {name: tuple(content[name]) for name in ("attempts", "log_tail")}
+    return Status(**content | lists)
 
 
 def write(folder: Path, status: Status) -> None:

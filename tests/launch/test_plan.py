@@ -1,0 +1,113 @@
+"""Which runs a sweep has, and what it refuses before any of them starts."""
+
+import itertools
+import pathlib
+
+import pytest
+
+from experiments.configs.files import read_json
+from launch import plan
+
+DIGITS = "experiments/configs/digits.py"
+
+
+def make(ablations=("eps_simple",), seeds=(0,), grid=None, settings=None, config=DIGITS):
+    return plan.make_runs(config, ablations, seeds, grid or {}, settings or {})
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1e-4,2e-4", ["1e-4", "2e-4"]),
+        ("(1,2),(1,2,2)", ["(1,2)", "(1,2,2)"]),
+        ("[1,(2,3)], {4,5}", ["[1,(2,3)]", "{4,5}"]),
+        ("one", ["one"]),
+    ],
+)
+def test_commas_inside_brackets_separate_nothing(text: str, values: list[str]) -> None:
+    assert plan.split(text) == values
+
+
+def test_the_runs_are_the_product_with_the_first_seed_first() -> None:
+    grid = {"optimizer.learning_rate": ["1e-4", "2e-4"], "model.channel_multipliers": ["(1,)"]}
+    runs = make(("eps_simple", "mu_mse"), (3, 1), grid)
+    assert len(runs) == len({run.name for run in runs}) == 2 * 2 * 2
+    assert [run.seed for run in runs] == [3] * 4 + [1] * 4
+    expected = itertools.product((3, 1), ("eps_simple", "mu_mse"), ("1e-4", "2e-4"))
+    found = [(r.seed, r.ablation, r.overrides["optimizer.learning_rate"]) for r in runs]
+    assert found == list(expected)
+    assert not set(runs[0].name) & set("/(), ")
+
+
+def test_the_command_gives_the_config_that_was_planned() -> None:
+    """Read back through the flags that experiments.main reads."""
+    settings = {"train.num_steps": "40", "optimizer.learning_rate": "3e-4"}
+    grid = {"model.channel_multipliers": ["(1,)", "(1,2,2)"]}
+    for run in make(("mu_vlb_learned",), (5,), grid, settings):
+        config = plan.load_config(run.command(pathlib.Path("runs/a"))[3:])
+        assert (config.seed, config.train.num_steps) == (5, 40)
+        assert config.optimizer.learning_rate == 3e-4
+        assert config.parameterization.name == "mu" and config.variance.name == "learned"
+        assert (
+            str(config.model.channel_multipliers).replace(" ", "")
+            in (run.overrides["model.channel_multipliers"])
+        )
+        assert run.num_steps == 40
+
+
+def test_without_an_ablation_a_run_bears_the_config_s_name() -> None:
+    (run,) = make(("",))
+    assert run.name == "digits-seed0"
+    assert f"--config={DIGITS}" in run.config_arguments()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(grid={"optimizer.lr": ["1"]}), ["no field", "lr"]),
+        (dict(grid={"train.num_steps": ["many"]}), ["many"]),
+        (dict(settings={"optimizer.rate": "1"}), ["no field", "rate"]),
+        (dict(settings={"seed": "1"}), ["--seeds"]),
+        (dict(grid={"seed": ["1", "2"]}), ["--seeds"]),
+        (dict(grid={"ema_decay": ["0.9"]}, settings={"ema_decay": "0.9"}), ["both", "ema_decay"]),
+        (dict(ablations=("eps_simpel",)), ["eps_simpel", "eps_simple"]),
+        (dict(ablations=("eps_simple", "eps_simple")), ["eps_simple-seed0", "repeated"]),
+        (dict(seeds=(1, 1)), ["eps_simple-seed1", "repeated"]),
+        (dict(config="experiments/configs/none.py"), ["none.py"]),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_reason(change: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        make(**change)
+    for word in words:
+        assert word in str(error.value), error.value
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (["optimizer.learning_rate"], "FIELD=VALUE"),
+        (["=1"], "FIELD=VALUE"),
+        (["ema_decay=0.9,"], "every value"),
+        (["ema_decay=0.9,0.9"], "every value"),
+        (["ema_decay=0.9", "ema_decay=0.99"], "twice"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(lines: list[str], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        plan.parse_grid(lines)
+
+
+def test_a_sweep_grows_and_refuses_other_settings(tmp_path: pathlib.Path) -> None:
+    plan.write(tmp_path, make(seeds=(0,)))
+    plan.write(tmp_path, make(seeds=(0, 1)))
+    assert read_json(tmp_path / "sweep.json") == {"runs": ["eps_simple-seed0", "eps_simple-seed1"]}
+    record = read_json(tmp_path / "runs" / "eps_simple-seed1" / "run.json")
+    assert record["ablation"] == "eps_simple" and record["seed"] == 1
+    assert record["command"][:2] == ["-m", "experiments.main"]
+    other = make(seeds=(2, 1), settings={"train.num_steps": "10"})
+    with pytest.raises(ValueError) as error:
+        plan.write(tmp_path, other)
+    for word in ("eps_simple-seed1", "num_steps: 3000 then, 10 now", "--workdir"):
+        assert word in str(error.value)
+    assert not (tmp_path / "runs" / "eps_simple-seed2").exists()  # nothing was written
