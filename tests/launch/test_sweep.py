@@ -1,0 +1,273 @@
+"""A sweep from its command to the end of its runs, over interruptions and deaths."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from experiments.configs.files import read_json
+from launch import machines, plan, status, sweep
+from launch.board import Board, Row, format_duration
+from launch.machines import Debug, Local
+from launch.status import Progress, Status
+from tests.experiments.test_main import TINY
+
+ROOT = pathlib.Path(__file__).parents[2]
+DRIVER = "tests.launch.driver"
+DIGITS = "--config=experiments/configs/digits.py"
+
+
+def command(workdir: pathlib.Path, *options: str, module: str = DRIVER) -> list[str]:
+    words = [DIGITS, "--ablations=eps_simple", f"--workdir={workdir}", *options]
+    return [sys.executable, "-m", module, *words]
+
+
+def environment(behaviour: list[str], seconds: float = 0.02) -> dict[str, str]:
+    by_seed = {str(seed): name for seed, name in enumerate(behaviour)}
+    return os.environ | {"BEHAVIOUR": json.dumps(by_seed), "STEP_SECONDS": str(seconds)}
+
+
+def run(workdir: pathlib.Path, behaviour: list[str], *options: str, code: int = 0) -> str:
+    """A whole sweep over as many seeds as there are behaviours; returns what it printed."""
+    seeds = ",".join(map(str, range(len(behaviour))))
+    result = subprocess.run(
+        command(workdir, f"--seeds={seeds}", *options),
+        cwd=ROOT,
+        env=environment(behaviour),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout
+
+
+@contextlib.contextmanager
+def started(
+    workdir: pathlib.Path, behaviour: list[str], *options: str, seconds: float = 0.2
+) -> Iterator[subprocess.Popen]:
+    """A sweep that is under way, in a process group of its own as in a terminal."""
+    seeds = ",".join(map(str, range(len(behaviour))))
+    process = subprocess.Popen(
+        command(workdir, f"--seeds={seeds}", *options),
+        cwd=ROOT,
+        env=environment(behaviour, seconds),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
+    return workdir / "runs" / f"eps_simple-seed{seed}"
+
+
+def wait_for_step(path: pathlib.Path, step: int) -> None:
+    for _ in range(1200):
+        if status.progress(path).step >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never reached step {step}")
+
+
+def done(path: pathlib.Path) -> list[int]:
+    """The steps that were done, in order, over all attempts."""
+    return [int(line) for line in (path / "done.txt").read_text().split()]
+
+
+def states(workdir: pathlib.Path, count: int) -> list[str]:
+    return [status.read(folder(workdir, seed)).state for seed in range(count)]
+
+
+WHOLE = list(range(1, 13))
+
+
+def test_a_sweep_records_every_end_and_goes_on(tmp_path: pathlib.Path) -> None:
+    behaviour = ["diverge", "wrong", "crash:1", "finish"]
+    out = run(tmp_path, behaviour, "--max_parallel=2", "--retries=1", code=1)
+    assert states(tmp_path, 4) == ["diverged", "failed", "finished", "finished"]
+    assert "1 diverged, 1 failed, 2 finished" in out
+    assert "eps_simple-seed0: diverged" in out and "the loss is nan" in out
+    assert "there is no such thing" in out
+    assert done(folder(tmp_path, 3)) == WHOLE
+    # Started again, now that the error is mended: what ended is left alone.
+    before = {seed: (folder(tmp_path, seed) / "starts.txt").read_text() for seed in (0, 2, 3)}
+    run(tmp_path, ["diverge", "finish", "crash:1", "finish"])
+    assert states(tmp_path, 4) == ["diverged", "finished", "finished", "finished"]
+    for seed, text in before.items():
+        assert (folder(tmp_path, seed) / "starts.txt").read_text() == text
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_no_more_runs_at_a_time_than_there_are_places(tmp_path: pathlib.Path, places: int) -> None:
+    run(tmp_path, ["finish"] * 4, f"--max_parallel={places}")
+    events = []
+    for seed in range(4):
+        begin, end = (folder(tmp_path, seed) / "starts.txt").read_text().splitlines()
+        events += [(float(begin.split()[0]), 1), (float(end.split()[0]), -1)]
+    running = [sum(change for _, change in sorted(events)[: i + 1]) for i in range(len(events))]
+    assert max(running) <= places
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
+def test_a_signal_saves_all_and_the_same_command_continues(
+    tmp_path: pathlib.Path, how: str
+) -> None:
+    behaviour = ["finish"] * 3
+    with started(tmp_path, behaviour, "--max_parallel=2") as process:
+        wait_for_step(folder(tmp_path, 0), 2)
+        wait_for_step(folder(tmp_path, 1), 2)
+        if how == "ctrl-c":  # a terminal signals its whole process group
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
+        assert process.wait(timeout=60) == 75
+        assert process.stdout is not None and "the same command" in process.stdout.read()
+    assert states(tmp_path, 3) == ["stopped", "stopped", "waiting"]
+    run(tmp_path, behaviour, "--max_parallel=2")
+    for seed in range(3):
+        assert done(folder(tmp_path, seed)) == WHOLE
+
+
+def test_kill_9_of_a_program_costs_the_steps_since_its_checkpoint(tmp_path: pathlib.Path) -> None:
+    with started(tmp_path, ["finish"]) as process:
+        wait_for_step(folder(tmp_path, 0), 3)
+        words = (folder(tmp_path, 0) / "starts.txt").read_text().split()
+        os.kill(int(words[1]), signal.SIGKILL)
+        assert process.wait(timeout=120) == 0
+    steps = done(folder(tmp_path, 0))
+    assert sorted(set(steps)) == WHOLE and len(steps) <= len(WHOLE) + 1
+    assert len(status.read(folder(tmp_path, 0)).attempts) == 2
+
+
+def test_kill_9_of_the_sweep_and_of_a_job_starts_nothing_twice(tmp_path: pathlib.Path) -> None:
+    with started(tmp_path, ["finish"], seconds=0.4) as process:
+        wait_for_step(folder(tmp_path, 0), 2)
+        process.kill()
+    listing = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True).stdout
+    jobs = re.findall(rf"^\s*(\d+) .*submitit.core._submit {tmp_path}", listing, re.MULTILINE)
+    assert len(jobs) == 1
+    os.kill(int(jobs[0]), signal.SIGKILL)  # its program is an orphan now, and trains on
+    run(tmp_path, ["finish"])
+    assert done(folder(tmp_path, 0)) == WHOLE
+    assert states(tmp_path, 1) == ["finished"]
+
+
+def test_a_run_whose_job_dies_again_and_again_fails(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a memory limit, which kills job and program together."""
+
+    class Deadly(Debug):
+        def submit(self, tasks):
+            self.submitted = [*getattr(self, "submitted", []), *tasks]
+            return {task.folder: "1" for task in tasks}
+
+    (planned,) = plan.make_runs("experiments/configs/digits.py", ["eps_simple"], [0], {}, {})
+    plan.write(tmp_path, [planned])
+    machine = Deadly(tmp_path / "jobs", 0)
+    sweeping = sweep.Sweep([planned], tmp_path, machine, retries=2)
+    while sweeping.step():
+        pass
+    assert len(machine.submitted) == 3
+    known = status.read(folder(tmp_path, 0))
+    assert known.state == "failed" and "3 times" in known.message
+
+
+def test_a_dry_run_prints_and_writes_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "sweep"
+    options = [DIGITS, "--ablations=mu_mse,eps_simple", "--seeds=0,1", f"--workdir={workdir}"]
+    grid = "--grid=optimizer.learning_rate=1e-3,2e-3"
+    assert sweep.main([*options, grid, "--config.train.num_steps=20", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "8 runs" in out and out.count("--config.train.num_steps=20") == 8
+    assert f"--config=experiments/configs/digits.py:mu_mse --config.{'train.num_steps=20'}" in out
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--ablation=table2"], ["--ablation=table2", "--help"]),
+        (["--seeds=0..3"], ["--seeds=0..3", "0,1,2"]),
+        (["--ablations=tabel2"], ["tabel2", "table2"]),
+        (["--max_parallel=0"], ["--max_parallel=0", "at least 1"]),
+        (["--retries=-1"], ["--retries=-1"]),
+        (["--slurm=partition=gpu"], ["--cluster=slurm"]),
+        (["--slurm=partition", "--cluster=slurm"], ["FIELD=VALUE"]),
+        (["--gpus_per_run=64"], ["64 GPUs", "visible"]),
+        (["--config.train.steps=1"], ["no field", "steps"]),
+        (["--grid=x"], ["FIELD=VALUE"]),
+    ],
+)
+def test_a_command_that_cannot_be_is_refused(
+    options: list[str], words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert sweep.main([DIGITS, f"--workdir={tmp_path / 'sweep'}", *options]) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error, error
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_gpus_and_cores_are_shared_out(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    local = Local(tmp_path, 0, max_parallel=2, gpus_per_run=2)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in local._environment] == ["4,5", "6,7"]
+    assert sorted(sum(local._cores, [])) == list(range(6)) and len(local._cores[0]) == 3
+    with pytest.raises(ValueError, match="need 6 GPUs, and 4 are visible"):
+        Local(tmp_path, 0, max_parallel=3, gpus_per_run=2)
+    assert machines._gpus(0, 0) == {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+
+
+def test_the_table_shows_every_run() -> None:
+    (planned,) = plan.make_runs("experiments/configs/digits.py", ["mu_mse"], [0], {}, {})
+    rows = [
+        Row(planned, Status("running"), Progress(1200, 0.0312, 75.0)),
+        Row(planned._replace(name="b"), Status("diverged", message="the loss is nan"), Progress()),
+    ]
+    text = io.StringIO()
+    with Board(Console(file=text, force_terminal=True, width=120)) as board:
+        board.show(rows)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
+    for word in ("mu_mse-seed0", "1,200/3,000", "0.0312", "1:15", "the loss is nan", "1 diverged"):
+        assert word in shown
+    assert [format_duration(s) for s in (None, 59.6, 3723)] == ["", "1:00", "1:02:03"]
+
+
+def test_the_real_program_under_a_sweep(
+    tmp_path: pathlib.Path, data_dir: pathlib.Path, capfd: pytest.CaptureFixture
+) -> None:
+    options = [f"--{name}={value}" for name, value in TINY.items()]
+    options += [f"--config.data.data_dir={data_dir}", "--grid=optimizer.learning_rate=1e-3,1e38"]
+    words = command(tmp_path, "--cluster=debug", *options, module="launch.sweep")[3:]
+    assert sweep.main(words) == 0
+    good, bad = sorted((tmp_path / "runs").iterdir())[::-1][:2][::-1]
+    found = {path.name: status.read(path) for path in (good, bad)}
+    assert sorted(known.state for known in found.values()) == ["diverged", "finished"]
+    for path in (good, bad):
+        section = read_json(path / "results.json")["train"]
+        assert section["state"] == status.read(path).state
+        if section["state"] == "finished":
+            assert (path / "samples" / "samples.png").is_file()
+            assert status.progress(path).step == 8
