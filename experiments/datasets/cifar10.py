@@ -2,18 +2,20 @@
 
 import hashlib
 import io
+import math
 import os
-import pickle
 import tarfile
 import zlib
 from collections.abc import Iterator
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar
 
 from experiments.datasets import prepared
+from experiments.pickles import Unpickler, UnsafeFile
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10
@@ -21,7 +23,8 @@ LABELS = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 RECORDS_PER_FILE = 10_000
-RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, green and blue planes
+PLANES_BYTES = 3 * 32 * 32  # of the red, green and blue planes
+RECORD_BYTES = 1 + PLANES_BYTES  # the label before them
 PYTHON_TARBALL = "cifar-10-python.tar.gz"
 BINARY_TARBALL = "cifar-10-binary.tar.gz"
 _BATCHES = MappingProxyType(
@@ -97,10 +100,12 @@ def read_binary_tarball(path: str) -> dict[str, Arrays]:
 
 
 def read_python_tarball(path: str, sha256: str) -> dict[str, Arrays]:
-    """Both splits of cifar-10-python.tar.gz, unpickled only if the file's digest is `sha256`.
+    """Both splits of cifar-10-python.tar.gz, read only if the file's digest is `sha256`.
+
+    Its pickles were written by Python 2; nothing in them is run.
 
     Raises:
-      ValueError: the file is another one.
+      ValueError: the file is another one, or holds something else than batches of CIFAR-10.
     """
     with open(path, "rb") as file:
         came = hashlib.file_digest(file, "sha256").hexdigest()
@@ -113,9 +118,65 @@ def read_python_tarball(path: str, sha256: str) -> dict[str, Arrays]:
     contents = _read_members(path, list(names))
     parsed = {}
     for name, batch in names.items():
-        record = pickle.load(io.BytesIO(contents[name]), encoding="bytes")
-        parsed[batch] = (planes_to_images(record[b"data"]), np.asarray(record[b"labels"], np.int64))
+        try:
+            parsed[batch] = _parse_batch(contents[name])
+        except UnsafeFile as error:
+            raise UnsafeFile(f"{name} in {path} was not read: {error}") from None
+        except Exception as error:  # whatever a damaged pickle can raise
+            raise ValueError(
+                f"{name} in {path} was not read: it is truncated, damaged or no pickle "
+                f"({type(error).__name__}: {error}); use {BINARY_TARBALL} instead."
+            ) from error
     return _join(parsed)
+
+
+class _Array:
+    """What a pickle says of a NumPy array: (version, shape, dtype, columns first, bytes)."""
+
+    state: Any = None
+
+
+class _BatchUnpickler(Unpickler):
+    """Knows arrays and dtypes, neither of which is made: the file's words for them are noted."""
+
+    known = MappingProxyType(
+        {
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+            ("numpy", "ndarray"): None,
+            ("numpy", "dtype"): lambda code, *_: code,
+        }
+    )
+    content = "a batch of CIFAR-10"
+    remedy = f"use {BINARY_TARBALL} instead."
+
+    def set_state(self, value: Any, state: Any) -> None:
+        """Keeps an array's; a dtype's says the byte order, which a byte has not."""
+        if isinstance(value, _Array):
+            value.state = state
+
+
+def _parse_batch(content: bytes) -> Arrays:
+    batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    match batch:
+        case {
+            b"data": _Array(state=(_, tuple(found), b"u1", bool(columns_first), bytes(pixels))),
+            b"labels": list(labels),
+        }:
+            shape = (RECORDS_PER_FILE, PLANES_BYTES)
+        case _:
+            raise UnsafeFile("it holds no array of bytes `data` with a list `labels`.")
+    if found != shape or len(pixels) != math.prod(shape):
+        raise UnsafeFile(
+            f"its array has the shape {found} and {len(pixels):,} bytes, the format's has {shape} "
+            f"and {math.prod(shape):,}."
+        )
+    if len(labels) != RECORDS_PER_FILE or any(label not in range(NUM_CLASSES) for label in labels):
+        raise UnsafeFile(
+            f"its {len(labels):,} labels, {min(labels, default=None)}..{max(labels, default=None)},"
+            f" must be {RECORDS_PER_FILE:,} of 0..{NUM_CLASSES - 1}."
+        )
+    planes = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if columns_first else "C")
+    return planes_to_images(planes), np.array(labels, np.int64)
 
 
 def _read_members(path: str, names: list[str]) -> dict[str, bytes]:

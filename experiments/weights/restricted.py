@@ -8,16 +8,17 @@ the older sequence of pickles.
 
 import collections
 import math
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from experiments.pickles import Unpickler, UnsafeFile
 
 STORAGES = MappingProxyType(
     {
@@ -36,10 +37,6 @@ STORAGES = MappingProxyType(
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MOST_SHARING = 4  # tensors may share numbers, but not so that a small file fills the memory
-
-
-class UnsafeFile(ValueError):
-    """A file that asks for more than tensors, or whose tensors are not in it."""
 
 
 class _StorageType(NamedTuple):
@@ -79,32 +76,23 @@ def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Any:
     return tensor
 
 
-class _Unpickler(pickle._Unpickler):
+class _Unpickler(Unpickler):
     """Knows OrderedDict, storages and tensors; a tensor stays a description until it is checked.
 
-    The Python implementation: its memo grows with what is stored in it, where the C one allocates
-    whatever index a file names.
+    The state that a file sets on an object is dropped: PyTorch's holds versions only.
     """
 
-    def load_build(self) -> None:
-        """Drops the state that a file wants to set on an object: PyTorch's holds versions only."""
-        self.stack.pop()  # type: ignore[attr-defined]
-
-    dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _rebuild_parameter
-        if module == "torch" and name in STORAGES:
-            return _StorageType(name)
-        raise UnsafeFile(
-            f"it asks for {module}.{name}, which a file of weights has no use for. It may be "
-            "malicious; take the weights from a safetensors file instead."
-        )
+    known = MappingProxyType(
+        {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+        }
+        | {("torch", name): _StorageType(name) for name in STORAGES}
+    )
+    content = "a file of weights"
+    remedy = "take the weights from a safetensors file instead."
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:

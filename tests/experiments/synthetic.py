@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import pathlib
-import pickle
 import tarfile
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments.datasets import celeb_a_hq, cifar10, fashion_mnist
+from tests.experiments import pickles
 
 CIFAR_RECORDS = 6  # per file, instead of 10,000
 
@@ -78,16 +78,21 @@ def cifar_binary(path: pathlib.Path) -> pathlib.Path:
     )
 
 
-def cifar_python(path: pathlib.Path) -> pathlib.Path:
-    """Like cifar-10-python.tar.gz with CIFAR_RECORDS records a file."""
+def cifar_python(path: pathlib.Path, **batches: bytes) -> pathlib.Path:
+    """Like cifar-10-python.tar.gz with CIFAR_RECORDS records a file; `batches` replace its own."""
+    contents = {
+        name: pickles.dumps(
+            {
+                b"batch_label": name.encode(),
+                b"labels": labels.tolist(),
+                b"data": planes.reshape(CIFAR_RECORDS, -1),
+                b"filenames": [f"{name}_{i}.png".encode() for i in range(CIFAR_RECORDS)],
+            }
+        )
+        for name, (planes, labels) in cifar_batches().items()
+    }
     return write_tarball(
-        path,
-        {
-            f"cifar-10-batches-py/{name}": pickle.dumps(
-                {b"data": planes.reshape(CIFAR_RECORDS, -1), b"labels": labels.tolist()}
-            )
-            for name, (planes, labels) in cifar_batches().items()
-        },
+        path, {f"cifar-10-batches-py/{name}": c for name, c in (contents | batches).items()}
     )
 
 

@@ -5,7 +5,6 @@ the published fixture, and the parity tests compare with PyTorch's own writer.
 """
 
 import collections
-import io
 import pathlib
 import pickle
 import struct
@@ -15,51 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.pickles import UnsafeFile
 from experiments.weights import restricted
-from experiments.weights.restricted import LEGACY_MAGIC, LEGACY_PROTOCOL, UnsafeFile, read_torch
+from experiments.weights.restricted import LEGACY_MAGIC, LEGACY_PROTOCOL, read_torch
+from tests.experiments.pickles import Call, Global, Reference, dumps
 
 VALUES = np.arange(24, dtype=np.float32)
-
-
-class Global:
-    """Pickled as a reference to MODULE.NAME, which need not exist."""
-
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
-
-
-class Call:
-    """Pickled as a call of a Global."""
-
-    def __init__(self, function: Global, *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-
-class Reference(tuple):
-    """Pickled as a persistent reference, as PyTorch's storages are."""
-
-
-class Pickler(pickle._Pickler):  # the Python one, whose opcodes can be written by hand
-    """Writes Globals, Calls and References."""
-
-    def persistent_id(self, value: Any) -> Any:
-        return tuple(value) if isinstance(value, Reference) else None
-
-    def save(self, value: Any, save_persistent_id: bool = True) -> None:
-        if isinstance(value, Global):
-            self.write(f"c{value.module}\n{value.name}\n".encode())
-        elif isinstance(value, Call):
-            self.save(value.function)
-            self.save(value.arguments)
-            self.write(pickle.REDUCE)
-        else:
-            super().save(value, save_persistent_id)
-
-
-def dumps(content: Any) -> bytes:
-    stream = io.BytesIO()
-    Pickler(stream, protocol=2).dump(content)
-    return stream.getvalue()
 
 
 def storage(key: str = "0", size: int = 24, kind: str = "FloatStorage", *more: Any) -> Reference:
@@ -253,12 +213,14 @@ def test_a_tensor_stored_negated_is_refused(path: pathlib.Path) -> None:
 
 
 def test_a_small_file_cannot_fill_the_memory(path: pathlib.Path) -> None:
-    """Neither by a huge index into the pickle's memo nor by naming one storage many times."""
+    """By a huge index into the pickle's memo, by a size, or by naming one storage many times."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UnsafeFile):
         read_torch(write_raw(path, b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."))
+    with pytest.raises(UnsafeFile, match="instruction newer than pickle's protocol 2"):
+        read_torch(write_raw(path, pickle.BYTEARRAY8 + struct.pack("<Q", 2**30) + b"."))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
     with pytest.raises(UnsafeFile, match="more than 4 times what the file does"):
         many = {f"w{i}": tensor((100, 100), (100, 1), size=10_000) for i in range(10)}
