@@ -5,7 +5,22 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.configs import catalogue
+
 SAVED = Path(__file__).parent / "configs" / "saved.py"
+
+
+class ListAblations(flags.BooleanFlag):
+    """--list_ablations, which prints and ends the program before required flags are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("list_ablations", False, "Print the ablations and their groups.")
+
+    def parse(self, argument: str | bool) -> None:
+        super().parse(argument)
+        if self.value:
+            print(catalogue.listing(), end="")
+            sys.exit(0)
 
 
 def fail(error: BaseException | str) -> int:

@@ -5,7 +5,7 @@
 The same command continues an interrupted run. Exit status: 0 finished, 75 stopped on request and to
 be started again, 76 diverged, 2 for an error that the user can mend. With --mode=sample or
 --mode=evaluate and no --config the run's own config is used, and --config.FIELD=VALUE changes a
-field of it.
+field of it. --list_ablations prints the names that may follow a config after a colon.
 """
 
 import sys
@@ -31,6 +31,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything t
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "sample", "evaluate"], "train ends in config.train.finish_with."
 )
+flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config", "workdir"])
 FINISH = MappingProxyType({"sample": sample.sample, "evaluate": evaluate.evaluate})
 CHECKS = MappingProxyType({"sample": sample.check, "evaluate": evaluate.check})

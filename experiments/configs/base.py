@@ -2,7 +2,7 @@
 
 A choice of code is a subtree {name, **keywords}; changing it means replacing the whole subtree, so
 that no keyword of the old choice stays behind. The other files of this folder say how a data set
-differs; `ablations.py` says how a row of a table does.
+differs; `ablations.py` says how a row of a table does, and `published.py` what it gave there.
 """
 
 from ml_collections import ConfigDict, config_dict
