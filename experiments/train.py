@@ -20,6 +20,8 @@ from experiments.outcome import Divergence, Outcome, Watch
 from experiments.sample import make_preview
 from experiments.validation import Validation
 
+REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
+
 
 class TrainState(NamedTuple):
     """All that changes during training. No key: randomness is a function of (seed, step)."""
@@ -153,16 +155,18 @@ def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
 
 
 @contextlib.contextmanager
-def stop_requested() -> Iterator[list[int]]:
-    """Collects the first Ctrl-C or SIGTERM instead of dying of it; a second one does kill.
+def stop_requested() -> Iterator[list[float]]:
+    """Collects Ctrl-C and SIGTERM instead of dying of them; one more after REPEATED does kill.
 
     With several processes the cluster's own announcement is used, see `Checkpoints`.
     """
-    received: list[int] = []
+    received: list[float] = []  # when
 
     def handler(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
+        received.append(time.monotonic())
+        if received[-1] - received[0] > REPEATED:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     before: dict[int, Any] = {}
     if jax.process_count() == 1:

@@ -179,6 +179,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert records(tmp_path / "whole")[1]["loss"] == records(tmp_path / "parts")[1]["loss"]
 
 
+def test_a_second_signal_kills_unless_it_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm sends SIGTERM twice within milliseconds; a user who insists takes longer."""
+    with train.stop_requested() as stop:
+        assert not stop
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+    monkeypatch.setattr(train, "REPEATED", 0.0)
+    with pytest.raises(KeyboardInterrupt), train.stop_requested():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_a_signal_saves_and_the_same_call_continues(
     tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
