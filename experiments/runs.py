@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_dict
 
 from diffusion.variances import VARIANCES
 from experiments.configs.files import read_json, write_json
+from experiments.configs.protocols import MODEL
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -83,15 +84,6 @@ def read_config(workdir: str | Path) -> ConfigDict:
             "name the working directory of a run in --workdir."
         )
     return config_from_dict(read_json(path))
-
-
-# What the parameters of a checkpoint mean, and so cannot change after training.
-MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
-# What cannot change between the start of a training run and its continuation.
-TRAINING = (
-    *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
-    *("train.batch_size", "train.flip"),
-)
 
 
 def check_same(

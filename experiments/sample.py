@@ -13,6 +13,7 @@ from diffusion.schedules import evenly_spaced
 from experiments import devices, images, logs, runs
 from experiments.build import Experiment
 from experiments.checkpoint import CheckpointError, Checkpoints, abstract_like
+from experiments.configs.protocols import MODEL
 
 SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
@@ -109,7 +110,7 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any
                 f"{experiment.config.train.checkpoint_every:,} steps)."
             )
         meta = checkpoints.meta(step)
-        runs.check_same(meta["config"], experiment.config, runs.MODEL, workdir)
+        runs.check_same(meta["config"], experiment.config, MODEL, workdir)
         if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
             raise ValueError(
                 f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "

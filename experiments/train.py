@@ -16,6 +16,7 @@ from diffusion import random
 from experiments import data, devices, images, logs, outcome, runs
 from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.configs.protocols import MODEL, TRAINING
 from experiments.outcome import Divergence, Outcome, Watch
 from experiments.sample import make_preview
 from experiments.validation import Validation
@@ -336,7 +337,7 @@ def restore(
     """
     meta = checkpoints.meta(step)
     saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
-    fields = runs.MODEL if saved is None else runs.TRAINING
+    fields = MODEL if saved is None else TRAINING
     runs.check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
     if saved not in (None, fingerprint):
         raise ValueError(

@@ -1,9 +1,16 @@
-"""When two measured numbers may stand beside each other, from what was recorded behind them."""
+"""What must agree: between numbers that are compared, and between a run and its continuation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What a comparison may be about; every other field of the protocols must agree.
+# What the parameters of a checkpoint mean, and so cannot change after training.
+MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
+# What cannot change between the start of a training run and its continuation.
+TRAINING = (
+    *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
+    *("train.batch_size", "train.flip"),
+)
+# What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
     *("sampler", "num_steps", "clip_denoised", "seed"),
