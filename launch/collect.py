@@ -23,10 +23,12 @@ class Run(NamedTuple):
     config: "experiments/configs/digits.py", or "" where no run.json says it.
     ablation: "" is the config itself; None where nothing says it.
     overrides: the grid point, dotted field -> value; `settings` are common to the whole sweep.
-    state: finished | running | diverged | stopped | failed | waiting, or "unfinished" for a run
-        that has begun and has no status.json.
+    state: as status.json has it, such as "diverged"; "waiting" for a run that has not begun, and
+        "unfinished" for one that has and that no sweep keeps a status of.
     message: one line on that; `log_tail` is the end of a failed run's log.
+    num_steps: of the whole training.
     train: the section "train" of results.json: step, metrics, reason.
+    sample: the section "sample": sampler, number of steps.
     sections: name -> {"values", "protocol", "provenance"} of what was measured.
     training: the resolved config's fields that decide the model, flat; empty where not known.
     bound: reverse time -> {"rate", "rmse_root_of_mean", ...}, at tenths of the chain.
@@ -44,7 +46,9 @@ class Run(NamedTuple):
     message: str = ""
     log_tail: tuple[str, ...] = ()
     attempts: int = 0
+    num_steps: int | None = None
     train: Mapping[str, Any] = {}
+    sample: Mapping[str, Any] = {}
     sections: Mapping[str, Mapping[str, Any]] = {}
     training: Mapping[str, Any] = {}
     bound: Mapping[str, Mapping[str, float]] = {}
@@ -160,6 +164,10 @@ def _state(status: Mapping[str, Any], train: Mapping[str, Any], folder: Path, re
     return "unfinished" if (folder / "metrics.jsonl").is_file() else "waiting"
 
 
+def _without_origin(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name != "provenance"}
+
+
 def read_run(folder: Path, reader: _Reader) -> Run:
     """One folder that holds run.json or results.json."""
     about = reader.object(folder / "run.json")
@@ -172,7 +180,7 @@ def read_run(folder: Path, reader: _Reader) -> Run:
     origin = next((origin for origin in origins if isinstance(origin, dict)), {})
     config = reader.object(folder / "config.json") or origin.get("config", {})
     seed = about.get("seed", origin.get("seed", config.get("seed")))
-    reason = train.get("reason", "")
+    reason, training = train.get("reason", ""), training_fields(config)
     return Run(
         name=str(about.get("name", folder.name)),
         place=reader.place(folder),
@@ -185,30 +193,28 @@ def read_run(folder: Path, reader: _Reader) -> Run:
         message=" ".join(str(reason or status.get("message", "")).split()),
         log_tail=tuple(map(str, status.get("log_tail") or ())),
         attempts=len(status.get("attempts") or ()),
-        train={name: value for name, value in train.items() if name != "provenance"},
+        num_steps=training.get("train.num_steps", about.get("num_steps")),
+        train=_without_origin(train),
+        sample=_without_origin(reader.mapping(results, "sample", folder / "results.json")),
         sections=reader.sections(results, folder / "results.json"),
-        training=training_fields(config),
+        training=training,
         bound=reader.bound(folder / "bound.csv"),
         folder=folder,
     )
 
 
 def _planned(sweep: Path, found: set[str], reader: _Reader) -> Iterator[Run]:
-    """Runs that a sweep names and that have no folder beside it."""
+    """Runs that a sweep names and that have no folder below it."""
     content = reader.object(sweep / "sweep.json")
-    ablations = sorted(map(str, content.get("ablations") or ()), key=len, reverse=True)
     for name in map(str, content.get("runs") or ()):
-        if name in found:
-            continue
-        rest, _, seed = name.rpartition("-seed")
-        yield Run(
-            name=name,
-            place=reader.place(sweep / "runs" / name),
-            config=str(content.get("config", "")),
-            ablation=next((a for a in ablations if rest == a or rest.startswith(f"{a}-")), None),
-            seed=int(seed) if seed.isdecimal() else None,
-            message="not begun, or its folder was not copied here",
-        )
+        if name not in found:
+            seed = name.rpartition("-seed")[2]
+            yield Run(
+                name=name,
+                place=reader.place(sweep / "runs" / name),
+                seed=int(seed) if seed.isdecimal() else None,
+                message="its folder is not here",
+            )
 
 
 def collect(workdir: Path) -> Collection:
@@ -237,7 +243,7 @@ def collect(workdir: Path) -> Collection:
             folders.clear()  # what lies in a run belongs to it
             runs.append(read_run(Path(root), reader))
     for sweep in sweeps:
-        inside = {run.name for run in runs if run.folder and run.folder.is_relative_to(sweep)}
+        inside = {run.name for run in runs if run.folder and sweep in run.folder.parents}
         runs += _planned(sweep, inside, reader)
     if not runs:
         raise FileNotFoundError(

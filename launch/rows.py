@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from experiments.configs.ablations import ABLATIONS
 from launch.collect import Run
 
 
@@ -38,33 +40,28 @@ def _assignments(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in fields.items())
 
 
-def _stem(run: Run) -> tuple[str, str]:
-    return run.config, run.name.rpartition("-seed")[0]
-
-
 Key = tuple[str, str, str, str]  # config, ablation, grid point, settings
 
 
 def _keys(runs: Sequence[Run]) -> list[Key]:
-    """What makes a row. A run that was planned only takes the key of its like with another seed;
+    """What makes a row. A run whose folder is missing takes the key of its like with another seed;
     one that no sweep began is a row by itself.
     """
-    known: dict[tuple[str, str], Key] = {}
+    known: dict[str, Key] = {}
     for run in runs:
-        if run.folder is not None and run.config:
+        if run.config:
             overrides, settings = _assignments(run.overrides), _assignments(run.settings)
-            known[_stem(run)] = (run.config, run.ablation or "", overrides, settings)
+            key = (run.config, run.ablation or "", overrides, settings)
+            known.setdefault(run.name.rpartition("-seed")[0], key)
 
-    def key(run: Run) -> Key:
-        if not run.config:
-            return "", run.place or run.name, "", ""
-        if run.training or run.overrides or run.settings:
+    def key_of(run: Run) -> Key:
+        if run.config:
             overrides, settings = _assignments(run.overrides), _assignments(run.settings)
             return run.config, run.ablation or "", overrides, settings
-        rest = _stem(run)[1].removeprefix(run.ablation or "").lstrip("-")
-        return known.get(_stem(run), (run.config, run.ablation or "", rest, ""))
+        alone = ("", run.place or run.name, "", "")
+        return alone if run.folder else known.get(run.name.rpartition("-seed")[0], alone)
 
-    return [key(run) for run in runs]
+    return [key_of(run) for run in runs]
 
 
 def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -98,9 +95,7 @@ def _apart(label: str, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     places: dict[str, list[Run]] = {}
     for run in runs:
         places.setdefault(run.place.rpartition("/")[0] or ".", []).append(run)
-    if len(places) < len(runs) and any(
-        max(Counter(run.seed for run in part).values()) > 1 for part in places.values()
-    ):
+    if any(max(Counter(run.seed for run in part).values()) > 1 for part in places.values()):
         places = {run.place: [run] for run in runs}
     warning = (
         f"{label}: seed {', '.join(map(str, twice))} is there more than once, with unlike content, "
@@ -109,27 +104,33 @@ def _apart(label: str, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     return [Row(f"{label} (in {place})", tuple(part)) for place, part in places.items()], [warning]
 
 
+def _order(key: Key) -> int:
+    """The configs themselves first, then the ablations as their list has them, then the rest."""
+    names = ["", *ABLATIONS]
+    return names.index(key[1]) if key[1] in names else len(names)
+
+
 def group(runs: Sequence[Run]) -> list[Group]:
-    """The runs by data set and row, in the order in which they were found."""
-    where: dict[str, str] = {}  # of runs that have not begun: the data set of their config's others
-    for run in runs:
-        where.setdefault(run.config, dataset_of(run) or where.get(run.config, ""))
-        where[run.config] = where[run.config] or dataset_of(run)
+    """The runs by data set and row; rows in the order of the list of ablations."""
+    keys = _keys(runs)
+    where: dict[str, str] = {}  # config -> its data set, for runs that have not begun
+    for run, key in zip(runs, keys, strict=True):
+        where[key[0]] = where.get(key[0]) or dataset_of(run)
     by_dataset: dict[str, dict[Key, list[Run]]] = {}
-    for run, key in zip(runs, _keys(runs), strict=True):
-        name = dataset_of(run) or where[run.config] or run.config or "unknown data"
+    for run, key in zip(runs, keys, strict=True):
+        name = dataset_of(run) or where[key[0]] or PurePosixPath(key[0]).stem or "unknown data"
         by_dataset.setdefault(name, {}).setdefault(key, []).append(run)
     groups = []
     for name, rows in by_dataset.items():
         several = {i for i in (0, 3) if len({key[i] for key in rows}) > 1}
         found: list[Row] = []
         warnings: list[str] = []
-        for key, members in rows.items():
+        for key in sorted(rows, key=_order):
             config, ablation, overrides, settings = key
-            words = [ablation or "(config)", overrides]
-            words += [settings] * (3 in several) + [config] * (0 in several and bool(config))
+            words = [ablation or PurePosixPath(config).stem, overrides]
+            words += [settings] * (3 in several) + [config] * (0 in several)
             label = ", ".join(filter(None, words))
-            kept, copies = _without_copies(members)
+            kept, copies = _without_copies(sorted(rows[key], key=lambda run: run.seed or 0))
             apart, twice = _apart(label, kept)
             found += apart
             warnings += copies + twice

@@ -78,7 +78,9 @@ def average(values: Sequence[float], unlike: str, num_runs: int) -> Value:
     count = len(values)
     partial = f" (n = {count})" if count < num_runs else ""
     if unlike and count > 1:
-        return Value(" / ".join(map(show, values)), num_seeds=count, notes=(f"not averaged: {unlike}",))
+        return Value(
+            " / ".join(map(show, values)), num_seeds=count, notes=(f"not averaged: {unlike}",)
+        )
     bad = [value for value in values if not math.isfinite(value)]
     if bad:
         return Value(f"not finite ({len(bad)} of {count})", num_seeds=count)
