@@ -77,6 +77,12 @@ class Log(NamedTuple):
     lines: tuple[str, ...]
 
 
+class Commands(NamedTuple):
+    """Lines for a shell."""
+
+    lines: tuple[str, ...]
+
+
 class Folded(NamedTuple):
     """Blocks that a reader opens when they want them."""
 
@@ -84,7 +90,7 @@ class Folded(NamedTuple):
     blocks: tuple["Block", ...]
 
 
-Block = Heading | Paragraph | Items | Picture | Strips | Table | Log | Folded
+Block = Heading | Paragraph | Items | Picture | Strips | Table | Log | Commands | Folded
 
 
 def _numbered(table: Table) -> dict[str, int]:
@@ -146,6 +152,8 @@ def to_markdown(blocks: Sequence[Block]) -> str:
             case Log(title, lines):
                 text = "\n".join(f"    {line}" for line in lines)  # no fence that a log could close
                 parts.append(f"{_plain(title)}\n\n{text}")
+            case Commands(lines):
+                parts.append("\n".join(["```bash", *lines, "```"]))
             case Folded(title, inner):
                 parts += [f"### {_plain(title)}", to_markdown(inner).rstrip("\n")]
     return "\n\n".join(parts) + "\n"
@@ -240,6 +248,8 @@ def _html(block: Block, folder: Path) -> str:
             return _table_html(block)
         case Log(title, lines):
             return f"<p>{html.escape(title)}</p>\n<pre>{html.escape(chr(10).join(lines))}</pre>"
+        case Commands(lines):
+            return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
         case Folded(title, inner):
             body = "\n".join(_html(part, folder) for part in inner)
             return f"<details><summary>{html.escape(title)}</summary>\n{body}\n</details>"

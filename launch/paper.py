@@ -76,7 +76,12 @@ def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
 
 
 def is_row(run: Run, row: published.Row) -> bool:
-    """Whether the run trained the very model of the row."""
+    """Whether the run trained the very model of the row.
+
+    Which pictures a folder holds no config tells: there the config file has to be the row's.
+    """
+    if run.training.get("data.name") == "image_folder" and config_name(run.config) != row.config:
+        return False
     return bool(run.training) and not deviations(run, row)
 
 
