@@ -144,9 +144,9 @@ def _odd_protocols(rows: Sequence[Row], section: str) -> dict[int, str]:
 
 
 def commits_of(runs: Iterable[Run], section: str) -> list[str]:
-    """The versions of the code behind a section, each once."""
+    """The version of the code behind a section, for each run that has it."""
     origins = [run.sections[section]["provenance"] for run in runs if section in run.sections]
-    return list(dict.fromkeys(str(origin.get("commit", "unknown")) for origin in origins))
+    return [str(origin.get("commit", "unknown")) for origin in origins]
 
 
 def short_commit(commit: str) -> str:
@@ -169,11 +169,12 @@ def _odd_commits(rows: Sequence[Row], section: str) -> tuple[dict[int, str], lis
     usual = _most_common(every)
     named = ", ".join(map(short_commit, distinct))
     warnings.append(f"{section}: numbers of {len(distinct)} versions of the code: {named}.")
-    return {
-        i: f"code {' and '.join(map(short_commit, commits))}, mostly {short_commit(usual)}"
-        for i, commits in by_row.items()
-        if commits and commits != [usual]
-    }, warnings
+    notes = {}
+    for i, commits in by_row.items():
+        if set(commits) - {usual}:
+            own = " and ".join(map(short_commit, dict.fromkeys(commits)))
+            notes[i] = f"code {own}, mostly {short_commit(usual)}"
+    return notes, warnings
 
 
 def _unlike_counts(rows: Sequence[Row], section: str) -> list[str]:
