@@ -46,11 +46,7 @@ def main() -> int:
             section = {"state": "diverged", "step": 2, "reason": "the loss is nan", "metrics": {}}
             (folder / "results.json").write_text(json.dumps({"train": section}))
             return 76
-        if (
-            behaviour == "crash"
-            and step == 3
-            and attempt <= int(count)
-        ):
+        if behaviour == "crash" and step == 3 and attempt <= int(count):
             raise RuntimeError("something broke")
         checkpoint.write_text(str(step))
         if received:

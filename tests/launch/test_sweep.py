@@ -234,7 +234,9 @@ def test_gpus_and_cores_are_shared_out(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     local = Local(tmp_path, 0, max_parallel=2, gpus_per_run=2)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in local._environment] == ["4,5", "6,7"]
-    assert sorted(sum(local._cores, [])) == list(range(6)) and len(local._cores[0]) == 3
+    assert (
+        sorted([*local._cores[0], *local._cores[1]]) == list(range(6)) and len(local._cores[0]) == 3
+    )
     with pytest.raises(ValueError, match="need 6 GPUs, and 4 are visible"):
         Local(tmp_path, 0, max_parallel=3, gpus_per_run=2)
     assert machines._gpus(0, 0) == {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
