@@ -27,6 +27,17 @@ convolution forward likelihood losses parameterizations probability_flow random 
 install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype.beartype")
 
 
+from experiments.data import digits
+
+
 @pytest.fixture(scope="session")
 def key() -> jax.Array:
     return jax.random.key(20)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder in which the digits are prepared once."""
+    folder = tmp_path_factory.mktemp("data")
+    digits(str(folder)).open("train")
+    return folder

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, devices, train
+from experiments import devices, train
 from experiments.build import Experiment, build
 from experiments.configs import digits
 from experiments.outcome import Outcome
 from experiments.sample import load_ema
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder in which the digits are prepared once."""
-    folder = tmp_path_factory.mktemp("data")
-    data.digits(str(folder)).open("train")
-    return folder
 
 
 @pytest.fixture(scope="session")

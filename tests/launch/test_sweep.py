@@ -70,7 +70,9 @@ def started(
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()  # and not for the jobs, which have its output open
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
