@@ -4,14 +4,14 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.processes import ROOT, in_two_processes
+
 TINY = {
     "config.schedule.num_timesteps": "8",
     "config.schedule.beta_start": "0.02",
@@ -145,28 +145,11 @@ def test_two_processes_train_sample_and_evaluate_like_one(
     run: tuple, tmp_path: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
     """Each with half of the devices and of the batches; only the first writes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    options = [f"--{name}={value}" for name, value in TINY.items()]
-    environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    both = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "experiments.main", f"--workdir={tmp_path}"),
-                *("--config=experiments/configs/digits.py", *options),
-                *(f"--config.data.data_dir={data_dir}", f"--config.distributed={address},2,{i}"),
-            ],
-            cwd=ROOT,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=400)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    outputs = in_two_processes(
+        *("-m", "experiments.main", f"--workdir={tmp_path}"),
+        *("--config=experiments/configs/digits.py", f"--config.data.data_dir={data_dir}"),
+        *(f"--{name}={value}" for name, value in TINY.items()),
+    )
     assert "2 process(es)" in outputs[0] and "step" not in outputs[1]
 
     def read(workdir: pathlib.Path) -> tuple:

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import jax
@@ -13,10 +14,20 @@ from ml_collections import ConfigDict
 from experiments import data, devices, evaluate, sample_quality
 from experiments.build import build
 from experiments.metrics import classifier, frechet, references, scores
+from experiments.metrics.cache import cache_folder
 from experiments.metrics.extractors import Extractor, features_of, load_extractor, make_feature_fn
 from experiments.sample import draw, load_ema, make_sample_fn
+from tests.experiments.processes import in_two_processes
 
 Make = Callable[[], ConfigDict]
+QUICK = classifier.Recipe(channels=(8, 16), steps=60)
+# experiments.main, whose classifier is the quick one too
+MAIN = f"""
+import runpy
+from experiments.metrics import classifier
+classifier.RECIPE = classifier.{QUICK}
+runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +36,7 @@ def quick_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("DDPM_INCEPTION_WEIGHTS", raising=False)
-        patch.setattr(classifier, "RECIPE", classifier.Recipe(channels=(8, 16), steps=60))
+        patch.setattr(classifier, "RECIPE", QUICK)
         yield
 
 
@@ -144,6 +155,28 @@ def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> Non
     assert not any(name.startswith(("fid", "kid", "is")) for name in section["values"])
 
 
+def test_two_processes_judge_samples_like_one(
+    config, workdir, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    """Each draws half of every batch and looks at half; the classifier is the only thing shared."""
+    one = evaluate.evaluate(build(config), workdir)["samples"]
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    shutil.copytree(workdir, run, ignore=shutil.ignore_patterns("evaluation", "results.json"))
+    shutil.copytree(cache_folder() / "classifiers", cache / "classifiers")
+    monkeypatch.setenv("DDPM_CACHE", str(cache))
+    fields = ("metrics", "num_samples", "num_splits")
+    outputs = in_two_processes(
+        *("-c", MAIN, "--mode=evaluate", f"--workdir={run}"),
+        *(f"--config.evaluate.{name}={config.evaluate[name]}" for name in fields),
+    )
+    assert "2 process(es)" in outputs[0] and "samples" not in outputs[1]
+    two = json.loads((run / "results.json").read_text())["samples"]["values"]
+    assert list(two) == list(one)
+    for name, value in one.items():
+        assert two[name]["value"] == pytest.approx(value["value"], rel=1e-4), name
+    assert len(list((cache / "references").iterdir())) == 2  # made there, by one of the two
+
+
 def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None:
     config = changed(config, num_samples=24, quantize="floor")
     calls, make = [], sample_quality.make_sample_fn
@@ -199,8 +232,6 @@ def test_of_several_sets_the_nearest_counts(config, workdir) -> None:
 
 def test_published_statistics_can_be_the_reference(config, workdir, extractor, tmp_path) -> None:
     """The cache's own files have the keys that published ones have."""
-    from experiments.metrics.cache import cache_folder
-
     path = next((cache_folder() / "references").glob(f"{extractor.name}-*-train-*.npz"))
     results = evaluate.evaluate(build(changed(config, reference=str(path))), workdir)["samples"]
     value = {name.removesuffix(f"_{extractor.name}"): v["value"] for name, v in results.items()}
