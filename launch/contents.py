@@ -1,14 +1,18 @@
 """What a report says: captions, warnings, tables and pictures, in their order."""
 
+import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from launch import pictures
-from launch.collect import Collection
-from launch.layout import HEADLINE, number_table, paper_cells, reached, run_table
+from experiments.configs.files import write_json
+from launch import layout, page, pictures
+from launch.collect import Collection, Run, collect, to_summary
+from launch.layout import HEADLINE, full_table, headline_table, paper_cells, reached, run_table
 from launch.page import Block, Folded, Heading, Items, Link, Log, Paragraph, Picture, Strips
 from launch.paper import INCEPTION
-from launch.rows import Group
+from launch.rows import Group, group
 from launch.tables import Section, sections
 
 PAPER = Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239")
@@ -32,7 +36,8 @@ def _caption(part: Group) -> str:
         f"{', '.join(map(str, seeds))}.",
         f"Trained for {' or '.join(f'{n:,}' for n in steps)} steps." if steps else "",
         f"Settings of the sweep: {', '.join(settings)}." if settings else "",
-        "± is the sample standard deviation over seeds; a number without it is of one seed.",
+        "± is the sample standard deviation over seeds; a number without it is of one seed. Bold: "
+        "the best mean of a column.",
     ]
     return " ".join(filter(None, words))
 
@@ -69,27 +74,44 @@ def _not_comparable(part: Group, found: Sequence[Section]) -> Iterator[str]:
         )
 
 
+def _merged(found: Sequence[Section]) -> list[str]:
+    """The warnings of all sections; what holds for several is said once."""
+    where: dict[str, list[str]] = {}
+    for section in found:
+        for warning in section.warnings:
+            where.setdefault(warning, []).append(section.name)
+    return [f"{', '.join(names)}: {warning}" for warning, names in where.items()]
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    return f"seed {', '.join(str(run.seed) for run in runs)}"
+
+
+def _fate(run: Run) -> str:
+    """What became of a run that did not finish, as a sentence without its name."""
+    step = f" at step {run.train['step']:,}" if "step" in run.train else ""
+    tries = f" after {run.attempts} attempts" if run.attempts > 1 else ""
+    why = f": {run.message}" if run.message else ""
+    last = f" (last in order: {reached(run)})" if reached(run) else ""
+    return f"{run.state}{step}{tries}{why}{last}"
+
+
 def _missing(part: Group, found: Sequence[Section]) -> list[Block]:
     """What is not there, and why."""
     items, logs = [], []
     for row in part.rows:
+        fates: dict[str, list[Run]] = {}
         for run in row.runs:
-            if run.state == "finished":
-                continue
-            last = f" (last in order: {reached(run)})" if reached(run) else ""
-            tries = f" after {run.attempts} attempts" if run.attempts > 1 else ""
-            step = f" at step {run.train['step']:,}" if "step" in run.train else ""
-            items.append(f"{run.name}: {run.state}{step}{tries}. {run.message}{last}".strip())
+            if run.state != "finished":
+                fates.setdefault(_fate(run), []).append(run)
             if run.log_tail:
                 logs.append(Log(f"End of the log of {run.name}:", run.log_tail))
+        items += [f"{row.label}, {_seeds(runs)}: {fate}" for fate, runs in fates.items()]
         done = [run for run in row.runs if run.state == "finished"]
         for section in found:
             lacking = [run for run in done if section.name not in run.sections]
             if lacking:
-                seeds = ", ".join(str(run.seed) for run in lacking)
-                items.append(
-                    f"{row.label}: seed {seeds} finished without the metric {section.name}."
-                )
+                items.append(f"{row.label}, {_seeds(lacking)}: finished without {section.name}")
     if not items:
         return []
     return [Heading("Missing, and why", 3), Items(tuple(items)), *logs]
@@ -130,7 +152,7 @@ def _group(
 ) -> list[Block]:
     """Everything about one data set."""
     found = sections(part.rows)
-    warnings = (*part.warnings, *(warning for section in found for warning in section.warnings))
+    warnings = (*part.warnings, *_merged(found))
     first = [
         (section, quantity)
         for section in found
@@ -141,14 +163,12 @@ def _group(
     blocks += [Paragraph(text) for text in _not_comparable(part, found)]
     if warnings:
         blocks += [Heading("Warnings", 3), Items(warnings, warning=True)]
-    blocks.append(number_table(part.rows, first, with_states=True))
+    blocks.append(headline_table(part.rows, first, base))
     blocks += _missing(part, found)
     blocks += [Heading("Samples at equal noise", 3), *_strips(part, out, prefix)]
     blocks += [Heading("Learning curves", 3), *_curves(part, out, prefix, problems)]
     for section in found:
-        table = number_table(
-            part.rows, [(section, quantity) for quantity in section.quantities], with_states=False
-        )
+        table = full_table(part.rows, section)
         caption = Paragraph(_section_caption(section))
         blocks.append(Folded(f"All numbers of {section.name}", (caption, table)))
     blocks += [Folded("Runs", (run_table(part.rows, base),))]
@@ -179,3 +199,31 @@ def document(
     if problems:
         start += [Heading("Could not be read", 2), Items(tuple(problems), warning=True)]
     return start + blocks
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([head, *rows])
+
+
+def write(workdir: Path, out: Path, links: bool = True) -> None:
+    """Writes the report of the runs below `workdir` into the folder `out`.
+
+    Raises:
+        FileNotFoundError: if there are no runs.
+        ValueError: if `out` lies inside a run.
+    """
+    collection = collect(workdir)
+    above = (out.resolve(), *out.resolve().parents)
+    for run in collection.runs:
+        if run.folder is not None and run.folder.resolve() in above:
+            raise ValueError(f"{out} lies in the run {run.folder}: choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    groups = group(collection.runs)
+    base = os.path.relpath(workdir, out) if links else None
+    blocks = document(collection, groups, out, base)
+    (out / "report.md").write_text(page.to_markdown(blocks))
+    (out / "report.html").write_text(page.to_html(title(groups), blocks, out))
+    _write_csv(out / "numbers.csv", layout.NUMBERS, layout.numbers(groups))
+    _write_csv(out / "runs.csv", layout.RUNS, layout.run_lines(groups))
+    write_json(out / "summary.json", to_summary(collection))

@@ -1,6 +1,6 @@
 """The tables of a report: numbers by row, and the runs behind them; as CSV too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ from launch.page import Cell, Link, Table
 from launch.paper import Beside, beside
 from launch.pictures import finite_windows
 from launch.rows import Group, Row, states
-from launch.tables import Section, sections, short_commit
+from launch.tables import Section, Value, sections, short_commit
 
 # What the first table shows, and which end of it is the better one; the rest is folded away.
-HEADLINE = {
+HEADLINE: dict[tuple[str, str], Callable[[list[float]], float]] = {
     ("samples", "fid_train"): min,
     ("samples", "fd_train"): min,
     ("samples", "is"): max,
@@ -77,53 +77,83 @@ def reached(run: Run) -> str:
 # --- Tables ---
 
 
-def number_table(
-    rows: Sequence[Row], parts: Sequence[tuple[Section, str]], with_states: bool
-) -> Table:
-    """Rows down, quantities across, each followed by the paper's column where it has one.
+Part = tuple[Section, str]  # a section and one of its quantities
+Columns = list[tuple[str, list[Cell]]]
 
-    In a headline column of rows that may be compared, the best mean is set in bold.
+
+def headline_table(rows: Sequence[Row], parts: Sequence[Part], base: str | None) -> Table:
+    """Rows down, their runs and the quantities that matter most across.
+
+    The best mean of a column is set in bold where the rows may be compared.
     """
-    beside_all = {part.name: [paper_cells(row, part) for row in rows] for part, _ in parts}
-    head = ["row", *(["runs"] if with_states else [])]
-    columns: list[list[Cell]] = [[Cell(row.label) for row in rows]]
-    if not with_states:  # many columns: what holds for a whole row is said once
-        columns = [[Cell(row.label, _row_notes(parts, i)) for i, row in enumerate(rows)]]
-    if with_states:
-        columns.append([Cell(states(row)) for row in rows])
+
+    def pictures(row: Row) -> tuple[Link, ...]:
+        name = "samples/samples.png"
+        return tuple(
+            Link(f"seed {run.seed}", f"{base}/{run.place}/{name}")
+            for run in row.runs
+            if base is not None and run.folder is not None and (run.folder / name).is_file()
+        )
+
+    columns: Columns = [
+        ("row", [Cell(row.label) for row in rows]),
+        ("runs", [Cell(states(row), links=pictures(row)) for row in rows]),
+    ]
     for part, quantity in parts:
-        head.append(f"{quantity} ({part.name})" if with_states else quantity)
         values = [own.get(quantity) for own in part.values]
-        means = [value.mean for value in values if value is not None and value.mean is not None]
-        better = HEADLINE.get((part.name, quantity)) if with_states else None
-        comparable = not any(
-            note.startswith("not") for value in values if value for note in value.notes
-        )
-        best = better(means) if better and len(means) > 1 and comparable else None
-        columns.append(
-            [
-                Cell(_instead(row), muted=True)
-                if value is None
-                else Cell(
-                    value.text,
-                    value.notes if with_states else (),
-                    strong=best is not None and value.mean == best,
-                )
-                for row, value in zip(rows, values, strict=True)
-            ]
-        )
-        papers = [own.get(quantity) for own in beside_all[part.name]]
-        headings = dict.fromkeys(cell.heading for cell in papers if cell is not None)
-        if headings:
-            head.append(" / ".join(headings))
-            columns.append([Cell(c.cell.text if c else "–", muted=True) for c in papers])
-    table_rows = tuple(zip(*columns, strict=True))
-    return Table(tuple(head), table_rows, numbers=2 if with_states else 1)
+        best = _best(values, HEADLINE[part.name, quantity])
+        cells = [
+            Cell(_instead(row), muted=True)
+            if value is None
+            else Cell(value.text, value.notes, strong=best is not None and value.mean == best)
+            for row, value in zip(rows, values, strict=True)
+        ]
+        columns += [(f"{quantity} ({part.name})", cells), *_paper_column(rows, part, quantity)]
+    return _by_columns(columns, numbers=2)
 
 
-def _row_notes(parts: Sequence[tuple[Section, str]], row: int) -> tuple[str, ...]:
-    every = (part.values[row].get(quantity) for part, quantity in parts)
-    return tuple(dict.fromkeys(note for value in every if value for note in value.notes))
+def full_table(rows: Sequence[Row], section: Section) -> Table:
+    """Rows down, all quantities of a section across; what holds for a row is noted at its label."""
+    columns: Columns = [
+        ("row", [Cell(row.label, _row_notes(section, i)) for i, row in enumerate(rows)])
+    ]
+    for quantity in section.quantities:
+        values = [own.get(quantity) for own in section.values]
+        cells = [
+            Cell(_instead(row), muted=True) if value is None else Cell(value.text)
+            for row, value in zip(rows, values, strict=True)
+        ]
+        columns += [(quantity, cells), *_paper_column(rows, section, quantity)]
+    return _by_columns(columns, numbers=1)
+
+
+def _by_columns(columns: Columns, numbers: int) -> Table:
+    head, cells = zip(*columns, strict=True)
+    return Table(head, tuple(zip(*cells, strict=True)), numbers)
+
+
+def _best(values: Sequence[Value | None], better: Callable[[list[float]], float]) -> float | None:
+    """The best mean of rows that may be compared, where there is more than one to choose from."""
+    means = [value.mean for value in values if value is not None and value.mean is not None]
+    notes = [note for value in values if value is not None for note in value.notes]
+    if len(set(means)) < 2 or any(note.startswith("not comparable") for note in notes):
+        return None
+    return better(means)
+
+
+def _paper_column(rows: Sequence[Row], section: Section, quantity: str) -> Columns:
+    """The paper's cells for a quantity, where it has any."""
+    papers = [paper_cells(row, section).get(quantity) for row in rows]
+    headings = dict.fromkeys(found.heading for found in papers if found is not None)
+    if not headings:
+        return []
+    cells = [Cell(found.cell.text if found else "–", muted=True) for found in papers]
+    return [(" / ".join(headings), cells)]
+
+
+def _row_notes(section: Section, row: int) -> tuple[str, ...]:
+    notes = [note for value in section.values[row].values() for note in value.notes]
+    return tuple(dict.fromkeys(notes))
 
 
 def _instead(row: Row) -> str:

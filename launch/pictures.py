@@ -70,7 +70,7 @@ def learning_curves(path: Path, rows: Sequence[Row]) -> list[str]:
             axis.set_yscale("log")
         axis.set_title(row.label, fontsize=9)
         axis.grid(alpha=0.3)
-        axis.tick_params(labelsize=8)
+        axis.tick_params(labelsize=8, labelbottom=True)
         axis.legend(fontsize=7)
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("training loss", fontsize=9)

@@ -163,12 +163,12 @@ def _odd_commits(rows: Sequence[Row], section: str) -> tuple[dict[int, str], lis
     warnings = []
     for kind, words in (("-dirty", "uncommitted changes"), ("unknown", "unknown version")):
         if any(kind in commit for commit in distinct):
-            warnings.append(f"{section}: some numbers come from code with {words}.")
+            warnings.append(f"some numbers come from code with {words}.")
     if len(distinct) < 2:
         return {}, warnings
     usual = _most_common(every)
     named = ", ".join(map(short_commit, distinct))
-    warnings.append(f"{section}: numbers of {len(distinct)} versions of the code: {named}.")
+    warnings.append(f"numbers of {len(distinct)} versions of the code: {named}.")
     notes = {}
     for i, commits in by_row.items():
         if set(commits) - {usual}:
@@ -187,7 +187,7 @@ def _unlike_counts(rows: Sequence[Row], section: str) -> list[str]:
     }
     if len(set(counts.values())) > 1:
         words = ", ".join(f"{label} {count}" for label, count in counts.items())
-        warnings.append(f"{section}: unlike numbers of seeds: {words}.")
+        warnings.append(f"unlike numbers of seeds: {words}.")
     steps: dict[Any, list[str]] = {}
     for row in rows:
         for run in row.runs:
@@ -197,7 +197,7 @@ def _unlike_counts(rows: Sequence[Row], section: str) -> list[str]:
                     steps[step].append(row.label)
     if len(steps) > 1:
         words = "; ".join(f"{step}: {', '.join(labels)}" for step, labels in steps.items())
-        warnings.append(f"{section}: rows were trained for unlike numbers of steps: {words}.")
+        warnings.append(f"rows were trained for unlike numbers of steps: {words}.")
     return warnings
 
 
@@ -215,10 +215,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         protocols_odd = _odd_protocols(rows, name)
         commits_odd, warnings = _odd_commits(rows, name)
         warnings = [
-            *(
-                f"{name}, {rows[i].label}: not comparable, {why}."
-                for i, why in protocols_odd.items()
-            ),
+            *(f"{rows[i].label}: not comparable, {why}." for i, why in protocols_odd.items()),
             *warnings,
             *_unlike_counts(rows, name),
         ]
@@ -229,7 +226,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
             own = _row_values(row, name)
             apart = next((note for value in own.values() for note in value.notes), "")
             if apart:
-                warnings.append(f"{name}, {row.label}: {apart}.")
+                warnings.append(f"{row.label}: {apart}.")
             values.append({q: v._replace(notes=(*v.notes, *notes)) for q, v in own.items()})
         protocols = [
             run.sections[name]["protocol"]

@@ -6,6 +6,8 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,18 @@ import pytest
 from PIL import Image
 
 from experiments.configs.published import TABLES
-from launch import report
+from launch import contents
 from launch.collect import collect, read_summary, training_fields, windows
 from launch.page import to_markdown
 from launch.tables import plus_minus
 from tests.launch import made_runs
 from tests.launch.made_runs import finished, half_done, put
 
+ROOT = pathlib.Path(__file__).parents[2]
+
 
 def written(workdir: pathlib.Path, out: pathlib.Path, links: bool = True) -> str:
-    report.write(workdir, out, links)
+    contents.write(workdir, out, links)
     return (out / "report.md").read_text()
 
 
@@ -87,12 +91,12 @@ def test_a_half_done_sweep_is_reported_as_it_is(tmp_path: pathlib.Path) -> None:
     assert "5 of 12 runs finished" in text
     for words in ("3/3 finished", "0/3 finished, 3 diverged", "2/3 finished, 1 failed"):
         assert words in text
-    assert "mu_mse-seed1: diverged at step 400. the loss is nan" in text
+    assert "mu_mse, seed 1: diverged at step 400: the loss is nan" in text
     assert "step 300 of 3,000, loss 3.25" in text  # the last that was in order
-    assert "eps_vlb_fixed-seed2: failed after 2 attempts. exit status 1" in text
+    assert "eps_vlb_fixed, seed 2: failed after 2 attempts: exit status 1" in text
     assert "MemoryError: <no> room" in text
-    assert "mu_vlb_fixed-seed1: waiting" in text
-    assert "mu_vlb_fixed-seed2: waiting. its folder is not here" in text
+    assert "mu_vlb_fixed, seed 0, 1: waiting\n" in text
+    assert "mu_vlb_fixed, seed 2: waiting: its folder is not here" in text
     assert "none: seed 0 is diverged" in text
     assert "unlike numbers of seeds: eps_vlb_fixed 2, eps_simple 3" in text
     assert number(tmp_path / "report", "eps_vlb_fixed", "bits_per_dim")["text"].endswith("(n = 2)")
@@ -109,7 +113,7 @@ def test_the_runs_are_left_as_they_are(tmp_path: pathlib.Path) -> None:
     assert tree(tmp_path / "sweep") == before
     inside = tmp_path / "sweep" / "runs" / "eps_simple-seed0" / "report"
     with pytest.raises(ValueError, match="lies in the run .*choose another --out"):
-        report.write(tmp_path / "sweep", inside)
+        contents.write(tmp_path / "sweep", inside)
     assert tree(tmp_path / "sweep") == before
 
 
@@ -127,7 +131,7 @@ def test_unlike_protocols_are_pointed_out(tmp_path: pathlib.Path, field: str) ->
         finished(tmp_path, "mu_mse", seed, 4.9, protocol={field: other})
         finished(tmp_path, "eps_vlb_fixed", seed, 4.5)
     text = written(tmp_path, tmp_path / "report")
-    assert f"bpd, mu_mse: not comparable, {field} = {other}, in most rows" in text
+    assert f"bpd: mu_mse: not comparable, {field} = {other}, in most rows" in text
     assert f"{field} = {other}" in number(tmp_path / "report", "mu_mse", "bits_per_dim")["notes"]
     assert number(tmp_path / "report", "mu_mse", "fd_train")["notes"] == ""
 
@@ -158,9 +162,8 @@ def test_versions_of_the_code_are_pointed_out(tmp_path: pathlib.Path) -> None:
         finished(tmp_path, "eps_simple", seed, 4.6)
         finished(tmp_path, "mu_mse", seed, 4.9, commit="f" * 40 + "-dirty" * seed)
     text = written(tmp_path, tmp_path / "report")
-    assert (
-        "bpd: numbers of 3 versions of the code: ffffffffff, ffffffffff-dirty, 0123456789." in text
-    )
+    named = "ffffffffff, ffffffffff-dirty, 0123456789"
+    assert f"bpd, samples: numbers of 3 versions of the code: {named}." in text
     assert "uncommitted changes" in text
     notes = number(tmp_path / "report", "mu_mse", "bits_per_dim")["notes"]
     assert notes == "code ffffffffff and ffffffffff-dirty, mostly 0123456789"
@@ -312,10 +315,10 @@ def test_the_summary_holds_the_runs_and_no_paths(tmp_path: pathlib.Path) -> None
 
 def test_folders_without_runs_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder below it has a run\.json.*sweep"):
-        report.write(tmp_path, tmp_path / "report")
+        contents.write(tmp_path, tmp_path / "report")
     assert not (tmp_path / "report").exists()
     with pytest.raises(FileNotFoundError, match="does not exist: name the folder of a sweep"):
-        report.write(tmp_path / "none", tmp_path / "report")
+        contents.write(tmp_path / "none", tmp_path / "report")
 
 
 def test_a_run_being_written_is_read(tmp_path: pathlib.Path) -> None:
@@ -324,7 +327,7 @@ def test_a_run_being_written_is_read(tmp_path: pathlib.Path) -> None:
     (run,) = collect(tmp_path).runs
     assert windows(run) == ([{"step": 100, "loss": 0.5}], 0)
     put(folder / "status.json", {"state": "running", "attempts": [{}], "message": ""})
-    assert "eps_simple-seed0: running" in written(tmp_path, tmp_path / "report")
+    assert "eps_simple, seed 0: running" in written(tmp_path, tmp_path / "report")
 
 
 def test_what_defines_a_training_leaves_places_and_the_seed_out() -> None:
@@ -341,3 +344,19 @@ def test_markdown_shows_what_would_be_markup() -> None:
     table = Table(("a|b",), ((Cell("x | <y> *z*"),),))
     lines = to_markdown([table]).splitlines()
     assert lines == [r"| a\|b |", "| --- |", r"| x \| \<y\> \*z\* |"]
+
+
+def test_the_command_says_where_the_report_is_and_what_is_wrong(tmp_path: pathlib.Path) -> None:
+    half_done(tmp_path / "sweep")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "launch.report", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = run(str(tmp_path / "sweep"), f"--out={tmp_path / 'out'}", "--nolinks")
+    assert done.returncode == 0 and str(tmp_path / "out" / "report.html") in done.stdout
+    assert "train.log" not in (tmp_path / "out" / "report.md").read_text()
+    assert not (tmp_path / "sweep" / "report").exists()
+    wrong = run(str(tmp_path / "nothing"))
+    assert wrong.returncode == 2 and "does not exist: name the folder" in wrong.stderr
+    assert run().returncode == 2
