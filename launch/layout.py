@@ -90,15 +90,18 @@ def headline_table(rows: Sequence[Row], parts: Sequence[Part], base: str | None)
     def pictures(row: Row) -> tuple[Link, ...]:
         name = "samples/samples.png"
         return tuple(
-            Link(f"seed {run.seed}", f"{base}/{run.place}/{name}")
+            Link(str(run.seed), f"{base}/{run.place}/{name}")
             for run in row.runs
             if base is not None and run.folder is not None and (run.folder / name).is_file()
         )
 
     columns: Columns = [
         ("row", [Cell(row.label) for row in rows]),
-        ("runs", [Cell(states(row), links=pictures(row)) for row in rows]),
+        ("runs", [Cell(states(row)) for row in rows]),
     ]
+    if base is not None:
+        columns.append(("samples of seed", [Cell(links=pictures(row)) for row in rows]))
+    words = len(columns)
     for part, quantity in parts:
         values = [own.get(quantity) for own in part.values]
         best = _best(values, HEADLINE[part.name, quantity])
@@ -109,7 +112,7 @@ def headline_table(rows: Sequence[Row], parts: Sequence[Part], base: str | None)
             for row, value in zip(rows, values, strict=True)
         ]
         columns += [(f"{quantity} ({part.name})", cells), *_paper_column(rows, part, quantity)]
-    return _by_columns(columns, numbers=2)
+    return _by_columns(columns, numbers=words)
 
 
 def full_table(rows: Sequence[Row], section: Section) -> Table:
@@ -133,10 +136,10 @@ def _by_columns(columns: Columns, numbers: int) -> Table:
 
 
 def _best(values: Sequence[Value | None], better: Callable[[list[float]], float]) -> float | None:
-    """The best mean of rows that may be compared, where there is more than one to choose from."""
+    """The best mean, where all rows may be compared and averaged and not all are equal."""
     means = [value.mean for value in values if value is not None and value.mean is not None]
     notes = [note for value in values if value is not None for note in value.notes]
-    if len(set(means)) < 2 or any(note.startswith("not comparable") for note in notes):
+    if len(set(means)) < 2 or any(note.startswith("not ") for note in notes):
         return None
     return better(means)
 

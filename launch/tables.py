@@ -51,8 +51,8 @@ def show(value: float) -> str:
 
 def plus_minus(mean: float, deviation: float) -> str:
     """A mean with as many decimals as the first two digits of its deviation have."""
-    if not deviation > 0:
-        return f"{show(mean)} ± {deviation:g}"
+    if not deviation > 1e-12 * abs(mean):  # equal but for the rounding of their mean
+        return f"{show(mean)} ± 0"
     decimals = min(6, max(0, 1 - math.floor(math.log10(deviation))))
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 

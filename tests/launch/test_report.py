@@ -65,7 +65,7 @@ def test_means_and_deviations_are_those_of_the_seeds(tmp_path: pathlib.Path) -> 
 def test_a_deviation_is_shown_to_two_digits() -> None:
     assert plus_minus(4.63, 0.0624) == "4.630 ± 0.062"
     assert plus_minus(123.4, 15.2) == "123 ± 15"
-    assert plus_minus(4.5, 0.0) == "4.5 ± 0"
+    assert plus_minus(4.5, 0.0) == "4.5 ± 0" == plus_minus(4.5, 1e-17)
 
 
 def test_the_papers_cell_stands_beside_with_its_data(tmp_path: pathlib.Path) -> None:
@@ -155,6 +155,17 @@ def test_seeds_of_unlike_models_are_not_averaged(tmp_path: pathlib.Path) -> None
     written(tmp_path, tmp_path / "report")
     found = number(tmp_path / "report", "eps_simple", "bits_per_dim")
     assert found["mean"] == "" and "model.channels: 32 / 64" in found["notes"]
+
+
+def test_the_best_mean_is_bold_where_all_may_be_compared(tmp_path: pathlib.Path) -> None:
+    finished(tmp_path, "eps_simple", 0, 4.6)
+    finished(tmp_path, "mu_mse", 0, 4.9)
+    text = written(tmp_path, tmp_path / "report")
+    assert "**4.6**" in text and "**9.2**" in text and "**9.8**" not in text
+    assert "**9**" not in text  # the score, which is equal
+    finished(tmp_path, "eps_vlb_fixed", 0, 3.0, protocol={"num_images": 1})
+    text = written(tmp_path, tmp_path / "report")
+    assert "**4.6**" not in text and "**3**" not in text and "**6**" in text
 
 
 def test_versions_of_the_code_are_pointed_out(tmp_path: pathlib.Path) -> None:
