@@ -27,7 +27,7 @@ def linear(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02)
 
 
 def quadratic(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
-    """The square of a linear rise in the root of beta (DDPM section 4, among the choices tried)."""
+    """The square of a linear rise in the root of beta (DDPM App. B, among the choices tried)."""
     _check_length(num_timesteps)
     return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
 
@@ -40,7 +40,7 @@ def sigmoid(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 
 
 def constant(num_timesteps: int, beta: float = 0.02) -> Betas:
-    """The same beta at every step (DDPM section 4, among the choices tried)."""
+    """The same beta at every step (DDPM App. B, among the choices tried)."""
     _check_length(num_timesteps)
     return np.full(num_timesteps, beta, dtype=np.float64)
 
