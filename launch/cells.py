@@ -181,8 +181,7 @@ def _column(section: str, quantity: str, run: Run) -> str | None:
     """The paper's column that a quantity belongs to."""
     split = run.sections.get(section, {}).get("protocol", {}).get("split", "test")
     for name, column in paper.COLUMNS.items():
-        same = column.section == section and quantity in column.quantities
-        if same and column.protocol.get("split", split) == split:
+        if column.holds(section, quantity) and column.protocol.get("split", split) == split:
             return name
     return None
 
@@ -190,7 +189,9 @@ def _column(section: str, quantity: str, run: Run) -> str | None:
 def _counts(run: Run, about: Sequence[published.Row], section: str, quantity: str) -> bool:
     """Whether the number stands in one of the paper's cells above."""
     name = _column(section, quantity, run)
-    return name is not None and any(
+    if name is None or paper.COLUMNS[name].section != section:
+        return False
+    return any(
         paper.is_row(run, row) and name in row.cells and _reading(run, row, name) is not None
         for row in about
     )
@@ -203,6 +204,8 @@ def _why(run: Run, row: published.Row, section: str, quantity: str) -> str:
         return "other data"
     unlike = paper.deviations(run, row)
     name = _column(section, quantity, run)
+    if name is not None and section != paper.COLUMNS[name].section:
+        return "; ".join(filter(None, ["an estimate", describe(unlike)]))
     if name is not None and section in run.sections:
         unlike |= paper.protocol_deviations(run, paper.COLUMNS[name])
     return describe(unlike)

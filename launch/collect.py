@@ -180,6 +180,7 @@ def read_run(folder: Path, reader: _Reader) -> Run:
     origin = next((origin for origin in origins if isinstance(origin, dict)), {})
     config = reader.object(folder / "config.json") or origin.get("config", {})
     seed = about.get("seed", origin.get("seed", config.get("seed")))
+    settings = reader.mapping(about, "settings", folder / "run.json")
     reason, training = train.get("reason", ""), training_fields(config)
     return Run(
         name=str(about.get("name", folder.name)),
@@ -188,7 +189,7 @@ def read_run(folder: Path, reader: _Reader) -> Run:
         ablation=about.get("ablation"),
         seed=seed if isinstance(seed, int) else None,
         overrides=reader.mapping(about, "overrides", folder / "run.json"),
-        settings=reader.mapping(about, "settings", folder / "run.json"),
+        settings={k: v for k, v in settings.items() if k not in PLACES},
         state=_state(status, train, folder, results),
         message=" ".join(str(reason or status.get("message", "")).split()),
         log_tail=tuple(map(str, status.get("log_tail") or ())),

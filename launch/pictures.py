@@ -62,9 +62,11 @@ def learning_curves(path: Path, rows: Sequence[Row]) -> list[str]:
         for run in row.runs:
             records = [r for r in logs[run.place][0] if math.isfinite(r["loss"])]
             steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+            if not records:
+                continue
             every += losses
             (line,) = axis.plot(steps, losses, linewidth=1.1, label=f"seed {run.seed}")
-            if run.state == "diverged" and records:
+            if run.state == "diverged":
                 axis.plot(steps[-1:], losses[-1:], "x", color=line.get_color(), markersize=7)
         if every and min(every) > 0 and max(every) > 10 * min(every):
             axis.set_yscale("log")

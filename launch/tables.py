@@ -31,7 +31,7 @@ class Section(NamedTuple):
     """One section of results.json over all rows of a group.
 
     values: one mapping a row, quantity -> Value, under the names without the extractor's.
-    protocol: the fields that all rows share.
+    protocol: the fields that all runs share, but for the seed.
     """
 
     name: str
@@ -204,7 +204,7 @@ def _unlike_counts(rows: Sequence[Row], section: str) -> list[str]:
 def _shared(protocols: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = dict.fromkeys(name for protocol in protocols for name in protocol)
     unlike = differences(protocols, free=())
-    return {name: protocols[0][name] for name in names if name not in unlike}
+    return {name: protocols[0][name] for name in names if name not in (*unlike, "seed")}
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:

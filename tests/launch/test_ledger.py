@@ -1,5 +1,6 @@
 """The ledger has every cell of the paper; a number stands in one only if it is that very number."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -158,6 +159,18 @@ def test_other_data_stand_apart_with_the_papers_cell(tmp_path: pathlib.Path) -> 
     assert found[4:7] == ["≤ 3.75", "**4.5**", "3,000"] and found[-1] == "other data"
     assert cell(text, "digits", "mu_mse", "0/1 finished, 1 diverged")[-1] == "other data"
     assert "v_simple" not in text
+
+
+def test_an_estimate_stands_beside_the_cell_and_not_in_it(tmp_path: pathlib.Path) -> None:
+    folder = as_the_paper(tmp_path, 0, 3.7, 3.1)
+    results = json.loads((folder / "results.json").read_text())
+    estimate = results.pop("bpd")
+    estimate["values"] = {"bits_per_dim_estimate": {"value": 3.6}}
+    put(folder / "results.json", results | {"bpd_fast": estimate})
+    text = page(tmp_path)
+    assert cell(text, "L_simple", "bits/dim, test")[4] == "not measured"
+    found = cell(text, "cifar10", "eps_simple", "1/1 finished", "bits_per_dim_estimate")
+    assert (found[4], found[5], found[-1]) == ("≤ 3.75", "**3.6**", "an estimate")
 
 
 def test_a_divergence_is_a_result(tmp_path: pathlib.Path) -> None:

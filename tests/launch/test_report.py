@@ -312,7 +312,10 @@ def test_the_page_needs_nothing_else(tmp_path: pathlib.Path) -> None:
 
 def test_the_summary_holds_the_runs_and_no_paths(tmp_path: pathlib.Path) -> None:
     half_done(tmp_path / "sweep")
-    written(tmp_path / "sweep", tmp_path / "out")
+    place = {"data.data_dir": str(tmp_path / "data")}
+    finished(tmp_path / "sweep", "v_simple", 0, 4.5, settings=place)
+    text = written(tmp_path / "sweep", tmp_path / "out")
+    assert "Settings of the sweep" not in text and str(tmp_path) not in text
     found = read_summary(tmp_path / "out" / "summary.json")
     before = collect(tmp_path / "sweep")
     for run, other in zip(found.runs, before.runs, strict=True):
