@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-COMMANDS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
+COMMANDS = ("setpriv", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 CPUS, GPUS = 64, 8  # as Slurm counts them: none need exist, and nothing binds a task to one
 
 # All files in one folder and all ports its own, so that no Slurm of the machine is touched.
@@ -116,10 +116,14 @@ def _write_files(folder: pathlib.Path, slurmd: str, kill_wait: int) -> None:
 
 @contextlib.contextmanager
 def _daemon(folder: pathlib.Path, *command: str, environ: dict[str, str]) -> Iterator[None]:
-    """Runs a daemon in the foreground, with what it starts in a session of its own."""
+    """Runs a daemon in the foreground, in a session of its own; it ends when this process does."""
     with (folder / f"{pathlib.Path(command[0]).name}.out").open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environ, start_new_session=True
+            ["setpriv", "--pdeathsig=TERM", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
         )
     try:
         yield

@@ -1,5 +1,6 @@
 """Sweeps and the sbatch example on a real Slurm, where this machine can run one."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -16,13 +17,13 @@ from tests.launch import slurm_cluster
 from tests.launch.slurm_cluster import Cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 200
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     try:
-        with slurm_cluster.start(kill_wait=120) as cluster:
+        with slurm_cluster.start(kill_wait=240) as cluster:
             yield cluster
     except slurm_cluster.Unavailable as reason:
         pytest.skip(f"no Slurm: {reason}")
@@ -35,8 +36,9 @@ def wait(what: str, check: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> subprocess.Popen:
-    """Starts a sweep of one run of two processes with a device each."""
+@contextlib.contextmanager
+def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> Iterator[subprocess.Popen]:
+    """A sweep of one run of two processes with a device each."""
     fields = TINY | {
         "config.data.data_dir": str(folder / "data"),
         "config.train.num_steps": str(STEPS),
@@ -44,7 +46,7 @@ def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> subprocess.Popen
         "config.train.checkpoint_every": str(STEPS),
         "config.train.finish_with": "()",
     }
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(sys.executable, "-m", "launch.sweep", "--config=experiments/configs/digits.py"),
             *("--ablations=eps_simple", f"--workdir={folder / name}", "--retries=0"),
@@ -64,15 +66,20 @@ def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> subprocess.Popen
         stderr=subprocess.STDOUT,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def requeue(cluster: Cluster, run: pathlib.Path) -> None:
     """Interrupts the one job in the queue when its training is under way, as an operator does."""
-    wait("the first metrics", lambda: status.progress(run).step > 0, 300)
+    wait("the first metrics", lambda: status.progress(run).step > 0, 600)
     job = cluster.run("squeue", "--noheader", "--format=%i")
     cluster.run("scontrol", "requeue", job)
     state = ("squeue", "--noheader", "--format=%T", f"--jobs={job}")
-    wait("the requeue", lambda: cluster.run(*state) == "PENDING", 150)
+    wait("the requeue", lambda: cluster.run(*state) == "PENDING", 300)
     # Slurm would keep a requeued job waiting for two minutes.
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -87,7 +94,7 @@ def test_a_requeued_training_ends_as_an_undisturbed_one(
         with sweep(cluster, tmp_path, name) as process:
             if name == "parts":
                 requeue(cluster, run)
-            out, _ = process.communicate(timeout=400)
+            out, _ = process.communicate(timeout=600)
         assert process.returncode == 0 and "1 finished" in out, out
         log = (run / "train.log").read_text()
         assert [attempt["exit_status"] for attempt in status.read(run).attempts] == exits, log
