@@ -9,6 +9,9 @@ import sys
 
 import pytest
 import yaml
+from ml_collections import ConfigDict
+
+from launch import plan
 
 CLUSTERS = pathlib.Path(__file__).parents[2] / "launch" / "clusters"
 
@@ -46,15 +49,13 @@ def skypilot(text: str, home: pathlib.Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("name", "accelerators", "distributed"),
+    ("name", "accelerators"),
     [
-        ("tpu_pod", [["tpu-v6e-16", 1]], True),
-        ("gpu_node", [["A100", 8], ["A100-80GB", 8], ["H100", 8]], False),
+        ("tpu_pod", [["tpu-v6e-16", 1]]),
+        ("gpu_node", [["A100", 8], ["A100-80GB", 8], ["H100", 8]]),
     ],
 )
-def test_skypilot_reads_the_tasks(
-    name: str, accelerators: list, distributed: bool, tmp_path: pathlib.Path
-) -> None:
+def test_skypilot_reads_the_tasks(name: str, accelerators: list, tmp_path: pathlib.Path) -> None:
     text = (CLUSTERS / f"{name}.yaml").read_text()
     result = skypilot(text, tmp_path)
     assert result.returncode == 0, result.stderr
@@ -63,7 +64,6 @@ def test_skypilot_reads_the_tasks(
     assert all(task["spot"]) and set(task["recovery"]) == {75}
     assert task["mounts"] == {"/bucket": "some-bucket"}
     assert "--workdir=/bucket/" in task["run"]
-    assert ("--config.distributed=auto" in task["run"]) == distributed
     for part in ("setup", "run"):
         checked = subprocess.run(["bash", "-n"], input=task[part], text=True, capture_output=True)
         assert checked.returncode == 0, checked.stderr
@@ -75,19 +75,50 @@ def test_skypilot_refuses_what_it_does_not_know(tmp_path: pathlib.Path) -> None:
     assert result.returncode != 0 and "use_spots" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["tpu_pod", "gpu_node"])
-def test_tasks_name_configs_and_data_sets_that_exist(name: str) -> None:
+def config_of(words: list[str]) -> ConfigDict:
+    """What experiments.main makes of its arguments."""
+    assert words[:2] == ["-m", "experiments.main"]
+    return plan.load_config([word for word in words[2:] if not word.startswith("--workdir=")])
+
+
+@pytest.mark.parametrize(
+    ("name", "distributed", "extra"), [("tpu_pod", "auto", "tpu"), ("gpu_node", "off", "cuda")]
+)
+def test_tasks_start_runs_that_exist(name: str, distributed: str, extra: str) -> None:
     task = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())
-    environ = os.environ | {"DATASET": task["envs"]["DATASET"], "OPTIONS": ""}
     command = task["run"].replace("exec ~/ddpm/bin/python", "printf '%s\\n'")
     words = subprocess.run(
-        ["bash", "-c", command], env=environ, capture_output=True, text=True, check=True
+        ["bash", "-c", command],
+        env=os.environ | task["envs"] | {"OPTIONS": "--config.seed=3", "BUCKET": "some-bucket"},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
-    assert words[:2] == ["-m", "experiments.main"]
-    config = words[2].removeprefix("--config=")
-    assert (CLUSTERS.parents[1] / config).is_file()
-    extra = task["setup"].split("'.[")[1].split("]'")[0]
-    assert f'"{extra}": [' in (CLUSTERS.parents[1] / "setup.py").read_text()
+    config = config_of(words)
+    assert (config.distributed, config.seed) == (distributed, 3)
+    assert config.data.name == task["envs"]["DATASET"]
+    assert f"'.[{extra}]'" in task["setup"]
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (2, False), (75, True), (76, False)])
+def test_the_slurm_example_goes_on_with_what_was_stopped(
+    code: int, again: bool, tmp_path: pathlib.Path
+) -> None:
+    bodies = {"srun": f"printf '%s\\n' \"$@\"; exit {code}", "scontrol": "echo scontrol $*"}
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    result = subprocess.run(
+        ["bash", CLUSTERS / "slurm.sbatch", "--config=experiments/configs/cifar10.py"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    lines = result.stdout.splitlines()
+    assert result.returncode == code
+    assert ("scontrol requeue 7" in lines) == again
+    config = config_of([line for line in lines[1:] if not line.startswith("scontrol")])
+    assert config.distributed == "auto"
 
 
 # In place of gcloud: writes down how it was called, and answers what the test has laid out.
@@ -144,12 +175,12 @@ def test_gcloud_asks_again_for_a_slice_that_was_taken_away(tmp_path: pathlib.Pat
     assert (code, done) == (0, [*ONCE, "delete", *ONCE, "delete"])
     runs = [words for words in calls if "experiments.main" in words[-1]]
     assert runs[0] == runs[1] and "--worker=all" in runs[0]
-    # The option arrives as it was given, through two shells.
-    command = runs[0][-1].removeprefix("--command=").replace("exec ~/ddpm-venv/bin/python", "echo")
-    said = subprocess.run(
-        ["bash", "-c", command.replace("cd ddpm", "true")], capture_output=True, text=True
-    )
-    assert said.stdout.strip().endswith("--config.model.channel_multipliers=(1, 2)")
+    # The options arrive as they were given, through two shells.
+    command = runs[0][-1].removeprefix("--command=").replace("cd ddpm", "true")
+    command = command.replace("exec ~/ddpm-venv/bin/python", "printf '%s\\n'")
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    config = config_of(said.stdout.splitlines())
+    assert config.distributed == "auto" and config.model.channel_multipliers == (1, 2)
 
 
 @pytest.mark.parametrize(
