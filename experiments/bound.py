@@ -141,10 +141,10 @@ def evaluate_bound(
     chunks = _chunks(num_timesteps, config.timesteps_per_call, config.timesteps_at_once)
     batches = list(padded_batches(source, num_images, batch_size))
     work = [
-        (f"draw{draw}_image{batch[0]}_t{t[0]}", draw, batch, t, count)
+        (f"draw{draw}_images{first}+{count}_t{t[0]}+{rows}", draw, (first, count, read), t, rows)
         for draw in range(config.num_draws)
-        for batch in batches
-        for t, count in chunks
+        for first, count, read in batches
+        for t, rows in chunks
     ]
     parts = Parts(folder, [name for name, *_ in work])
     terms_fn = make_terms_fn(experiment, mesh, denoise)

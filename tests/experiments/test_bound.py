@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy import stats
 
-from experiments import baselines, bound, data, devices, evaluate
+from experiments import baselines, bound, data, devices, evaluate, parts
 from experiments.build import build
 
 Make = Callable[[], ConfigDict]
@@ -112,6 +112,35 @@ def test_an_interrupted_bound_goes_on_where_it_was(
     for ours, theirs in zip(whole, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (dict(batch_size=1), dict(batch_size=4)),
+        (dict(timesteps_per_call=1), dict(timesteps_per_call=3)),
+    ],
+)
+def test_parts_of_another_size_are_not_taken_for_these(
+    trained: tuple, params, tmp_path, monkeypatch: pytest.MonkeyPatch, before: dict, after: dict
+) -> None:
+    """A part of one image or timestep would otherwise be spread over several without an error."""
+    config = changed(trained[0], batch_size=4, timesteps_per_call=8)
+    whole = compute(changed(config, **after), params, tmp_path / "whole", count=4)
+    write = parts.Parts.write
+
+    def interrupted(self: parts.Parts, name: str, arrays: dict[str, np.ndarray]) -> None:
+        write(self, name, arrays)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Parts, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compute(changed(config, **before), params, tmp_path / "parts", count=4)
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+    again = compute(changed(config, **after), params, tmp_path / "parts", count=4)
+    for ours, theirs in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_several_draws_are_averaged_and_give_an_error(trained: tuple, params, tmp_path) -> None:
