@@ -310,9 +310,11 @@ def _describe(judge: Judge, fields: dict[str, Any], values: dict[str, Any]) -> l
 
 
 def chain_times(experiment: Experiment) -> tuple[int, ...]:
-    """Timesteps of the sampling chain at which `chain` looks, falling to 0."""
+    """Timesteps of the sampling chain at which `chain` looks, falling to 0; a single one is 0."""
     num_steps = experiment.config.sample.num_steps or experiment.model.schedule.num_timesteps
     columns = min(experiment.config.evaluate.chain_points, num_steps)
+    if columns == 1:
+        return (0,)
     return tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])
 
 

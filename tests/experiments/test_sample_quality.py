@@ -224,6 +224,13 @@ def test_the_chain_ends_in_the_samples(config, workdir, monkeypatch) -> None:
     assert (workdir / "chain.png").is_file()
 
 
+def test_a_chain_seen_once_is_seen_at_its_end(config) -> None:
+    """`samples` takes the last estimate for the sample, which no other time than 0 gives."""
+    for points in (1, 2, 3, 8, 20):
+        times = sample_quality.chain_times(build(changed(config, chain_points=points)))
+        assert times[-1] == 0 and len(times) == min(points, 8)
+
+
 def test_of_several_sets_the_nearest_counts(config, workdir) -> None:
     values = evaluate.evaluate(build(changed(config, num_samples=10, num_sets=2)), workdir)
     distances = next(v for k, v in values["samples"].items() if k.startswith("fd_train_digits"))
