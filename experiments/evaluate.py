@@ -6,8 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments import devices, likelihoods, logs, runs, sample_quality
+from experiments import devices, likelihoods, logs, parts, runs, sample_quality
 from experiments.build import Experiment, blame, choose
+from experiments.checkpoint import checksums
 from experiments.evaluation import Context, Result
 from experiments.sample import load_ema
 
@@ -84,7 +85,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     source = experiment.dataset.open(config.split)
     step, params = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
-    context = Context(experiment, workdir, mesh, step, params, source, num_images)
+    weights = parts.key(checksums(params))
+    context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
     results = {}
     for name in metric_names(experiment):
         begin = time.perf_counter()

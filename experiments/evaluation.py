@@ -9,7 +9,11 @@ from experiments.build import Experiment
 
 
 class Context(NamedTuple):
-    """What every metric works on."""
+    """What every metric works on.
+
+    weights: a name for the parameters by their values: a step alone does not tell two trainings in
+        the same folder apart.
+    """
 
     experiment: Experiment
     workdir: Path
@@ -18,11 +22,13 @@ class Context(NamedTuple):
     params: Any
     source: data.Source
     num_images: int
+    weights: str
 
     def folder(self, metric: str, protocol: Mapping[str, Any]) -> Path:
         """Where the metric keeps its parts: another folder for anything that they depend on."""
         config = runs.config_to_dict(self.experiment.config)
-        facts = {name: config[name] for name in ("seed", "data", "model", "schedule", "variance")}
+        names = ("seed", "data", "model", "schedule", "parameterization", "variance")
+        facts = {name: config[name] for name in names} | {"weights": self.weights}
         return self.workdir / "evaluation" / f"{metric}_{parts.key([facts, dict(protocol)])}"
 
 
@@ -57,6 +63,7 @@ def image_protocol(context: Context) -> dict[str, Any]:
     config = context.experiment.config.evaluate
     return {
         "dataset": context.experiment.dataset.name,
+        "fingerprint": data.fingerprint(context.experiment.dataset.name, context.source),
         "split": config.split,
         "num_images": context.num_images,
         "split_images": len(context.source),
@@ -66,6 +73,7 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "num_timesteps": context.experiment.model.schedule.num_timesteps,
     }
 
+        "variance": context.experiment.config.variance.name,
 
 def which_images(context: Context) -> str:
     """For the terminal; an incomplete split is said to be one."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion.schedules import evenly_spaced
-from experiments import baselines, devices, images, logs, plots
+from experiments import baselines, data, devices, images, logs, plots
 from experiments.build import Experiment
 from experiments.evaluation import Context, Result, line, number
 from experiments.metrics import frechet, scores
@@ -76,6 +76,7 @@ class Judge(NamedTuple):
     train_statistics: Statistics
     scale: np.ndarray  # f64[D], by which features are divided
     batch_size: int
+    fingerprints: dict[str, str]  # of the splits
 
     def look(self, pictures: np.ndarray, mesh: Any) -> Features:
         """Features of images [N, H, W, C] in 0..255."""
@@ -116,7 +117,10 @@ def make_judge(experiment: Experiment, mesh: Any, drop: int) -> Judge:
     reference = statistics(train.features, {"split": "train"})
     deviation = np.sqrt(np.diag(reference.covariance))
     scale = np.ones_like(deviation) if extractor.is_inception else np.where(deviation, deviation, 1)
-    return Judge(extractor, feature_fn, train, test, reference, scale, batch_size)
+    fingerprints = {
+        split: data.fingerprint(dataset.name, dataset.open(split)) for split in data.SPLITS
+    }
+    return Judge(extractor, feature_fn, train, test, reference, scale, batch_size, fingerprints)
 
 
 def sample_batches(
@@ -286,6 +290,8 @@ def judge_protocol(judge: Judge) -> dict[str, Any]:
     return {
         "extractor": judge.extractor.name,
         "extractor_sha256": judge.extractor.sha256,
+        "train_fingerprint": judge.fingerprints["train"],
+        "test_fingerprint": judge.fingerprints["test"],
         "train_images": len(judge.train.features),
         "test_images": len(judge.test.features),
     } | ({} if accuracy is None else {"extractor_accuracy": accuracy})

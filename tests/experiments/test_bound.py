@@ -49,6 +49,11 @@ def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
     assert protocol["num_images"] == 10 and protocol["split"] == "test"
     assert protocol["weights"] == "ema" and protocol["checkpoint_step"] == 8
     assert protocol["decoder"] == "tanh" and protocol["dataset"] == "digits"
+    test = build(config).dataset.open("test")
+    assert protocol["variance"] == config.variance.name
+    assert protocol["fingerprint"] == data.fingerprint("digits", test)
+    train = build(config).dataset.open("train")
+    assert data.fingerprint("digits", train) != protocol["fingerprint"]
     with (workdir / "bound.csv").open() as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert [row["t"] for row in rows] == list(range(8))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, devices, evaluate, sample_quality
+from experiments import data, devices, evaluate, parts, sample_quality
 from experiments.build import build
+from experiments.checkpoint import checksums
+from experiments.evaluation import Context
 from experiments.metrics import classifier, frechet, references, scores
 from experiments.metrics.cache import cache_folder
 from experiments.metrics.extractors import Extractor, features_of, load_extractor, make_feature_fn
@@ -152,6 +154,9 @@ def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> Non
     protocol = section["protocol"]
     assert protocol["extractor_sha256"] == extractor.sha256 and protocol["num_samples"] == 20
     assert protocol["protocol"] == "custom" and protocol["quantize"] == "round"
+    for split in data.SPLITS:
+        source = experiment.dataset.open(split)
+        assert protocol[f"{split}_fingerprint"] == data.fingerprint("digits", source)
     assert not any(name.startswith(("fid", "kid", "is")) for name in section["values"])
 
 
@@ -201,6 +206,21 @@ def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None
     assert len(calls) == 5
     evaluate.evaluate(build(changed(config, num_samples=32)), workdir)
     assert len(calls) == 6
+
+
+def test_samples_of_other_weights_at_the_same_step_are_drawn_anew(config, workdir) -> None:
+    """A folder whose checkpoints were replaced, by another training or a conversion, has both."""
+    experiment, mesh = build(config), devices.make_mesh()
+    step, params = load_ema(experiment, workdir, mesh)
+    source = experiment.dataset.open("test")
+
+    def folder(params) -> pathlib.Path:
+        weights = parts.key(checksums(params))
+        context = Context(experiment, workdir, mesh, step, params, source, 10, weights)
+        return context.folder("samples", {})
+
+    assert folder(params) == folder(load_ema(experiment, workdir, mesh)[1])
+    assert folder(params) != folder(jax.tree.map(lambda x: x * 1.01, params))
 
 
 def test_the_chain_ends_in_the_samples(config, workdir, monkeypatch) -> None:
