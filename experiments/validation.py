@@ -5,13 +5,29 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments import bound, logs, sample_quality
+import numpy as np
+
+from experiments import bound, logs, runs, sample_quality
 from experiments.build import Experiment, choose
 from experiments.checkpoint import Checkpoints
+from experiments.configs.protocols import TRAINING
 from experiments.sample import draw, make_sample_fn
 
 Validate = Callable[[Any], float]  # EMA parameters -> a number, the smaller the better
 BEST = "best"  # folder in the working directory
+# What a validation's numbers depend on beside the training: all must agree for a best of them.
+MEASURED_BY = MappingProxyType(
+    {
+        "bpd_fast": (
+            *("train.validate_with", "train.validate_images"),
+            *("evaluate.num_strata", "evaluate.decoder", "evaluate.clip_denoised"),
+        ),
+        "samples": (
+            *("train.validate_with", "train.validate_images", "train.preview_num_steps"),
+            *("sample.sampler", "sample.clip_denoised", "evaluate.extractor"),
+        ),
+    }
+)
 
 
 def bits_per_dim(experiment: Experiment, mesh: Any) -> Validate:
@@ -41,23 +57,48 @@ VALIDATIONS: MappingProxyType[str, Callable[[Experiment, Any], Validate]] = Mapp
 
 
 class Validation:
-    """Runs config.train.validate_with now and then and keeps the best checkpoint apart."""
+    """Runs config.train.validate_with now and then and keeps the best checkpoint apart.
+
+    A training that goes on also goes on from its best checkpoint, `step` and `best`.
+
+    Raises:
+        ValueError: for a validation that cannot be, and if the best checkpoint in `workdir` is of
+            another training or was chosen by another number.
+    """
 
     def __init__(self, experiment: Experiment, workdir: Path, mesh: Any) -> None:
-        self.name = experiment.config.train.validate_with
-        self._validate = choose(VALIDATIONS, self.name, "train.validate_with")(experiment, mesh)
+        config = experiment.config
+        self.name = config.train.validate_with
+        make = choose(VALIDATIONS, self.name, "train.validate_with")
+        least = 2 if self.name == "samples" else 1
+        if config.train.validate_images < least:
+            raise ValueError(
+                f"config.train.validate_images = {config.train.validate_images} must be at least "
+                f"{least} for {self.name}."
+            )
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
-        step = self._checkpoints.latest_step()
-        self.best = None if step is None else self._checkpoints.meta(step)["validation"]
+        self.best: float | None = None
+        self.step = self._checkpoints.latest_step()
+        if self.step is not None:
+            meta = self._checkpoints.meta(self.step)
+            fields = (*TRAINING, *MEASURED_BY[self.name])
+            runs.check_same(meta["config"], config, fields, workdir / BEST)
+            self.best = meta["validation"]
+        self._validate = make(experiment, mesh)
 
     def run(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> float:
-        """Validates the EMA parameters of a step, and saves it where no earlier one was better."""
+        """Validates the EMA parameters of a step, and saves it where no earlier one was better.
+
+        Steps up to the best, which a continuation from an older checkpoint repeats, were judged.
+        """
         value = self._validate(ema)
-        better = self.best is None or value < self.best
+        new = self.step is None or step > self.step
+        better = new and bool(np.isfinite(value)) and (self.best is None or value < self.best)
         if better:
-            self.best = value
+            self.best, self.step = value, step
             self._checkpoints.save(step, state, ema, meta | {"validation": value})
-        note = ", the best so far" if better else f", best {self.best:.4f}"
+        best = "" if self.best is None else f", best {self.best:.4f}"
+        note = ", the best so far" if better else best
         logs.say(f"validated step {step:,}: {self.name} {value:.4f}{note}")
         return value
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import devices, evaluate, validation
+from experiments import devices, evaluate, runs, validation
 from experiments.build import build
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.metrics import classifier
@@ -69,17 +69,56 @@ def test_the_number_is_that_of_an_evaluation_afterwards(config, trained) -> None
 def test_a_later_and_worse_step_leaves_the_best_alone(config, trained, tmp_path) -> None:
     experiment, mesh = build(config), devices.make_mesh()
     _, params = load_ema(experiment, trained, mesh)
-    meta = {"config": {}, "fingerprint": "x", "image_shape": (8, 8, 1)}
+    content = runs.config_to_dict(config)
+    meta = {"config": content, "fingerprint": "x", "image_shape": (8, 8, 1)}
     first = validation.Validation(experiment, tmp_path, mesh)
     value = first.run(1, {"w": np.zeros(2)}, params, meta)
     worse = jax.tree.map(lambda x: x + 3.0, params)
     assert first.run(2, {"w": np.zeros(2)}, worse, meta) > value
     first.close()
     again = validation.Validation(experiment, tmp_path, mesh)
-    assert again.best == value
+    assert again.best == value and again.step == 1
     again.close()
     with Checkpoints(tmp_path / "best") as checkpoints:
         assert checkpoints.latest_step() == 1
+
+
+def test_what_is_no_number_is_never_the_best(config, tmp_path, monkeypatch) -> None:
+    """Nothing is smaller than NaN, which would stay the best; and a repeated step is no news."""
+    values = iter([float("nan"), 5.0, 4.0, 3.0])
+    fixed = {"bpd_fast": lambda experiment, mesh: lambda params: next(values)}
+    monkeypatch.setattr(validation, "VALIDATIONS", fixed)
+    validate = validation.Validation(build(config), tmp_path, devices.make_mesh())
+    arrays, meta = {"w": np.zeros(2)}, {"config": runs.config_to_dict(config)}
+    validate.run(1, arrays, arrays, meta)
+    assert validate.best is None
+    validate.run(4, arrays, arrays, meta)
+    validate.run(2, arrays, arrays, meta)
+    assert (validate.step, validate.best) == (4, 5.0)
+    validate.run(6, arrays, arrays, meta)
+    validate.close()
+    with Checkpoints(tmp_path / "best") as checkpoints:
+        assert checkpoints.latest_step() == 6 and checkpoints.meta(6)["validation"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.validate_images", 9),
+        ("evaluate.num_strata", 2),
+        ("optimizer.learning_rate", 0.5),
+        ("seed", 7),
+    ],
+)
+def test_the_best_of_another_run_or_number_is_refused(config, trained, path, value) -> None:
+    other = ConfigDict(config.to_dict())
+    other.update_from_flattened_dict({path: value})
+    with pytest.raises(ValueError, match=rf"best holds a run under .*\n  {path}: .* {value} now"):
+        validation.Validation(build(other), trained, devices.make_mesh())
+    other = ConfigDict(config.to_dict())
+    other.train.validate_with, other.evaluate.extractor = "samples", "classifier"
+    with pytest.raises(ValueError, match=r"validate_with: bpd_fast then, samples now"):
+        validation.Validation(build(other), trained, devices.make_mesh())
 
 
 def test_samples_can_be_what_is_validated(config, trained, tmp_path, monkeypatch) -> None:
@@ -101,6 +140,9 @@ def test_what_cannot_be_is_refused(config, trained, tmp_path: pathlib.Path) -> N
     with pytest.raises(ValueError, match=r"train\.validate_with = 'fid' is not known.*bpd_fast"):
         train(build(other), tmp_path / "a")
     other = ConfigDict(config.to_dict())
+    other.train.validate_images = 0
+    with pytest.raises(ValueError, match=r"validate_images = 0 must be at least 1 for bpd_fast"):
+        validation.Validation(build(other), tmp_path / "c", devices.make_mesh())
     other.train.validate_every = 3
     with pytest.raises(ValueError, match=r"train\.validate_every = 3 must be a positive multiple"):
         train(build(other), tmp_path / "b")
