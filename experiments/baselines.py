@@ -1,5 +1,7 @@
 """Density models so simple that every trained model must beat them."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,14 +40,31 @@ def pixel_gaussian(train: data.Source, test: data.Source, num_images: int) -> np
     return np.concatenate([np.asarray(part, np.float64) for part in bits])
 
 
-def pixel_samples(train: data.Source, count: int, seed: int) -> np.ndarray:
-    """Images uint8[N, H, W, C] drawn from that Gaussian, what a model of single pixels can do."""
+Read = Callable[[int, int], np.ndarray]  # (start, stop) -> images start .. stop - 1, u8[N, H, W, C]
+
+
+def _each(draw: Callable[[np.random.Generator], np.ndarray], seed: int) -> Read:
+    """Images of which the i-th is a function of (seed, i) alone, made when they are read."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        keys = [np.random.PCG64([seed, i]) for i in range(start, stop)]
+        return np.stack([draw(np.random.Generator(key)) for key in keys])
+
+    return read
+
+
+def pixel_samples(train: data.Source, seed: int) -> Read:
+    """Images drawn from that Gaussian, what a model of single pixels can do."""
     mean, variance = fit_pixels(train)
-    draw = np.random.Generator(np.random.PCG64(seed)).standard_normal((count, *mean.shape))
-    return np.asarray(images.to_uint8(jnp.asarray(mean + np.sqrt(variance) * draw)))
+    normal = _each(lambda random: random.standard_normal(mean.shape), seed)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        x = mean + np.sqrt(variance) * normal(start, stop)
+        return np.asarray(images.to_uint8(jnp.asarray(x)))
+
+    return read
 
 
-def noise_samples(shape: tuple[int, ...], count: int, seed: int) -> np.ndarray:
-    """Images uint8[N, H, W, C] of independent uniform levels."""
-    draw = np.random.Generator(np.random.PCG64(seed))
-    return draw.integers(0, 256, (count, *shape), np.uint8)
+def noise_samples(shape: tuple[int, ...], seed: int) -> Read:
+    """Images of independent uniform levels."""
+    return _each(lambda random: random.integers(0, 256, shape, np.uint8), seed)

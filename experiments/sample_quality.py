@@ -245,14 +245,14 @@ def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str,
     train, seed = dataset.open("train"), context.experiment.config.seed
     n = fields["num_samples"]
     made = {
-        "gaussian_pixels": baselines.pixel_samples(train, n, seed),
-        "noise": baselines.noise_samples(dataset.image_shape, n, seed),
+        "gaussian_pixels": baselines.pixel_samples(train, seed),
+        "noise": baselines.noise_samples(dataset.image_shape, seed),
     }
     held_out = judge.test.features[:n]
     floors = {"held_out": number(judge.distance(held_out), num_images=len(held_out))}
-    for name, pictures in made.items():
-        distance = judge.distance(judge.look(pictures, context.mesh).features)
-        floors[name] = number(distance, num_images=n)
+    for name, read in made.items():
+        found = features_of(judge.feature_fn, read, n, judge.batch_size, context.mesh)
+        floors[name] = number(judge.distance(found.features), num_images=n)
     return floors
 
 

@@ -199,11 +199,12 @@ def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
 
 def test_the_floor_samples_have_the_statistics_of_their_model(trained: tuple) -> None:
     source = build(trained[0]).dataset.open("train")
-    x = baselines.pixel_samples(source, 4000, seed=1).astype(float)
+    draw = baselines.pixel_samples(source, seed=1)
+    x = draw(0, 4000).astype(float)
     real = data.read(source, 0, len(source))["image"].astype(float)
     inner = (real.mean(axis=0) > 60) & (real.mean(axis=0) < 195)  # where clipping is mild
     np.testing.assert_allclose(x.mean(axis=0)[inner], real.mean(axis=0)[inner], atol=12)
-    noise = baselines.noise_samples((8, 8, 1), 1000, seed=1)
+    noise = baselines.noise_samples((8, 8, 1), seed=1)(0, 1000)
     assert noise.dtype == np.uint8 and noise.mean() == pytest.approx(127.5, abs=1)
     assert noise.std() == pytest.approx(73.9, abs=0.5)
 
@@ -238,3 +239,6 @@ def test_the_flow_s_likelihood_is_measured_as_another_quantity(trained: tuple) -
         evaluate.check(build(mu))
     with pytest.raises(ValueError, match=r"ode_tolerance = 0\.0 must be between"):
         evaluate.check(build(changed(config, ode_tolerance=0.0)))
+    for read, whole in ((draw, x), (baselines.noise_samples((8, 8, 1), seed=1), noise)):
+        np.testing.assert_array_equal(read(7, 12), whole[7:12])
+        assert (read(7, 8) != read(8, 9)).any()
