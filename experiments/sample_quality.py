@@ -277,7 +277,8 @@ def sample_quality(context: Context) -> Result:
         values[f"fid_train_of_{name}"] = value
     protocol = sampling_protocol(context) | fields | judge_protocol(judge)
     if config.reference is not None:
-        reference = read_statistics(Path(config.reference).expanduser(), len(judge.scale))
+        path = Path(config.reference).expanduser()
+        reference = read_statistics(path, judge.extractor, len(judge.scale))
         values["fid_file"] = number(judge.distance(sets[best].features, reference))
         protocol["reference"] = reference.origin
     named = {judge.extractor.quantity(name): value for name, value in values.items()}

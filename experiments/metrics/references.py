@@ -81,15 +81,19 @@ def real_features(
     return found
 
 
-def read_statistics(path: Path, width: int) -> Statistics:
-    """`mu` and `sigma` of an npz that another project published.
+def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
+    """`mu` and `sigma` of an npz that another project published, or of this program's cache.
+
+    What does not say whose features it holds is taken for Inception's, which is all that others
+    publish; nothing but its width can be checked then.
 
     Args:
-        width: of the extractor's features.
+        extractor: that the samples are judged by.
+        width: of its features.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: for a file without them, or of another width.
+        ValueError: for a file without them, of another width, or of another extractor.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the reference statistics {path} do not exist.")
@@ -109,3 +113,11 @@ def read_statistics(path: Path, width: int) -> Statistics:
         )
     origin = {"file": path.name, "file_sha256": sha256(path), "metadata": metadata}
     return Statistics(mean, covariance, origin)
+    theirs = metadata.get("extractor_sha256") if isinstance(metadata, dict) else None
+    if theirs != extractor.sha256 and not (theirs is None and extractor.is_inception):
+        made_by = f"the extractor with SHA-256 {theirs}" if theirs else "an unnamed extractor"
+        raise ValueError(
+            f"{path} holds features of {made_by}, and the samples are judged by {extractor.name} "
+            f"({extractor.sha256}): a distance between the two means nothing. Choose statistics of "
+            "that extractor, or none (config.evaluate.reference)."
+        )

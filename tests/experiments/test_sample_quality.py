@@ -264,12 +264,40 @@ def test_published_statistics_can_be_the_reference(config, workdir, extractor, t
     value = {name.removesuffix(f"_{extractor.name}"): v["value"] for name, v in results.items()}
     assert value["fd_file"] == pytest.approx(value["fd_train"], rel=1e-9)
     with pytest.raises(FileNotFoundError, match="do not exist"):
-        references.read_statistics(tmp_path / "none.npz", 16)
+        references.read_statistics(tmp_path / "none.npz", extractor, 16)
     with pytest.raises(ValueError, match=r"mu \(16,\).*need \(2048,\)"):
-        references.read_statistics(path, 2048)
+        references.read_statistics(path, extractor, 2048)
     np.savez(tmp_path / "bad.npz", mean=np.zeros(16))
     with pytest.raises(ValueError, match="no plain arrays `mu` and `sigma`"):
-        references.read_statistics(tmp_path / "bad.npz", 16)
+        references.read_statistics(tmp_path / "bad.npz", extractor, 16)
+
+
+def test_statistics_of_another_extractor_are_no_reference(config, extractor, tmp_path) -> None:
+    """Every data set's classifier has features of one width, so that the width tells nothing."""
+    arrays = {"mu": np.zeros(16), "sigma": np.eye(16)}
+    other = json.dumps({"extractor_sha256": "0" * 64})
+    np.savez(tmp_path / "other.npz", **arrays, metadata=np.array(other))
+    np.savez(tmp_path / "published.npz", **arrays)
+    inception = extractor._replace(name="inception-2015-12-05")
+    for judge in (extractor, inception):
+        with pytest.raises(ValueError, match="features of the extractor with SHA-256 000.*nothing"):
+            references.read_statistics(tmp_path / "other.npz", judge, 16)
+    with pytest.raises(ValueError, match="features of an unnamed extractor.*nothing"):
+        references.read_statistics(tmp_path / "published.npz", extractor, 16)
+    published = references.read_statistics(tmp_path / "published.npz", inception, 16)
+    np.testing.assert_array_equal(published.covariance, np.eye(16))
+
+
+def test_damaged_features_are_said_to_be(config, workdir, extractor, tmp_path, monkeypatch) -> None:
+    dataset, mesh = build(config).dataset, devices.make_mesh()
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
+    arguments = (extractor, dataset, "test", 16, make_feature_fn(extractor, mesh), 8, mesh)
+    whole = references.real_features(*arguments)
+    (path,) = (tmp_path / "references").iterdir()
+    np.testing.assert_array_equal(references.real_features(*arguments).features, whole.features)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="is damaged; delete it"):
+        references.real_features(*arguments)
 
 
 @pytest.mark.parametrize(
