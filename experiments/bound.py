@@ -133,7 +133,8 @@ def evaluate_bound(
 ) -> BoundTable:
     """All T terms for the first `num_images` of `source`, resumed from the parts in `folder`.
 
-    T evaluations of the network for each image and draw of the noise; memory for one batch.
+    T evaluations of the network for each image and draw of the noise; memory for one batch. The
+    parts stay, for the caller to remove when the result is kept.
     """
     config = experiment.config.evaluate
     num_timesteps = experiment.model.schedule.num_timesteps
@@ -179,7 +180,6 @@ def evaluate_bound(
         divergence[chosen] += bits[start:].sum(axis=0) / config.num_draws
         decoder[chosen] += bits[:start].sum(axis=0) / config.num_draws
         totals[draw, chosen] += bits.sum(axis=0)
-    parts.remove()
     means = {name: values / num_images for name, values in sums.items()}
     return BoundTable(prior, divergence, decoder, **means, draws=totals.mean(1) + prior.mean())
 

@@ -87,7 +87,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     num_images = config.num_images or len(source)
     weights = parts.key(checksums(params))
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
-    results = {}
+    results, scratch = {}, []
     for name in metric_names(experiment):
         begin = time.perf_counter()
         result = METRICS[name](context)
@@ -104,4 +104,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
             logs.say(text)
         logs.say(f"  ({name}: {logs.format_duration(seconds)})")
         results[name] = result.values
+        scratch += result.scratch
+    for folder in scratch:
+        parts.remove(folder)
     return results

@@ -38,12 +38,15 @@ class Result(NamedTuple):
     values: quantity -> {"value": ..., "standard_error": ..., ...}.
     protocol: everything that must agree before two values of a quantity may be compared.
     lines: for the terminal.
+    scratch: folders of parts that nobody needs once the whole evaluation is over. Until then an
+        interruption of a later metric costs this one nothing.
     """
 
     values: dict[str, dict[str, Any]]
     protocol: dict[str, Any]
     files: tuple[str, ...]
     lines: list[str]
+    scratch: tuple[Path, ...] = ()
 
 
 def number(value: float, error: float | None = None, **more: Any) -> dict[str, Any]:
@@ -70,10 +73,10 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "weights": "ema",
         "checkpoint": context.experiment.config.checkpoint,
         "checkpoint_step": context.step,
+        "variance": context.experiment.config.variance.name,
         "num_timesteps": context.experiment.model.schedule.num_timesteps,
     }
 
-        "variance": context.experiment.config.variance.name,
 
 def which_images(context: Context) -> str:
     """For the terminal; an incomplete split is said to be one."""

@@ -11,6 +11,7 @@ from diffusion import probability_flow, random
 from experiments import baselines, bound, devices, images, logs, plots
 from experiments.build import Experiment
 from experiments.evaluation import Context, Result, image_protocol, line, number, which_images
+from experiments.parts import Parts
 
 
 def bits_per_dim(context: Context) -> Result:
@@ -26,13 +27,14 @@ def bits_per_dim(context: Context) -> Result:
         "num_draws": config.num_draws,
     }
 
-    def run(denoise: Callable[..., Any], params: Any, name: str) -> bound.BoundTable:
-        folder = context.folder(name, protocol)
+    scratch = tuple(context.folder(name, protocol) for name in ("bpd", "bpd_untrained"))
+
+    def run(denoise: Callable[..., Any], params: Any, folder: Path) -> bound.BoundTable:
         arguments = (context.source, context.num_images, context.mesh, folder)
         return bound.evaluate_bound(experiment, denoise, params, *arguments)
 
-    table = run(experiment.denoise, context.params, "bpd")
-    untrained = run(experiment.untrained_denoise, {}, "bpd_untrained").total
+    table = run(experiment.denoise, context.params, scratch[0])
+    untrained = run(experiment.untrained_denoise, {}, scratch[1]).total
     gaussian = baselines.pixel_gaussian(
         experiment.dataset.open("train"), context.source, context.num_images
     )
@@ -69,7 +71,7 @@ def bits_per_dim(context: Context) -> Result:
         f"  rate {values['rate']['value']:.3f} + distortion {values['distortion']['value']:.3f} "
         f"bits/dim, RMSE {values['rmse_root_of_mean']['value']:.2f} of 255",
     ]
-    return Result(values, protocol, ("bound.csv", "rate_distortion.png"), lines)
+    return Result(values, protocol, ("bound.csv", "rate_distortion.png"), lines, scratch)
 
 
 def write_terms(path: Path, table: bound.BoundTable) -> None:
@@ -115,28 +117,21 @@ def flow_bits_per_dim(context: Context) -> Result:
     levels, an upper limit of the bits of the images themselves; the variational bound is of the
     stochastic chain. Neither bounds the other.
     """
-    experiment, config = context.experiment, context.experiment.config.evaluate
-    batch_size = devices.round_up(config.batch_size, context.mesh)
-    flow_fn = make_flow_fn(experiment, context.mesh)
-    parts = []
-    batches = list(bound.padded_batches(context.source, context.num_images, batch_size))
-    for first, count, read in logs.track(batches, "bits/dim of the flow"):
-        indices = np.arange(first, first + batch_size, dtype=np.int32)
-        arguments = devices.put_global((read(), indices), devices.sharded(context.mesh))
-        found = devices.fetch(flow_fn(context.params, *arguments))
-        parts.append([values[:count] for values in found])
-    bits, evaluations, solved = (np.concatenate(values) for values in zip(*parts, strict=True))
+    config = context.experiment.config.evaluate
+    protocol = image_protocol(context) | {
+        "quantity": "likelihood of the probability-flow ODE, uniform dequantization",
+        "tolerance": config.ode_tolerance,
+        "num_probes": config.ode_probes,
+    }
+    folder = context.folder("ode", protocol | {"max_steps": config.ode_max_steps})
+    bits, evaluations, solved = solve_flows(context, folder)
     total = bits.astype(np.float64)
     if not solved.any():
         raise ValueError(
             f"no image's flow was solved in config.evaluate.ode_max_steps = {config.ode_max_steps} "
             "steps. Allow more, or a larger ode_tolerance."
         )
-    protocol = image_protocol(context) | {
-        "quantity": "likelihood of the probability-flow ODE, uniform dequantization",
-        "tolerance": config.ode_tolerance,
-        "num_probes": config.ode_probes,
-    }
+    protocol["solved_images"] = int(solved.sum())
     values = {
         "flow_bits_per_dim": number(total[solved].mean(), bound.standard_error(total[solved])),
         "flow_evaluations": number(evaluations.mean()),
@@ -149,7 +144,29 @@ def flow_bits_per_dim(context: Context) -> Result:
     ]
     if not solved.all():
         lines.append(f"  WARNING {(~solved).sum()} images were not solved and are left out.")
-    return Result(values, protocol, (), lines)
+    return Result(values, protocol, (), lines, (folder,))
+
+
+def solve_flows(context: Context, folder: Path) -> list[np.ndarray]:
+    """bits/dim f32[N], evaluations i32[N], success bool[N]; resumed from the parts in `folder`."""
+    columns = ("bits", "evaluations", "success")
+    batch_size = devices.round_up(context.experiment.config.evaluate.batch_size, context.mesh)
+    flow_fn = make_flow_fn(context.experiment, context.mesh)
+    batches = list(bound.padded_batches(context.source, context.num_images, batch_size))
+    parts = Parts(folder, [f"images{first}+{count}" for first, count, _ in batches])
+    found = []
+    for first, count, read in logs.track(batches, "bits/dim of the flow"):
+        name = f"images{first}+{count}"
+        if name in parts:
+            part = parts.read(name)
+        else:
+            indices = np.arange(first, first + batch_size, dtype=np.int32)
+            arguments = devices.put_global((read(), indices), devices.sharded(context.mesh))
+            values = devices.fetch(flow_fn(context.params, *arguments))
+            part = {key: value[:count] for key, value in zip(columns, values, strict=True)}
+            parts.write(name, part)
+        found.append(part)
+    return [np.concatenate([part[key] for part in found]) for key in columns]
 
 
 def make_flow_fn(experiment: Experiment, mesh: Any) -> Callable[..., Any]:

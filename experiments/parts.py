@@ -43,9 +43,19 @@ class Parts:
         return name in self._found
 
     def read(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a part that is there."""
-        with np.load(self._path(name), allow_pickle=False) as stored:
-            return dict(stored)
+        """The arrays of a part that is there.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        try:
+            with np.load(self._path(name), allow_pickle=False) as stored:
+                return dict(stored)
+        except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+            raise ValueError(
+                f"{self._path(name)}, a part of an interrupted evaluation, is damaged; delete it, "
+                f"and it is computed again. ({error})"
+            ) from error
 
     def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Saves a part; a reader never sees half of it."""
@@ -54,9 +64,10 @@ class Parts:
             np.savez(temporary, allow_pickle=False, **arrays)
             os.replace(temporary, self._path(name))
 
-    def remove(self) -> None:
-        """Deletes the folder, for a computation whose result is kept elsewhere."""
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"parts {self.folder.name}")
-        if devices.is_main_process():
-            shutil.rmtree(self.folder, ignore_errors=True)
+
+def remove(folder: Path) -> None:
+    """Deletes the parts of a computation whose result is kept elsewhere."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"parts {folder.name}")
+    if devices.is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)

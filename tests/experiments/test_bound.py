@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy import stats
 
-from experiments import baselines, bound, data, devices, evaluate, parts
+from experiments import baselines, bound, data, devices, evaluate, likelihoods, parts
 from experiments.build import build
+from experiments.configs.protocols import differences
 
 Make = Callable[[], ConfigDict]
 
@@ -49,8 +50,8 @@ def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
     assert protocol["num_images"] == 10 and protocol["split"] == "test"
     assert protocol["weights"] == "ema" and protocol["checkpoint_step"] == 8
     assert protocol["decoder"] == "tanh" and protocol["dataset"] == "digits"
-    test = build(config).dataset.open("test")
     assert protocol["variance"] == config.variance.name
+    test = build(config).dataset.open("test")
     assert protocol["fingerprint"] == data.fingerprint("digits", test)
     train = build(config).dataset.open("train")
     assert data.fingerprint("digits", train) != protocol["fingerprint"]
@@ -116,7 +117,65 @@ def test_an_interrupted_bound_goes_on_where_it_was(
     assert len(calls) == 5 + 3 * 3 - 4  # three batches, three chunks each, four of them kept
     for ours, theirs in zip(whole, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert not (tmp_path / "parts").exists()
+
+
+def test_an_interrupted_metric_costs_those_before_it_nothing(trained, monkeypatch) -> None:
+    config, workdir = trained
+    experiment = build(changed(config, metrics="bpd,bpd_fast", num_images=6))
+    reads = []
+    read = parts.Parts.read
+
+    def counting(self: parts.Parts, name: str) -> dict[str, np.ndarray]:
+        reads.append(name)
+        return read(self, name)
+
+    def interrupted(context) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "METRICS", {**evaluate.METRICS, "bpd_fast": interrupted})
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.evaluate(experiment, workdir)
+    kept = json.loads((workdir / "results.json").read_text())["bpd"]["values"]
+    monkeypatch.setattr(parts.Parts, "read", counting)
+    assert evaluate.evaluate(experiment, workdir)["bpd"] == kept
+    assert len(reads) == 2  # the one batch of the network and of the untrained one
+    assert not list((workdir / "evaluation").glob("bpd*"))
+
+
+def test_a_damaged_part_is_said_to_be(tmp_path: pathlib.Path) -> None:
+    kept = parts.Parts(tmp_path, ["a"])
+    kept.write("a", {"x": np.arange(100)})
+    again = parts.Parts(tmp_path, ["a"])
+    np.testing.assert_array_equal(again.read("a")["x"], np.arange(100))
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"a\.npz, a part of an .* is damaged; delete it"):
+        again.read("a")
+
+
+def test_flows_that_were_solved_are_not_solved_again(trained, monkeypatch) -> None:
+    """And a mean over the solved images alone is not one over all of them."""
+    config, workdir = trained
+    config, calls = changed(config, metrics="ode", num_images=20), []
+
+    def flow_fn(params, batch, indices):
+        calls.append(int(indices[0]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return indices * 1.0, indices, indices != 3
+
+    monkeypatch.setattr(likelihoods, "make_flow_fn", lambda experiment, mesh: flow_fn)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(build(config), workdir)
+    values = evaluate.evaluate(build(config), workdir)["ode"]
+    assert calls == [0, 8, 16, 16]
+    solved = [i for i in range(20) if i != 3]
+    assert values["flow_bits_per_dim"]["value"] == pytest.approx(np.mean(solved))
+    assert values["flow_unsolved_images"]["value"] == 1
+    protocol = json.loads((workdir / "results.json").read_text())["ode"]["protocol"]
+    assert protocol["solved_images"] == 19 and protocol["num_images"] == 20
+    assert differences([protocol, protocol | {"solved_images": 20}])
+    assert not list((workdir / "evaluation").glob("ode*"))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +266,9 @@ def test_the_floor_samples_have_the_statistics_of_their_model(trained: tuple) ->
     noise = baselines.noise_samples((8, 8, 1), seed=1)(0, 1000)
     assert noise.dtype == np.uint8 and noise.mean() == pytest.approx(127.5, abs=1)
     assert noise.std() == pytest.approx(73.9, abs=0.5)
+    for read, whole in ((draw, x), (baselines.noise_samples((8, 8, 1), seed=1), noise)):
+        np.testing.assert_array_equal(read(7, 12), whole[7:12])
+        assert (read(7, 8) != read(8, 9)).any()
 
 
 def test_metrics_are_checked_before_anything_runs(trained: tuple) -> None:
@@ -239,6 +301,3 @@ def test_the_flow_s_likelihood_is_measured_as_another_quantity(trained: tuple) -
         evaluate.check(build(mu))
     with pytest.raises(ValueError, match=r"ode_tolerance = 0\.0 must be between"):
         evaluate.check(build(changed(config, ode_tolerance=0.0)))
-    for read, whole in ((draw, x), (baselines.noise_samples((8, 8, 1), seed=1), noise)):
-        np.testing.assert_array_equal(read(7, 12), whole[7:12])
-        assert (read(7, 8) != read(8, 9)).any()
