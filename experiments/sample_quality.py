@@ -62,8 +62,14 @@ def protocol_fields(config: Any) -> dict[str, Any]:
             f"config.evaluate.num_samples = {fields['num_samples']} must be at least num_splits = "
             f"{fields['num_splits']}."
         )
-    named = next((name for name, preset in PROTOCOLS.items() if preset == fields), "custom")
-    return {"protocol": named, **fields}
+    return named(fields)
+
+
+def named(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of CUSTOM with the name of the published protocol that they are, or "custom"."""
+    fields = {name: fields[name] for name in CUSTOM}
+    protocol = next((name for name, preset in PROTOCOLS.items() if preset == fields), "custom")
+    return {"protocol": protocol, **fields}
 
 
 class Judge(NamedTuple):
@@ -328,12 +334,11 @@ def chain_times(experiment: Experiment) -> tuple[int, ...]:
 def chain_quality(context: Context) -> Result:
     """The distance and score of the estimate of x_0 along the reverse chain (DDPM Figure 10).
 
+    Of several sets of samples it looks at the first, and its protocol is that of a single one.
     Writes chain.csv and chain.png.
     """
     experiment = context.experiment
-    fields = protocol_fields(experiment.config.evaluate)
-    if "samples" not in experiment.config.evaluate.metrics:
-        fields = fields | {"num_sets": 1}
+    fields = named(protocol_fields(experiment.config.evaluate) | {"num_sets": 1})
     judge = make_judge(context.experiment, context.mesh, fields["drop"])
     record = chain_times(experiment)
     num_steps = experiment.config.sample.num_steps or experiment.model.schedule.num_timesteps
