@@ -16,6 +16,7 @@ from experiments.metrics import frechet, scores
 from experiments.metrics.extractors import (
     Extractor,
     Features,
+    choose_extractor,
     features_of,
     load_extractor,
     make_feature_fn,
@@ -33,7 +34,7 @@ PROTOCOLS = MappingProxyType(
     }
 )
 CUSTOM = ("num_samples", "quantize", "num_splits", "num_sets", "drop")
-NEIGHBOURS = 10_000  # real images that precision, recall and KID look at, at most
+NEIGHBOURS = 10_000  # real images of KID, and images of either kind of precision and recall
 
 
 def protocol_fields(config: Any) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def protocol_fields(config: Any) -> dict[str, Any]:
         )
     fields = {name: config[name] for name in CUSTOM}
     fields = PROTOCOLS.get(config.protocol, fields)
-    for name, least in (("num_samples", 2), ("num_splits", 1), ("num_sets", 1), ("drop", 1)):
+    for name, least in (("num_samples", 4), ("num_splits", 1), ("num_sets", 1), ("drop", 1)):
         if fields[name] < least:
             raise ValueError(f"config.evaluate.{name} = {fields[name]} must be at least {least}.")
     if fields["num_samples"] < fields["num_splits"]:
@@ -225,19 +226,18 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
         )
     }
     score = scores.inception_score(found.logits, num_splits)
-    kid = scores.kernel_distance(scaled["fake"], _few(scaled["train"]))
-    covered = scores.precision_recall(_few(scaled["train"]), _few(scaled["fake"]))
-    ratio = scores.nearest_neighbour_ratio(
-        _few(scaled["fake"]), scaled["train"], _few(scaled["test"])
-    )
+    real, fake = _few(scaled["train"]), _few(scaled["fake"])
+    covered, counts = scores.precision_recall(real, fake), dict(real=len(real), fake=len(fake))
+    kid = scores.kernel_distance(scaled["fake"], real)
+    ratio = scores.nearest_neighbour_ratio(fake, scaled["train"], _few(scaled["test"]))
     test = statistics(judge.test.features, {"split": "test"})
     return {
         "fid_train": number(judge.distance(found.features)),
         "fid_test": number(judge.distance(found.features, test)),
         "is": number(score.mean, None, deviation_over_splits=score.std),
         "kid": number(kid.mean, None, deviation_over_subsets=kid.std, subset=kid.subset_size),
-        "precision": number(covered.precision),
-        "recall": number(covered.recall),
+        "precision": number(covered.precision, **counts),
+        "recall": number(covered.recall, **counts),
         "nearest_neighbour_ratio": number(ratio),
     }
 
@@ -373,8 +373,28 @@ def check(experiment: Experiment) -> None:
 
     Raises:
         ValueError: naming the field.
+        FileNotFoundError: for a data set, weights or a reference that are named and missing.
     """
     config = experiment.config.evaluate
     protocol_fields(config)
     if config.chain_points < 1:
         raise ValueError(f"config.evaluate.chain_points = {config.chain_points} must be positive.")
+    if not {"samples", "chain"} & {name.strip() for name in config.metrics.split(",")}:
+        return
+    if experiment.config.sample.batch_size < 1:
+        raise ValueError(
+            f"config.sample.batch_size = {experiment.config.sample.batch_size} must be at least 1."
+        )
+    choose_extractor(config.extractor, config.inception_weights, experiment.dataset)
+    if config.reference is not None and not Path(config.reference).expanduser().is_file():
+        raise FileNotFoundError(
+            f"config.evaluate.reference = {config.reference!r} does not exist. Name an npz of mu "
+            "and sigma, or none."
+        )
+    for split in data.SPLITS:
+        count, drop = len(experiment.dataset.open(split)), protocol_fields(config)["drop"]
+        if count // drop * drop < 4:
+            raise ValueError(
+                f"config.evaluate.drop = {drop} leaves {count // drop * drop} of the {count} "
+                f"images of the {split} split, and distances need at least 4."
+            )

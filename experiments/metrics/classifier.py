@@ -113,28 +113,39 @@ def _accuracy(network: Classifier, params: Any, test: data.Source) -> float:
     return right / len(test)
 
 
+def check_labels(dataset: data.Dataset) -> None:
+    """Raises ValueError for a data set that a classifier cannot be trained on."""
+    if dataset.num_classes is None:
+        raise ValueError(
+            f"{dataset.name!r} has no labels, so that no classifier can be trained on it; sample "
+            "metrics need the Inception weights here (config.evaluate.inception_weights)."
+        )
+
+
 def load_classifier(dataset: data.Dataset) -> Trained:
     """The classifier of a data set, trained on its train split unless the cache holds it.
 
     Every process of a run trains one where none is kept, and all of them use the main process's.
 
     Raises:
-        ValueError: for a data set without labels.
+        ValueError: for a data set without labels, and for a damaged file.
         FileNotFoundError: if the data is missing.
     """
-    if dataset.num_classes is None:
-        raise ValueError(
-            f"{dataset.name!r} has no labels, so that no classifier can be trained on it; sample "
-            "metrics need the Inception weights here (config.evaluate.inception_weights)."
-        )
+    check_labels(dataset)
     train = dataset.open("train")
     facts = {"data": data.fingerprint(dataset.name, train), "recipe": RECIPE._asdict()}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "classifiers" / f"{dataset.name.replace('/', '_')}-{name}.safetensors"
     if devices.all_agree(path.is_file()):
-        with safetensors.safe_open(path, "numpy") as stored:
-            accuracy = float(stored.metadata()["accuracy"])
-        params = traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
+        try:
+            with safetensors.safe_open(path, "numpy") as stored:
+                accuracy = float(stored.metadata()["accuracy"])
+            tensors = safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, where this program kept a classifier, is damaged; delete it. ({error})"
+            ) from error
+        params = devices.from_main(traverse_util.unflatten_dict(tensors, sep="/"))
         return Trained(params, _digest(params), accuracy)
     network = Classifier(dataset.num_classes)
     params = devices.from_main(_fit(network, data.load_in_memory(train)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import data, devices
 from experiments.metrics import inception
-from experiments.metrics.classifier import Classifier, load_classifier
+from experiments.metrics.classifier import Classifier, check_labels, load_classifier
 from experiments.metrics.inception_weights import find, load_inception
 
 EXTRACTORS = ("auto", "inception", "classifier")
@@ -44,6 +44,25 @@ class Extractor(NamedTuple):
         return "_".join(filter(None, [other.get(first, first), rest, self.name]))
 
 
+def choose_extractor(choice: str, weights: str | None, dataset: data.Dataset) -> str:
+    """Which one `load_extractor` would load, "inception" or "classifier"; raises as it does."""
+    if choice not in EXTRACTORS:
+        raise ValueError(
+            f"config.evaluate.extractor = {choice!r} is not known. Choose one of: "
+            f"{', '.join(EXTRACTORS)}."
+        )
+    if choice == "auto" and weights is None:
+        try:
+            find(None)
+        except FileNotFoundError:
+            choice = "classifier"
+    if choice == "classifier":
+        check_labels(dataset)
+        return choice
+    find(weights)
+    return "inception"
+
+
 def load_extractor(choice: str, weights: str | None, dataset: data.Dataset) -> Extractor:
     """The extractor that config.evaluate.extractor chooses.
 
@@ -55,19 +74,7 @@ def load_extractor(choice: str, weights: str | None, dataset: data.Dataset) -> E
         ValueError: for an unknown choice, or a data set without labels where a classifier is asked.
         FileNotFoundError: for Inception weights that are asked for and missing.
     """
-    if choice not in EXTRACTORS:
-        raise ValueError(
-            f"config.evaluate.extractor = {choice!r} is not known. Choose one of: "
-            f"{', '.join(EXTRACTORS)}."
-        )
-    if choice == "auto":
-        choice = "inception"
-        if weights is None:
-            try:
-                find(None)
-            except FileNotFoundError:
-                choice = "classifier"
-    if choice == "inception":
+    if choose_extractor(choice, weights, dataset) == "inception":
         params, sha256 = load_inception(weights)
         return Extractor("inception-2015-12-05", sha256, params, inception.extract)
     trained = load_classifier(dataset)

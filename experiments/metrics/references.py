@@ -56,9 +56,14 @@ def real_features(
     stem = f"{extractor.name}-{dataset.name.replace('/', '_')}-{facts['fingerprint']}"
     path = cache_folder() / "references" / f"{stem}-{split}-{count}.npz"
     if devices.all_agree(path.is_file()):
-        with np.load(path, allow_pickle=False) as stored:
-            if json.loads(str(stored["metadata"])) == facts:
-                return Features(stored["features"], stored["logits"])
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if json.loads(str(stored["metadata"])) == facts:
+                    return Features(stored["features"], stored["logits"])
+        except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+            raise ValueError(
+                f"{path}, where this program kept features, is damaged; delete it. ({error})"
+            ) from error
     found = features_of(
         feature_fn,
         lambda start, stop: data.read(source, start, stop)["image"],
@@ -111,8 +116,6 @@ def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
             f"{path} has mu {mean.shape} and sigma {covariance.shape}; the extractor's features "
             f"need ({width},) and ({width}, {width})."
         )
-    origin = {"file": path.name, "file_sha256": sha256(path), "metadata": metadata}
-    return Statistics(mean, covariance, origin)
     theirs = metadata.get("extractor_sha256") if isinstance(metadata, dict) else None
     if theirs != extractor.sha256 and not (theirs is None and extractor.is_inception):
         made_by = f"the extractor with SHA-256 {theirs}" if theirs else "an unnamed extractor"
@@ -121,3 +124,5 @@ def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
             f"({extractor.sha256}): a distance between the two means nothing. Choose statistics of "
             "that extractor, or none (config.evaluate.reference)."
         )
+    origin = {"file": path.name, "file_sha256": sha256(path), "metadata": metadata}
+    return Statistics(mean, covariance, origin)

@@ -305,7 +305,10 @@ def test_damaged_features_are_said_to_be(config, workdir, extractor, tmp_path, m
     [
         (dict(protocol="ddpm"), "protocol = 'ddpm' is not known.*custom, paper"),
         (dict(quantize="ceil"), "quantize = 'ceil' is not known.*round, floor, none"),
-        (dict(num_samples=1), "num_samples = 1 must be at least 2"),
+        (dict(num_samples=3), "num_samples = 3 must be at least 4"),
+        (dict(drop=301), "drop = 301 leaves 0 of the 300 images of the test split"),
+        (dict(reference="nowhere.npz"), "reference = 'nowhere.npz' does not exist"),
+        (dict(extractor="vgg"), r"extractor = 'vgg' is not known.*auto, inception"),
         (dict(num_samples=5, num_splits=10), "num_samples = 5 must be at least num_splits = 10"),
         (dict(chain_points=0), "chain_points = 0 must be positive"),
     ],
