@@ -20,7 +20,7 @@ from diffusion.variances import VARIANCES
 from experiments.configs.files import read_json, write_json
 from experiments.configs.protocols import MODEL
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
 
 
 def _tuples(value: Any) -> Any:
