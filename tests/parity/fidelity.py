@@ -1,13 +1,14 @@
-"""torch-fidelity's Inception, without the rest of its package.
+"""torch-fidelity, whether or not torchvision loads.
 
 The package imports torchvision, which fails beside a PyTorch without CUDA unless it comes from the
-same index, and the network does not need it. So the package's own __init__ is not run.
+same index. Of it, the networks and metrics used here need two functions, which stand in for it.
 """
 
+import functools
 import importlib
-import importlib.util
 import sys
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -15,17 +16,46 @@ import numpy as np
 import torch
 
 FEATURES = ["2048", "logits_unbiased"]
-PACKAGE = "torch_fidelity"
 
 
-def network_class() -> Any:
-    """FeatureExtractorInceptionV3."""
-    if PACKAGE not in sys.modules:
-        spec = importlib.util.find_spec(PACKAGE)
-        assert spec is not None
-        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
-    module = importlib.import_module(f"{PACKAGE}.feature_extractor_inceptionv3")
-    return module.FeatureExtractorInceptionV3
+def pil_to_tensor(image: Any) -> torch.Tensor:
+    """u8[3, H, W] of a picture in RGB."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def compose(functions: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """One function after the other."""
+    return lambda value: functools.reduce(lambda x, f: f(x), functions, value)
+
+
+def torchvision() -> dict[str, types.ModuleType]:
+    """The modules of torchvision that torch-fidelity imports, with what is used of them here."""
+    dataset = torch.utils.data.Dataset
+    contents: dict[str, dict[str, Any]] = {
+        "torchvision": {},
+        "torchvision.datasets": dict.fromkeys(("CIFAR10", "CIFAR100", "STL10"), dataset),
+        "torchvision.transforms": {"Compose": compose},
+        "torchvision.transforms.functional": {"pil_to_tensor": pil_to_tensor},
+    }
+    modules = {name: types.ModuleType(name) for name in contents}
+    for name, attributes in contents.items():
+        vars(modules[name]).update(attributes)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], child, modules[name])
+    return modules
+
+
+@functools.cache
+def package() -> Any:
+    """torch_fidelity, which keeps the stand-in; no other library gets to see it."""
+    missing = {name: module for name, module in torchvision().items() if name not in sys.modules}
+    sys.modules.update(missing)
+    try:
+        return importlib.import_module("torch_fidelity")
+    finally:
+        for name in missing:
+            del sys.modules[name]
 
 
 def network(state: Mapping[str, np.ndarray], dtype: torch.dtype) -> Any:
@@ -40,7 +70,9 @@ def network(state: Mapping[str, np.ndarray], dtype: torch.dtype) -> Any:
     norms = [name.removesuffix("weight") for name in state if name.endswith("bn.weight")]
     tensors |= {f"{name}num_batches_tracked": counter for name in norms}
     with mock.patch.object(torch, "load", return_value=tensors):
-        theirs = network_class()("inception", FEATURES, feature_extractor_weights_path="")
+        theirs = package().FeatureExtractorInceptionV3(
+            "inception", FEATURES, feature_extractor_weights_path=""
+        )
     theirs.feature_extractor_internal_dtype = dtype
     return theirs.to(dtype)
 
