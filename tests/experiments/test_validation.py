@@ -106,7 +106,7 @@ def test_what_is_no_number_is_never_the_best(config, tmp_path, monkeypatch) -> N
     [
         ("train.validate_images", 9),
         ("evaluate.num_strata", 2),
-        ("optimizer.learning_rate", 0.5),
+        ("ema_decay", 0.5),
         ("seed", 7),
     ],
 )
