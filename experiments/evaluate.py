@@ -87,7 +87,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     num_images = config.num_images or len(source)
     weights = parts.key(checksums(params))
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
-    results, scratch = {}, []
+    results: dict[str, dict[str, Any]] = {}
+    scratch: list[Path] = []
     for name in metric_names(experiment):
         begin = time.perf_counter()
         result = METRICS[name](context)

@@ -113,13 +113,14 @@ def _accuracy(network: Classifier, params: Any, test: data.Source) -> float:
     return right / len(test)
 
 
-def check_labels(dataset: data.Dataset) -> None:
-    """Raises ValueError for a data set that a classifier cannot be trained on."""
+def check_labels(dataset: data.Dataset) -> int:
+    """The number of classes; raises ValueError where there is no label to train a classifier on."""
     if dataset.num_classes is None:
         raise ValueError(
             f"{dataset.name!r} has no labels, so that no classifier can be trained on it; sample "
             "metrics need the Inception weights here (config.evaluate.inception_weights)."
         )
+    return dataset.num_classes
 
 
 def load_classifier(dataset: data.Dataset) -> Trained:
@@ -131,7 +132,7 @@ def load_classifier(dataset: data.Dataset) -> Trained:
         ValueError: for a data set without labels, and for a damaged file.
         FileNotFoundError: if the data is missing.
     """
-    check_labels(dataset)
+    num_classes = check_labels(dataset)
     train = dataset.open("train")
     facts = {"data": data.fingerprint(dataset.name, train), "recipe": RECIPE._asdict()}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -147,7 +148,7 @@ def load_classifier(dataset: data.Dataset) -> Trained:
             ) from error
         params = devices.from_main(traverse_util.unflatten_dict(tensors, sep="/"))
         return Trained(params, _digest(params), accuracy)
-    network = Classifier(dataset.num_classes)
+    network = Classifier(num_classes)
     params = devices.from_main(_fit(network, data.load_in_memory(train)))
     accuracy = _accuracy(network, params, dataset.open("test"))
     if devices.is_main_process():
