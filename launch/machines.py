@@ -96,13 +96,16 @@ class Slurm:
             ntasks_per_node, cpus_per_task, gpus_per_node, mem, account, qos, ...
 
     Raises:
-        ValueError: if there is no Slurm here, or an option that submitit does not know.
+        ValueError: if there is no Slurm here, no time limit, or an option that submitit does not
+            know.
     """
 
     def __init__(
         self, jobs: Path, retries: int, max_parallel: int, options: Mapping[str, Any]
     ) -> None:
         try:
+            if "time" not in options:  # submitit's own limit is 5 minutes
+                raise ValueError("name the time limit in minutes, as in --slurm=time=1440.")
             self._executor = submitit.SlurmExecutor(jobs, max_num_timeout=1000)
             self._executor.update_parameters(
                 **{"job_name": "ddpm", "array_parallelism": max_parallel} | dict(options)

@@ -214,6 +214,7 @@ def test_a_dry_run_prints_and_writes_nothing(
         (["--retries=-1"], ["--retries=-1"]),
         (["--slurm=partition=gpu"], ["--cluster=slurm"]),
         (["--slurm=partition", "--cluster=slurm"], ["FIELD=VALUE"]),
+        (["--slurm=partition=gpu", "--cluster=slurm"], ["time limit", "--slurm=time=1440"]),
         (["--gpus_per_run=64"], ["64 GPUs", "visible"]),
         (["--config.train.steps=1"], ["no field", "steps"]),
         (["--grid=x"], ["FIELD=VALUE"]),
