@@ -85,6 +85,11 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     source = experiment.dataset.open(config.split)
     step, params = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
+    if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(experiment)):
+        logs.say(
+            f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
+            "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
+        )
     weights = parts.key(checksums(params))
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
     results: dict[str, dict[str, Any]] = {}
