@@ -77,6 +77,9 @@ def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
     """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
     protocol = run.sections[column.section]["protocol"]
     wanted = dict(column.protocol) | _COMMON
+    # The config tells what a training was to be; these tell which state of it was measured, and how.
+    wanted["checkpoint_step"] = run.training.get("train.num_steps")
+    wanted["variance"] = run.training.get("variance.name")
     if column.section == "bpd":
         wanted["num_images"] = protocol.get("split_images")
     else:

@@ -43,6 +43,7 @@ def bpd(value: float, config: dict[str, Any], **protocol: Any) -> dict[str, Any]
         "weights": "ema",
         "checkpoint": "latest",
         "checkpoint_step": config["train"]["num_steps"],
+        "variance": config["variance"]["name"],
         "num_timesteps": config["schedule"]["num_timesteps"],
         "quantity": "variational bound",
         "decoder": "tanh",

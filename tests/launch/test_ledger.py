@@ -100,7 +100,10 @@ def test_a_number_counts_where_model_and_protocol_are_the_papers(tmp_path: pathl
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("protocol", "edm"), ("extractor", "cnn"), ("num_steps", 100), ("clip_denoised", False)],
+    [
+        *(("protocol", "edm"), ("extractor", "cnn"), ("num_steps", 100), ("clip_denoised", False)),
+        *(("checkpoint_step", 5_000), ("variance", "fixed_small")),
+    ],
 )
 def test_another_protocol_is_listed_apart(tmp_path: pathlib.Path, field: str, value: Any) -> None:
     as_the_paper(tmp_path, 0, 3.7, 3.1, **{field: value})
