@@ -63,6 +63,9 @@ class Job:
         with status.lock(self.folder) as descriptor:
             if descriptor is None:
                 return "running"
+            ended = status.read(self.folder).state
+            if ended in status.FINAL:  # under a job that was queued twice
+                return ended
             return self._run(rank, (descriptor,))
 
     def checkpoint(self) -> DelayedSubmission:
@@ -88,7 +91,8 @@ class Job:
                     break
             if rank == 0:
                 status.write(self.folder, self._ended(known, state, code))
-        signals.hand_on()
+        if state == "stopped":
+            signals.hand_on()
         return state
 
     def _log(self, rank: int) -> Path:

@@ -77,7 +77,7 @@ def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
     """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
     protocol = run.sections[column.section]["protocol"]
     wanted = dict(column.protocol) | _COMMON
-    # The config tells what a training was to be; these tell which state of it was measured, and how.
+    # The config tells what the training was to be, these what was measured of it.
     wanted["checkpoint_step"] = run.training.get("train.num_steps")
     wanted["variance"] = run.training.get("variance.name")
     if column.section == "bpd":

@@ -145,7 +145,7 @@ class Sweep:
         self._carried_out = alive
         left = [f for f in self.runs if f not in self._ended and f not in alive]
         if not self.stopping and left:
-            self._submit([f for f in left if not _locked(f)][: self.machine.places()])
+            self._submit(left)
         return bool(left or alive)
 
     def stop(self) -> tuple[bool, str]:
@@ -154,16 +154,32 @@ class Sweep:
         text = self.machine.stop()
         return isinstance(self.machine, Local) and bool(self._carried_out), text
 
-    def _submit(self, folders: Sequence[Path]) -> None:
+    def _submit(self, left: Sequence[Path]) -> None:
+        """As many of the runs as there are places, without those that another process has."""
+        folders: list[Path] = []
+        places = self.machine.places()
+        for folder in left:
+            if len(folders) < places and self._queue(folder):
+                folders.append(folder)
         if not folders:
             return
-        for folder in folders:
-            status.write(folder, status.read(folder)._replace(state="queued"))
         self._jobs |= self.machine.submit([Task(f, self.runs[f].command(f)) for f in folders])
         self._carried_out |= set(folders)
         known = read_json(self._jobs_path) if self._jobs_path.is_file() else {}
         jobs = {self.runs[folder].name: job for folder, job in self._jobs.items()}
         write_json(self._jobs_path, known | jobs)
+
+    def _queue(self, folder: Path) -> bool:
+        """Marks a run as queued, unless it is being run, or has ended under another sweep's job."""
+        with status.lock(folder) as descriptor:
+            if descriptor is None:
+                return False
+            known = status.read(folder)
+            if known.state in status.FINAL:
+                self._ended.add(folder)
+                return False
+            status.write(folder, known._replace(state="queued"))
+            return True
 
     def _after(self, folder: Path) -> None:
         """What became of a run whose job has ended; one that is not over is submitted again."""

@@ -58,6 +58,29 @@ def test_an_error_of_the_user_s_is_not_tried_again(tmp_path: pathlib.Path) -> No
     assert starts(tmp_path) == 1
 
 
+@pytest.mark.parametrize("state", status.FINAL)
+def test_a_job_that_was_queued_twice_leaves_alone_what_has_ended(
+    tmp_path: pathlib.Path, state: str
+) -> None:
+    status.write(tmp_path, Status(state))
+    assert job(tmp_path, "finish")() == state
+    assert not (tmp_path / "starts.txt").exists()
+    assert status.read(tmp_path) == Status(state)
+
+
+def test_a_warning_at_the_end_of_a_run_queues_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued = []
+    monkeypatch.setattr(Job, "_attempt", lambda *_: signal.raise_signal(signal.SIGUSR2) or 0)
+    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))
+    try:
+        assert job(tmp_path, "finish")() == "finished"
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert queued == []
+
+
 @pytest.mark.parametrize(("crashes", "state"), [(2, "finished"), (3, "failed")])
 def test_a_crash_is_retried_a_stated_number_of_times(
     tmp_path: pathlib.Path, crashes: int, state: str

@@ -170,6 +170,24 @@ def test_kill_9_of_the_sweep_and_of_a_job_starts_nothing_twice(tmp_path: pathlib
     assert states(tmp_path, 1) == ["finished"]
 
 
+def test_what_another_process_finishes_meanwhile_is_not_submitted(tmp_path: pathlib.Path) -> None:
+    """As by the job of a sweep that was killed, or by a second sweep in the same folder."""
+
+    class Watched(Debug):
+        def submit(self, tasks):
+            raise AssertionError(f"submitted {tasks}")
+
+    (planned,) = plan.make_runs("experiments/configs/digits.py", ["eps_simple"], [0], {}, {})
+    plan.write(tmp_path, [planned])
+    sweeping = sweep.Sweep([planned], tmp_path, Watched(tmp_path / "jobs", 0), retries=2)
+    with status.lock(folder(tmp_path, 0)):
+        assert sweeping.step()
+        status.write(folder(tmp_path, 0), Status("finished"))
+    while sweeping.step():
+        pass
+    assert states(tmp_path, 1) == ["finished"]
+
+
 def test_a_run_whose_job_dies_again_and_again_fails(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
