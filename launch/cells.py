@@ -78,12 +78,18 @@ def measured(runs: Sequence[Run], row: published.Row, name: str) -> Measured | N
         value = _reading(run, row, name)
         if value is not None:
             found.setdefault((run.seed, value), run)
+    ended = tuple(run for run in its if run.state == "diverged")
     if found:
         having = tuple(found.values())
         values = [value for _, value in found]
-        section = paper.COLUMNS[name].section
-        return Measured(average(values, why_apart(having, section), len(values)), having)
-    ended = tuple(run for run in its if run.state == "diverged")
+        unlike = why_apart(having, paper.COLUMNS[name].section)
+        if len({seed for seed, _ in found}) < len(found):
+            unlike = "; ".join(filter(None, ["a seed is there more than once", unlike]))
+        value = average(values, unlike, len(values))
+        if ended:
+            text = f"{len(ended)} of {len(ended) + len(having)} runs diverged"
+            value = value._replace(notes=(*value.notes, text))
+        return Measured(value, having)
     return Measured(Value(states(Row("", ended))), ended) if ended else None
 
 

@@ -184,6 +184,27 @@ def test_a_divergence_is_a_result(tmp_path: pathlib.Path) -> None:
     assert found[3:5] == ["unstable", "**0/1 finished, 1 diverged**"]
 
 
+def test_a_seed_that_was_run_twice_is_no_second_seed(tmp_path: pathlib.Path) -> None:
+    as_the_paper(tmp_path / "one", 0, 3.7, 3.1)
+    as_the_paper(tmp_path / "two", 0, 3.7, 3.3)
+    text = page(tmp_path)
+    assert cell(text, EPS.label, "FID")[4:6] == ["**3.1 / 3.3**<sup>1</sup>", "0"]
+    assert "not averaged: a seed is there more than once" in text
+    assert cell(text, "L_simple", "bits/dim, test")[4] == "**3.7**"  # the same, and counted once
+
+
+def test_seeds_that_diverged_are_named_beside_the_mean_of_the_others(
+    tmp_path: pathlib.Path,
+) -> None:
+    as_the_paper(tmp_path, 0, 3.7, 3.1)
+    lost = as_the_paper(tmp_path, 1, 3.7, 3.3)
+    put(lost / "results.json", {"train": {"state": "diverged", "step": 100}})
+    put(lost / "status.json", {"state": "diverged"})
+    text = page(tmp_path)
+    assert cell(text, EPS.label, "FID")[4:6] == ["**3.1**<sup>1</sup>", "0"]
+    assert "1 of 2 runs diverged" in text
+
+
 def test_pictures_of_a_folder_count_only_under_the_rows_own_config(tmp_path: pathlib.Path) -> None:
     finished(tmp_path, "eps_simple", 0, 4.5)
     (run,) = collect(tmp_path).runs
