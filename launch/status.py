@@ -27,14 +27,20 @@ def read(folder: Path) -> Status:
     """The status of the run in `folder`.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged or of another program, saying what to do.
     """
     path = folder / "status.json"
     if not path.is_file():
         return Status()
     content = read_json(path)
-    lists = {name: tuple(content[name]) for name in ("attempts", "log_tail")}
-    return Status(**content | lists)
+    lists = {name: content.get(name) for name in ("attempts", "log_tail")}
+    known = content.keys() == set(Status._fields) and content["state"] in STATES
+    if not known or not all(isinstance(value, list) for value in lists.values()):
+        raise ValueError(
+            f"{path} is no status of a run: it must hold {', '.join(Status._fields)}, with one of "
+            f"{', '.join(STATES)} for the state. Remove it to have the run started again."
+        )
+    return Status(**content | {name: tuple(value) for name, value in lists.items()})
 
 
 def write(folder: Path, status: Status) -> None:

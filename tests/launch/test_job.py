@@ -231,6 +231,12 @@ def test_a_status_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
     status.write(tmp_path, known)
     again = status.read(tmp_path)
     assert again == known
-    (tmp_path / "status.json").write_text("{")
-    with pytest.raises(ValueError, match="status.json"):
-        status.read(tmp_path)
+    content = known._asdict()
+    others = (
+        *({}, {"state": "finished"}, content | {"state": "done"}),
+        *(content | {"attempts": 3}, content | {"version": 2}),
+    )
+    for text in ("{", *map(json.dumps, others)):
+        (tmp_path / "status.json").write_text(text)
+        with pytest.raises(ValueError, match=r"status\.json is .*"):
+            status.read(tmp_path)
