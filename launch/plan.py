@@ -12,6 +12,8 @@ from ml_collections import ConfigDict, config_flags
 from experiments.command_line import message
 from experiments.configs.files import read_json, write_json
 
+LONGEST_NAME = 200  # bytes; file systems allow 255, and some files beside it have longer names
+
 
 class Run(NamedTuple):
     """One training with its samples and numbers.
@@ -108,9 +110,13 @@ def make_runs(
     """All runs, those of the first seed first, each checked as far as its config alone tells.
 
     Raises:
-        ValueError: for a field that is set twice, two runs of one name, or a config that
-            experiments.main would refuse.
+        ValueError: for a field that is set twice, two runs of one name, a name that is too long,
+            or a config that experiments.main would refuse.
     """
+    if ":" in config:
+        raise ValueError(
+            f"--config={config}: name the file alone, and what follows the colon in --ablations."
+        )
     for name in grid:
         if name in settings:
             raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
@@ -124,7 +130,15 @@ def make_runs(
         parts = [ablation or Path(config).stem, *point, f"seed{seed}"]
         name = re.sub(r"[^\w.=+-]", "_", "-".join(parts))
         if name in runs:
-            raise ValueError(f"two runs would be named {name!r}: an ablation or seed is repeated.")
+            raise ValueError(
+                f"two runs would be named {name!r}: an ablation or seed is repeated, or values of "
+                "--grid differ only in signs that a name does not keep."
+            )
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"the name {name!r} is longer than the {LONGEST_NAME} bytes that a folder's may "
+                "have: vary fewer fields in one --grid, or set the long ones by --config.FIELD."
+            )
         run = Run(name, config, ablation, seed, overrides, dict(settings), num_steps=0)
         num_steps = load_config(run.config_arguments()).train.num_steps
         runs[name] = run._replace(num_steps=num_steps)
@@ -145,7 +159,8 @@ def write(workdir: Path, runs: Sequence[Run]) -> None:
     """Writes run.json of every run and adds the runs to sweep.json.
 
     Raises:
-        ValueError: if one of them is there already with other settings, before anything is written.
+        ValueError: if one of them is there already with other settings, or sweep.json is not a
+            sweep's, before anything is written.
     """
     for run in runs:
         path = folder_of(workdir, run) / "run.json"
@@ -162,11 +177,13 @@ def write(workdir: Path, runs: Sequence[Run]) -> None:
                     f"{path.parent} holds a run of the same name with other settings:\n{lines}\n"
                     "Choose another --workdir, or the settings that the sweep was started with."
                 )
+    path = workdir / "sweep.json"
+    known = read_json(path).get("runs") if path.is_file() else []
+    if not isinstance(known, list):
+        raise ValueError(f"{path} is no list of runs: choose another --workdir, or remove it.")
     for run in runs:
         folder = folder_of(workdir, run)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", record(run, folder))
-    path = workdir / "sweep.json"
-    known = read_json(path)["runs"] if path.is_file() else []
     names = dict.fromkeys([*known, *(run.name for run in runs)])
     write_json(path, {"runs": list(names)})

@@ -35,7 +35,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The options, and the fields that --config.FIELD=VALUE sets in all runs.
 
     Raises:
-        ValueError: for an option that does not exist.
+        ValueError: for an option that does not exist, a value out of range, or an option of
+            another cluster.
     """
     parser = argparse.ArgumentParser(
         prog="python -m launch.sweep",
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     add = parser.add_argument
     add("--config", required=True, help="the config file, without an ablation")
-    add("--workdir", required=True, type=Path, help="where the sweep keeps everything")
+    add("--workdir", required=True, help="where the sweep keeps everything")
     add("--ablations", default="", help="names and groups (--list_ablations of experiments.main)")
     add("--seeds", default="0", help="such as 0,1,2")
     add("--grid", action="append", default=[], help="FIELD=VALUE,VALUE,...; may be repeated")
@@ -65,6 +66,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     for name, least in (("max_parallel", 1), ("gpus_per_run", 0), ("retries", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}={getattr(options, name)} must be at least {least}.")
+    for name, cluster in (("slurm", "slurm"), ("gpus_per_run", "local")):
+        if getattr(options, name) and options.cluster != cluster:
+            raise ValueError(f"--{name}={getattr(options, name)} is for --cluster={cluster}.")
+    if "://" in options.workdir:
+        raise ValueError(f"--workdir={options.workdir} is no folder: mount it, and name that.")
+    options.workdir = Path(options.workdir).expanduser()  # as experiments.main does
     return options, settings
 
 
@@ -89,8 +96,6 @@ def make_runs(options: argparse.Namespace, settings: dict[str, str]) -> list[Run
         raise ValueError(f"--seeds={options.seeds}: numbers separated by commas, such as 0,1,2.")
     names = ablations.names(options.ablations) if options.ablations else [""]
     slurm = slurm_options(options.slurm)
-    if slurm and options.cluster != "slurm":
-        raise ValueError(f"--slurm={options.slurm} is for --cluster=slurm.")
     if slurm.get("nodes", 1) * slurm.get("ntasks_per_node", 1) > 1:
         settings = {"distributed": "auto"} | settings
     grid = plan.parse_grid(options.grid)

@@ -74,6 +74,9 @@ def test_without_an_ablation_a_run_bears_the_config_s_name() -> None:
         (dict(ablations=("eps_simple", "eps_simple")), ["eps_simple-seed0", "repeated"]),
         (dict(seeds=(1, 1)), ["eps_simple-seed1", "repeated"]),
         (dict(config="experiments/configs/none.py"), ["none.py"]),
+        (dict(config=f"{DIGITS}:mu_mse"), ["file alone", "--ablations"]),
+        (dict(grid={"model.channel_multipliers": ["(1,2)", "(1 2)"]}), ["two runs", "signs"]),
+        (dict(grid={"data.data_dir": ["x" * 300]}), ["200 bytes", "fewer fields"]),
     ],
 )
 def test_what_cannot_run_is_refused_with_its_reason(change: dict, words: list[str]) -> None:
@@ -96,6 +99,13 @@ def test_what_cannot_run_is_refused_with_its_reason(change: dict, words: list[st
 def test_a_grid_that_is_none_is_refused(lines: list[str], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         plan.parse_grid(lines)
+
+
+def test_a_sweep_json_of_another_program_is_refused_and_kept(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"method": "grid"}')
+    with pytest.raises(ValueError, match=r"sweep\.json is no list of runs"):
+        plan.write(tmp_path, make())
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
 def test_a_sweep_grows_and_refuses_other_settings(tmp_path: pathlib.Path) -> None:

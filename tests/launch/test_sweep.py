@@ -222,6 +222,17 @@ def test_a_dry_run_prints_and_writes_nothing(
     assert not workdir.exists()
 
 
+def test_a_workdir_under_home_is_where_the_runs_are_told_to_work(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options, _ = sweep.parse([DIGITS, "--workdir=~/a sweep"])
+    (planned,) = sweep.make_runs(options, {})
+    place = plan.folder_of(options.workdir, planned)
+    assert place.is_relative_to(tmp_path / "a sweep")
+    assert f"--workdir={place}" in planned.command(place)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -231,6 +242,8 @@ def test_a_dry_run_prints_and_writes_nothing(
         (["--max_parallel=0"], ["--max_parallel=0", "at least 1"]),
         (["--retries=-1"], ["--retries=-1"]),
         (["--slurm=partition=gpu"], ["--cluster=slurm"]),
+        (["--gpus_per_run=1", "--cluster=debug"], ["--gpus_per_run=1", "--cluster=local"]),
+        (["--workdir=gs://bucket/sweep"], ["gs://bucket/sweep is no folder"]),
         (["--slurm=partition", "--cluster=slurm"], ["FIELD=VALUE"]),
         (["--slurm=partition=gpu", "--cluster=slurm"], ["time limit", "--slurm=time=1440"]),
         (["--gpus_per_run=64"], ["64 GPUs", "visible"]),
