@@ -85,11 +85,11 @@ def measured(runs: Sequence[Run], row: published.Row, name: str) -> Measured | N
         unlike = why_apart(having, paper.COLUMNS[name].section)
         if len({seed for seed, _ in found}) < len(found):
             unlike = "; ".join(filter(None, ["a seed is there more than once", unlike]))
-        value = average(values, unlike, len(values))
+        mean = average(values, unlike, len(values))
         if ended:
             text = f"{len(ended)} of {len(ended) + len(having)} runs diverged"
-            value = value._replace(notes=(*value.notes, text))
-        return Measured(value, having)
+            mean = mean._replace(notes=(*mean.notes, text))
+        return Measured(mean, having)
     return Measured(Value(states(Row("", ended))), ended) if ended else None
 
 

@@ -58,8 +58,9 @@ class Job:
     def __call__(self) -> str:
         """Returns the state in which the run was left."""
         rank = int(os.environ.get("SLURM_PROCID", "0"))
-        if rank > 0:
-            return self._run(rank, ())  # the first process of the run keeps the record
+        if rank > 0:  # the first process of the run keeps the record
+            ended = status.read(self.folder).state
+            return ended if ended in status.FINAL else self._run(rank, ())
         with status.lock(self.folder) as descriptor:
             if descriptor is None:
                 return "running"

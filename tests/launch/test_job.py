@@ -58,10 +58,12 @@ def test_an_error_of_the_user_s_is_not_tried_again(tmp_path: pathlib.Path) -> No
     assert starts(tmp_path) == 1
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("state", status.FINAL)
 def test_a_job_that_was_queued_twice_leaves_alone_what_has_ended(
-    tmp_path: pathlib.Path, state: str
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, state: str, rank: str
 ) -> None:
+    monkeypatch.setenv("SLURM_PROCID", rank)
     status.write(tmp_path, Status(state))
     assert job(tmp_path, "finish")() == state
     assert not (tmp_path / "starts.txt").exists()
@@ -71,8 +73,13 @@ def test_a_job_that_was_queued_twice_leaves_alone_what_has_ended(
 def test_a_warning_at_the_end_of_a_run_queues_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queued = []
-    monkeypatch.setattr(Job, "_attempt", lambda *_: signal.raise_signal(signal.SIGUSR2) or 0)
+    queued: list[str] = []
+
+    def attempt(*_: object) -> int:
+        signal.raise_signal(signal.SIGUSR2)
+        return 0
+
+    monkeypatch.setattr(Job, "_attempt", attempt)
     before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))
     try:
         assert job(tmp_path, "finish")() == "finished"
