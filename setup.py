@@ -42,6 +42,7 @@ setuptools.setup(
         "gcs": ["gcsfs>=2024.6"],  # data sets in gs:// buckets
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.6",  # a process of tests for each core
             "submitit>=1.5.2",  # so that the tests of the extra `launch` run
             "beartype>=0.19",
             "scipy>=1.13",

@@ -40,7 +40,7 @@ def read(folder: Path) -> Status:
             f"{path} is no status of a run: it must hold {', '.join(Status._fields)}, with one of "
             f"{', '.join(STATES)} for the state. Remove it to have the run started again."
         )
-    return Status(**content | {name: tuple(value) for name, value in lists.items()})
+    return Status(**content | {name: tuple(value or ()) for name, value in lists.items()})
 
 
 def write(folder: Path, status: Status) -> None:
