@@ -8,7 +8,7 @@ from typing import Any
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it as well
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
 
