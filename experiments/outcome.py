@@ -1,6 +1,7 @@
 """How a training ends: finished, stopped on request, or diverged."""
 
 import enum
+import json
 import math
 from pathlib import Path
 from types import MappingProxyType
@@ -57,12 +58,26 @@ class Watch:
         self._since: int | None = None
         self._last: dict[str, float] = {}
 
+    def remember(self, log: Path) -> None:
+        """Takes the last finite and allowed window of an interrupted training's metrics.jsonl.
+
+        It is for the record alone: how long a loss has been too high is counted anew.
+        """
+        if not (devices.is_main_process() and log.is_file()):  # which writes the log and the record
+            return
+        lines = log.read_text().splitlines()
+        windows = [window for window in map(json.loads, lines) if "loss" in window]
+        self._last = next((w for w in reversed(windows) if self._in_order(w["loss"])), {})
+
+    def _in_order(self, loss: float) -> bool:
+        return math.isfinite(loss) and (not self.above or loss <= self.above)
+
     def look(self, step: int, metrics: dict[str, float]) -> Divergence | None:
         """What is wrong with the window that ended at `step`, or None."""
         loss = metrics["loss"]
         if not math.isfinite(loss):
             return Divergence(step, f"the loss is {loss}", self._last)
-        if not self.above or loss <= self.above:
+        if self._in_order(loss):
             self._since, self._last = None, {"step": step} | metrics
             return None
         if self._since is None:

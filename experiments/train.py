@@ -263,6 +263,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             logs.TrainingLog(workdir, step, config.train.num_steps) as log,
             stop_requested() as stop,
         ):
+            watch.remember(workdir / "metrics.jsonl")
             while True:
                 state, metrics = train_call(state, batch)
                 step += config.train.steps_per_call

@@ -53,6 +53,22 @@ def test_what_is_reported_is_the_last_allowed_window() -> None:
     assert "diverged_above" in found.reason and "10 steps" in found.reason
 
 
+def test_what_was_seen_before_an_interruption_is_reported(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    eye = watch(1.0, 0)
+    eye.remember(log)  # a new training
+    found = eye.look(10, {"loss": math.nan})
+    assert found is not None and found.metrics == {}
+    records = [
+        *({"step": 10, "loss": 0.9}, {"step": 20, "loss": 0.7}, {"step": 30, "loss": 5.0}),
+        *({"step": 30, "validation_bpd_fast": 4.0}, {"step": 40, "loss": math.nan}),
+    ]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    eye.remember(log)
+    found = eye.look(50, {"loss": math.inf})
+    assert found is not None and found.metrics == records[1]
+
+
 @pytest.mark.parametrize("field", ["diverged_above", "diverged_for"])
 def test_negative_bounds_are_refused(field: str) -> None:
     config = ConfigDict(dict(diverged_above=0.0, diverged_for=0))
