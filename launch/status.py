@@ -33,7 +33,7 @@ def read(folder: Path) -> Status:
     if not path.is_file():
         return Status()
     content = read_json(path)
-    lists = {name: content.get(name) for name in ("attempts", "log_tail")}
+    lists: dict[str, Any] = {name: content.get(name) for name in ("attempts", "log_tail")}
     known = content.keys() == set(Status._fields) and content["state"] in STATES
     if not known or not all(isinstance(value, list) for value in lists.values()):
         raise ValueError(
