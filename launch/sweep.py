@@ -109,6 +109,10 @@ def make_machine(options: argparse.Namespace) -> Machine:
         ValueError: if it is not there, or not as the options want it.
     """
     jobs = options.workdir / "jobs"
+    if options.cluster == "debug" and options.max_parallel > 1:
+        raise ValueError(
+            f"--max_parallel={options.max_parallel}: --cluster=debug runs one at a time."
+        )
     if options.cluster == "debug":
         return Debug(jobs, options.retries)
     if options.cluster == "local":

@@ -241,6 +241,7 @@ def test_a_workdir_under_home_is_where_the_runs_are_told_to_work(
         (["--ablations=tabel2"], ["tabel2", "table2"]),
         (["--max_parallel=0"], ["--max_parallel=0", "at least 1"]),
         (["--retries=-1"], ["--retries=-1"]),
+        (["--cluster=debug", "--max_parallel=2"], ["--max_parallel=2", "one at a time"]),
         (["--slurm=partition=gpu"], ["--cluster=slurm"]),
         (["--gpus_per_run=1", "--cluster=debug"], ["--gpus_per_run=1", "--cluster=local"]),
         (["--workdir=gs://bucket/sweep"], ["gs://bucket/sweep is no folder"]),
