@@ -233,6 +233,20 @@ def test_a_workdir_under_home_is_where_the_runs_are_told_to_work(
     assert f"--workdir={place}" in planned.command(place)
 
 
+def test_the_script_for_fashion_mnist_plans_table_2(tmp_path: pathlib.Path) -> None:
+    """Every config of it is loaded as experiments.main would load it."""
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run(
+        [str(ROOT / "launch" / "fashion_table2.sh"), "--dry_run", "--config.train.num_steps=20"],
+        env=os.environ | {"PATH": path, "WORKDIR": str(tmp_path / "sweep")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "18 runs" in result.stdout and result.stdout.count("num_steps=20") == 18
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
