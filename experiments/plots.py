@@ -44,7 +44,8 @@ def along_the_chain(path: Path, reverse_time: np.ndarray, series: dict[str, np.n
     )
     for axis, (name, values) in zip(axes[0], series.items(), strict=True):
         axis.plot(reverse_time, values, marker="o", markersize=3, color="black", linewidth=1.2)
-        axis.set(xlabel="reverse time T − t", ylabel=name, xlim=(0, None))
+        axis.set(xlabel="reverse time T − t", xlim=(0, None))
+        axis.set_title(name, fontsize="small")  # with an extractor's name too long for the side
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
