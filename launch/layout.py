@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from launch.collect import Run
 from launch.page import Cell, Link, Table
@@ -90,7 +91,7 @@ def headline_table(rows: Sequence[Row], parts: Sequence[Part], base: str | None)
     def pictures(row: Row) -> tuple[Link, ...]:
         name = "samples/samples.png"
         return tuple(
-            Link(str(run.seed), f"{base}/{run.place}/{name}")
+            Link(str(run.seed), quote(f"{base}/{run.place}/{name}"))
             for run in row.runs
             if base is not None and run.folder is not None and (run.folder / name).is_file()
         )
@@ -173,7 +174,7 @@ def run_table(rows: Sequence[Row], base: str | None) -> Table:
             return ()
         folder = run.folder
         return tuple(
-            Link(Path(name).name, f"{base}/{run.place}/{name}")
+            Link(Path(name).name, quote(f"{base}/{run.place}/{name}"))
             for name in FILES
             if (folder / name).is_file()
         )

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -285,15 +286,16 @@ def test_samples_of_all_rows_are_of_one_seed_and_in_their_order(tmp_path: pathli
 
 
 def test_links_lead_to_the_runs_or_are_left_out(tmp_path: pathlib.Path) -> None:
-    half_done(tmp_path / "sweep")
-    text = written(tmp_path / "sweep", tmp_path / "docs" / "out")
-    targets = re.findall(r"\]\(([^()\s]+)\)", text)
+    sweep = tmp_path / "a sweep (of #2, 50%)"
+    half_done(sweep)
+    text = written(sweep, tmp_path / "docs" / "out")
+    targets = re.findall(r"\]\(([^\s]+?)\)", text)
     local = [target for target in targets if not target.startswith("https:")]
     assert any(target.endswith("samples/samples.png") for target in local)
     assert any(target.endswith("train.log") for target in local)
     for target in local:
-        assert (tmp_path / "docs" / "out" / target).is_file(), target
-    alone = written(tmp_path / "sweep", tmp_path / "docs" / "alone", links=False)
+        assert (tmp_path / "docs" / "out" / unquote(target)).is_file(), target
+    alone = written(sweep, tmp_path / "docs" / "alone", links=False)
     for target in re.findall(r"\]\(([^()\s]+)\)", alone):
         assert target.startswith("https://arxiv.org") or "/" not in target
 
