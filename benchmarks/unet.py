@@ -240,10 +240,14 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def words(text: str) -> list[str]:
+    """A comma-separated list."""
+    return text.split(",")
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line; `--batch` has one entry, or one per width."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--part", type=words, default=["train", "forward", "sample"])
     parser.add_argument("--image_size", type=int, default=32, help="8 is the digits' network")
     parser.add_argument("--width", type=numbers, default=[32, 128])

@@ -1,4 +1,4 @@
-"""Parsing the command line, with errors as one message each."""
+"""The command line: flags in, errors and times out as people read them."""
 
 import sys
 from pathlib import Path
@@ -21,6 +21,13 @@ class ListAblations(flags.BooleanFlag):
         if self.value:
             print(catalogue.listing(), end="")
             sys.exit(0)
+
+
+def format_duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def fail(error: BaseException | str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from experiments import devices, likelihoods, logs, parts, runs, sample_quality
 from experiments.build import Experiment, blame, choose
 from experiments.checkpoint import checksums
+from experiments.command_line import format_duration
 from experiments.evaluation import Context, Result
 from experiments.sample import load_ema
 
@@ -108,7 +109,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
             runs.write_results(workdir, name, section, experiment.config)
         for text in result.lines:
             logs.say(text)
-        logs.say(f"  ({name}: {logs.format_duration(seconds)})")
+        logs.say(f"  ({name}: {format_duration(seconds)})")
         results[name] = result.values
         scratch += result.scratch
     for folder in scratch:

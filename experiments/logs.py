@@ -20,19 +20,13 @@ from rich.progress import TimeRemainingColumn as Remaining
 
 from diffusion import schedules
 from experiments.build import Experiment
+from experiments.command_line import format_duration
 
 
 def say(text: str) -> None:
     """One line on standard output, from the main process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def format_duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def describe_start(experiment: Experiment) -> list[str]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from experiments.command_line import format_duration
 from launch.plan import Run
 from launch.status import Progress, Status
 
@@ -25,15 +26,6 @@ class Row(NamedTuple):
     run: Run
     status: Status
     progress: Progress
-
-
-def format_duration(seconds: float | None) -> str:
-    """1:02:03, or 2:03 below an hour; empty for None."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -52,7 +44,7 @@ def _cells(row: Row) -> list[str]:
         state,
         f"{step:,}/{row.run.num_steps:,}",
         "" if loss is None else f"{loss:.4f}",
-        format_duration(eta) if state == "running" else "",
+        format_duration(eta) if state == "running" and eta is not None else "",
         row.status.message,
     ]
 

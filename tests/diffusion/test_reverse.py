@@ -124,7 +124,9 @@ def test_only_eps_refuses_a_chain_that_ends_in_pure_noise(name: str) -> None:
     parameterization: Parameterization = PARAMETERIZATIONS[name]
 
     def make():
-        apply = lambda params, x_t, t: jnp.zeros_like(x_t)  # noqa: E731
+        def apply(params, x_t, t):
+            return jnp.zeros_like(x_t)
+
         return make_denoise(apply, schedule, parameterization, VARIANCES["fixed_small"], clip=False)
 
     if name == "eps":

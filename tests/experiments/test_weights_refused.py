@@ -283,7 +283,7 @@ def test_half_precision_is_taken_over_exactly() -> None:
         tensors = tensors_from_params(params, DIFFUSERS, 2)
         halves = {name: value.astype(dtype) for name, value in tensors.items()}
         filled = params_from_tensors(halves, DIFFUSERS, shapes, 2)
-        expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params)  # noqa: B023
+        expected = jax.tree.map(lambda x, to=dtype: x.astype(to).astype(np.float32), params)
         jax.tree.map(np.testing.assert_array_equal, filled, expected)
 
 
