@@ -20,13 +20,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiments.command_line import fail
 from experiments.configs import ablations
 from experiments.configs.files import read_json, write_json
 from launch import plan, status
 from launch.board import Board, Row, summary
-from launch.machines import Debug, Local, Machine, Slurm, Task
 from launch.plan import Run
+
+try:
+    from launch.machines import Debug, Local, Machine, Slurm, Task
+except ModuleNotFoundError as missing:
+    if missing.name != "submitit":
+        raise
+    sys.exit("error: sweeps need submitit: pip install -c constraints.txt -e '.[launch]'")
 
 POLL_SECONDS = 1.0
 
@@ -260,7 +265,8 @@ def main(argv: Sequence[str]) -> int:
         plan.write(options.workdir, runs)
         sweep = Sweep(runs, options.workdir, machine, options.retries)
     except (ValueError, OSError) as error:
-        return fail(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     with Board() as board:
         complete = watch(sweep, board)
         rows = sweep.rows()

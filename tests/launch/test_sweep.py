@@ -269,6 +269,15 @@ def test_a_command_that_cannot_be_is_refused(
     assert not list(tmp_path.rglob("run.json"))
 
 
+def test_without_submitit_the_command_says_what_to_install() -> None:
+    script = "import sys; sys.modules['submitit'] = None; import launch.sweep"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode != 0 and result.stderr.count("\n") == 1
+    assert "submitit" in result.stderr and "'.[launch]'" in result.stderr
+
+
 def test_gpus_and_cores_are_shared_out(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
