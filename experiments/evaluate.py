@@ -10,7 +10,7 @@ from experiments import devices, likelihoods, logs, parts, runs, sample_quality
 from experiments.build import Experiment, blame, choose
 from experiments.checkpoint import checksums
 from experiments.command_line import format_duration
-from experiments.evaluation import Context, Result
+from experiments.evaluation import Context, Result, metric_names
 from experiments.sample import load_ema
 
 METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
@@ -24,18 +24,6 @@ METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
 )
 
 
-def metric_names(experiment: Experiment) -> list[str]:
-    """What config.evaluate.metrics names, separated by commas.
-
-    Raises:
-        ValueError: for an unknown name, or none.
-    """
-    names = [name.strip() for name in experiment.config.evaluate.metrics.split(",")]
-    for name in names:
-        choose(METRICS, name, "evaluate.metrics")
-    return names
-
-
 def check(experiment: Experiment) -> None:
     """Refuses a config that `evaluate` would fail on, before anything is computed.
 
@@ -44,7 +32,9 @@ def check(experiment: Experiment) -> None:
         FileNotFoundError: if the data set is missing.
     """
     config = experiment.config.evaluate
-    metric_names(experiment)
+    names = metric_names(config)
+    for name in names:
+        choose(METRICS, name, "evaluate.metrics")
     for name in (
         *("batch_size", "num_draws", "timesteps_per_call", "timesteps_at_once"),
         *("ode_probes", "ode_max_steps"),
@@ -52,7 +42,7 @@ def check(experiment: Experiment) -> None:
         if config[name] < 1:
             raise ValueError(f"config.evaluate.{name} = {config[name]} must be at least 1.")
     last = experiment.model.schedule.num_timesteps - 1
-    if not 1 <= config.num_strata <= last and "bpd_fast" in metric_names(experiment):
+    if not 1 <= config.num_strata <= last and "bpd_fast" in names:
         raise ValueError(
             f"config.evaluate.num_strata = {config.num_strata} must be 1 to {last}, the timesteps "
             "that there are beside 0."
@@ -62,7 +52,7 @@ def check(experiment: Experiment) -> None:
             f"config.evaluate.ode_tolerance = {config.ode_tolerance} must be between 0 and 1; "
             "float32 gives no more than about 1e-6."
         )
-    if "ode" in metric_names(experiment):
+    if "ode" in names:
         with blame("evaluate.metrics"):
             likelihoods.make_flow_fn(experiment, devices.make_mesh())
     sample_quality.check(experiment)
@@ -86,7 +76,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     source = experiment.dataset.open(config.split)
     step, params = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
-    if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(experiment)):
+    if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(config)):
         logs.say(
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
@@ -95,7 +85,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
-    for name in metric_names(experiment):
+    for name in metric_names(config):
         begin = time.perf_counter()
         result = METRICS[name](context)
         seconds = time.perf_counter() - begin
