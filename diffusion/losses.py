@@ -207,15 +207,36 @@ class LossHistory(NamedTuple):
     seen: Int[Array, " T"]  # how many there ever were
 
 
+def whole_parts(
+    p: Float[Array, " T"],
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]]]:
+    """Probabilities as whole parts of a sum of about 2^31, from which to draw without rounding.
+
+    A cumulative sum in float32 is off by some 6e-8, a quarter of what a rare timestep of a chain
+    of T = 4000 has; integers add exactly.
+
+    Returns:
+        total: u32[], the number of parts.
+        locate: u u32[B], each in [0, total) -> (t i32[B], the exact probability of each f32[B]).
+    """
+    parts = jnp.maximum((p * 2.0**31).astype(jnp.uint32), 1)
+    cumulative = jnp.cumsum(parts, dtype=jnp.uint32)
+    total = cumulative[-1]
+
+    def locate(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        t = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
+        return t, parts[t].astype(jnp.float32) / total.astype(jnp.float32)
+
+    return total, locate
+
+
 def loss_second_moment(
     num_timesteps: int, /, history: int = 10, uniform_share: float = 1e-3
 ) -> TimestepSampler:
     """t drawn in proportion to sqrt(E[L_t^2]) over the last `history` losses (IDDPM Eq. 18).
 
     Uniform until every timestep has a full history; `uniform_share` of the draws stay uniform so
-    that no timestep is forgotten. The weights 1 / (T p_t) keep the loss's mean: the p_t are whole
-    parts of their sum, which integers add without the error that a float32 sum has where a rare
-    timestep of a long chain is concerned (up to a quarter of its p_t at T = 4000).
+    that no timestep is forgotten. The weights 1 / (T p_t) keep the loss's mean.
 
     Raises:
         ValueError: unless history >= 1 and 0 < uniform_share <= 1.
@@ -229,22 +250,16 @@ def loss_second_moment(
     def init() -> LossHistory:
         return LossHistory(jnp.zeros((num_timesteps, history)), jnp.zeros(num_timesteps, jnp.int32))
 
-    def shares(state: LossHistory) -> jax.Array:
-        """u32[T] in proportion to p_t, each at least 1, with a sum of about 2^31."""
+    def probabilities(state: LossHistory) -> jax.Array:
         root = jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))
         share = root / jnp.maximum(jnp.sum(root), jnp.finfo(root.dtype).tiny)
         mixed = (1.0 - uniform_share) * share + uniform_share / num_timesteps
         full = jnp.all(state.seen >= history) & (jnp.sum(root) > 0.0)
-        p = jnp.where(full, mixed, 1.0 / num_timesteps)
-        return jnp.maximum((p * 2.0**31).astype(jnp.uint32), 1)
+        return jnp.where(full, mixed, 1.0 / num_timesteps)
 
     def sample(state: LossHistory, keys: Key[Array, " b"]) -> tuple[T, PerExample]:
-        parts = shares(state)
-        cumulative = jnp.cumsum(parts, dtype=jnp.uint32)
-        total = cumulative[-1]
-        u = jax.vmap(lambda key: jax.random.randint(key, (), 0, total, jnp.uint32))(keys)
-        t = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
-        p = parts[t].astype(jnp.float32) / total.astype(jnp.float32)
+        total, locate = whole_parts(probabilities(state))
+        t, p = locate(jax.vmap(lambda key: jax.random.randint(key, (), 0, total, jnp.uint32))(keys))
         return t, 1.0 / (num_timesteps * p)
 
     def update(state: LossHistory, t: T, losses: PerExample) -> LossHistory:
