@@ -35,7 +35,7 @@ class Column(NamedTuple):
         return own or (section, quantity) == self.estimate
 
 
-_SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": "ancestral"}
+_SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": {"name": "ancestral"}}
 _BOUND = {"decoder": "tanh", "split": "test"}
 _ESTIMATE = ("bpd_fast", "bits_per_dim_estimate")
 _COMMON = {"weights": "ema", "clip_denoised": True}

@@ -13,7 +13,7 @@ TRAINING = (
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
-    *("sampler", "num_steps", "clip_denoised", "seed"),
+    *("sampler", "num_steps", "spacing", "clip_denoised", "seed"),
 )
 
 

@@ -117,12 +117,18 @@ def features_of(
     batch_size: int,
     mesh: Any,
 ) -> Features:
-    """Features of images 0 .. count - 1, read as read(start, stop), in batches of one size."""
+    """Features of images 0 .. count - 1, read as read(start, stop), in batches of one size.
+
+    The size is at most `batch_size` and shares the images out evenly, so that 256 images in batches
+    of at most 250 are two of 128 and not two of 250.
+    """
+    batches = -(-count // batch_size)
+    size = min(batch_size, devices.round_up(-(-count // batches), mesh))
     parts = []
-    for first in range(0, count, batch_size):
-        images = read(first, min(first + batch_size, count))
-        padding = [(0, batch_size - len(images))] + [(0, 0)] * 3
+    for first in range(0, count, size):
+        images = read(first, min(first + size, count))
+        padding = [(0, size - len(images))] + [(0, 0)] * 3
         images = devices.put_global(np.pad(images, padding), devices.sharded(mesh))
         found = devices.fetch(feature_fn(images))
-        parts.append([value[: min(batch_size, count - first)] for value in found])
+        parts.append([value[: min(size, count - first)] for value in found])
     return Features(*(np.concatenate(values) for values in zip(*parts, strict=True)))

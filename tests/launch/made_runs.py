@@ -70,7 +70,7 @@ def samples(value: float, config: dict[str, Any], **protocol: Any) -> dict[str, 
         "weights": "ema",
         "checkpoint": "latest",
         "checkpoint_step": config["train"]["num_steps"],
-        "sampler": "ancestral",
+        "sampler": {"name": "ancestral"},
         "num_steps": config["schedule"]["num_timesteps"],
         "clip_denoised": True,
         "variance": config["variance"]["name"],
@@ -139,7 +139,10 @@ def finished(
     steps = content["train"]["num_steps"]
     sections = {
         "train": {"state": "finished", "step": steps, "metrics": {"step": steps, "loss": 0.05}},
-        "sample": {"num_steps": content["schedule"]["num_timesteps"], "sampler": "ancestral"},
+        "sample": {
+            "num_steps": content["schedule"]["num_timesteps"],
+            "sampler": {"name": "ancestral"},
+        },
         "bpd": bpd(value, content, **(protocol or {})),
         "samples": samples(2 * value, content),
     }
