@@ -185,7 +185,9 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
     Finished and diverged trainings are recorded in the section "train" of results.json; one that
-    was stopped by a signal has saved a checkpoint first.
+    was stopped by a signal has saved a checkpoint first. Nothing is saved before the losses that
+    led to it and the state itself were found in order, so that every checkpoint is sound. A
+    training that diverged before is left alone.
 
     Raises:
         ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
@@ -195,6 +197,10 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     mesh = devices.make_mesh()
     check_cadence(experiment, mesh)
     watch = Watch(config.train)
+    before = outcome.diverged_before(workdir)
+    if before is not None:
+        logs.say(before)
+        return Outcome.DIVERGED
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
@@ -213,7 +219,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             state = restore(experiment, checkpoints, step, fingerprint, everywhere)
             logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
         if step >= config.train.num_steps:
-            return outcome.recorded(workdir)
+            return Outcome.FINISHED
         if step % config.train.steps_per_call:
             raise ValueError(
                 f"{workdir} stopped at step {step}, which is no multiple of "
@@ -246,6 +252,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         batch = devices.put(next(batches), by_example)
         begin = time.perf_counter()
         train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
+        finite_fields = jax.jit(outcome.finite_fields, out_shardings=everywhere)
+        finite_fields = finite_fields.lower(state).compile()
         logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
         preview = make_preview(experiment, mesh)
         validation = Validation(experiment, workdir, mesh) if config.train.validate_every else None
@@ -254,7 +262,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
 
         # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
         # call before it, so that the device always has work and the host never runs far ahead.
-        # A window of metrics is read when the next call is already running.
+        # A window of metrics is read when the next call is already running, but for one that ends
+        # where something is saved, which has to be in order first.
         images_per_call = config.train.batch_size * config.train.steps_per_call
         meter, window, previous = logs.Meter(), None, None
         seen: dict[str, float] = {}
@@ -287,13 +296,22 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 stopping = bool(stop) or checkpoints.reached_preemption(
                     step // config.train.steps_per_call
                 )
-                if step % config.train.log_every == 0 or finished or stopping:
-                    window = meter.close(step)
                 previewing = config.train.preview_every and step % config.train.preview_every == 0
                 saving = step % config.train.checkpoint_every == 0 or finished or stopping
                 validating = validation and step % config.train.validate_every == 0
+                if step % config.train.log_every == 0 or saving or validating:
+                    window = meter.close(step)
                 if previewing or saving or validating:
                     jax.block_until_ready(metrics)  # or its time would count as the pause's
+                if window is not None and (saving or validating):
+                    seen = log.write(window, meter.lap())
+                    divergence = watch.look(step, seen)
+                    divergence = divergence or watch.check(
+                        step, jax.device_get(finite_fields(state))
+                    )
+                    window = None
+                    if divergence is not None:
+                        break
                 if previewing:
                     with meter.paused():
                         preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")
@@ -308,10 +326,6 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                         save(step, state)
                 if finished or stopping:
                     break
-            if window is not None:
-                jax.block_until_ready(metrics)
-                seen = log.write(window, meter.lap())
-                divergence = watch.look(window.step, seen)
         batches.close()
         if validation is not None:
             validation.close()

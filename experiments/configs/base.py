@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     config.train.num_steps = 800_000  # optimizer steps in all
     config.train.flip = True  # mirror each training image with probability 1/2
     config.train.steps_per_call = 10  # steps per dispatch; the other cadences are its multiples
-    config.train.log_every = 100  # steps between lines of metrics
+    config.train.log_every = 100  # steps between lines of metrics; every save has one too
     config.train.preview_every = 10_000  # steps between PNG grids of EMA samples; 0 is never
     config.train.preview_images = 64  # images in such a grid
     config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep
