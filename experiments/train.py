@@ -159,7 +159,8 @@ def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
 def stop_requested() -> Iterator[list[float]]:
     """Collects Ctrl-C and SIGTERM instead of dying of them; one more after REPEATED does kill.
 
-    With several processes the cluster's own announcement is used, see `Checkpoints`.
+    What is ignored stays so: a script starts background programs deaf to Ctrl-C. With several
+    processes the cluster's own announcement is used, see `Checkpoints`.
     """
     received: list[float] = []  # when
 
@@ -172,6 +173,7 @@ def stop_requested() -> Iterator[list[float]]:
     before: dict[int, Any] = {}
     if jax.process_count() == 1:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
         for number in before:
             signal.signal(number, handler)
     try:
@@ -252,8 +254,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         batch = devices.put(next(batches), by_example)
         begin = time.perf_counter()
         train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
-        finite_fields = jax.jit(outcome.finite_fields, out_shardings=everywhere)
-        finite_fields = finite_fields.lower(state).compile()
+        check = jax.jit(outcome.finite_fields, out_shardings=everywhere).lower(state).compile()
         logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
         preview = make_preview(experiment, mesh)
         validation = Validation(experiment, workdir, mesh) if config.train.validate_every else None
@@ -306,9 +307,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 if window is not None and (saving or validating):
                     seen = log.write(window, meter.lap())
                     divergence = watch.look(step, seen)
-                    divergence = divergence or watch.check(
-                        step, jax.device_get(finite_fields(state))
-                    )
+                    divergence = divergence or watch.check(step, jax.device_get(check(state)))
                     window = None
                     if divergence is not None:
                         break
