@@ -45,8 +45,11 @@ def sample_distance(experiment: Experiment, mesh: Any) -> Validate:
     sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
 
     def validate(params: Any) -> float:
-        pictures, _ = draw(sample_fn, params, 0, train.validate_images, judge.batch_size, mesh)
-        return judge.distance(judge.look(pictures, mesh).features)
+        drawn = draw(sample_fn, params, 0, train.validate_images, judge.batch_size, mesh)
+        drawn.warn()
+        if drawn.not_finite:
+            return float("nan")  # of no distance, and so never the best
+        return judge.distance(judge.look(drawn.samples, mesh).features)
 
     return validate
 

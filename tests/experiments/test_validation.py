@@ -60,7 +60,7 @@ def test_the_number_is_that_of_an_evaluation_afterwards(config, trained) -> None
     other.checkpoint, other.evaluate.metrics = "best", "bpd_fast"
     results = evaluate.evaluate(build(other), trained)
     values = validations(trained)
-    step, _ = load_ema(build(other), trained, devices.make_mesh())
+    step = load_ema(build(other), trained, devices.make_mesh()).step
     assert values[step] == min(values.values())
     value = results["bpd_fast"]["bits_per_dim_estimate"]["value"]
     assert value == pytest.approx(values[step], rel=1e-5)
@@ -68,7 +68,7 @@ def test_the_number_is_that_of_an_evaluation_afterwards(config, trained) -> None
 
 def test_a_later_and_worse_step_leaves_the_best_alone(config, trained, tmp_path) -> None:
     experiment, mesh = build(config), devices.make_mesh()
-    _, params = load_ema(experiment, trained, mesh)
+    params = load_ema(experiment, trained, mesh).params
     content = runs.config_to_dict(config)
     meta = {"config": content, "fingerprint": "x", "image_shape": (8, 8, 1)}
     first = validation.Validation(experiment, tmp_path, mesh)
@@ -128,7 +128,7 @@ def test_samples_can_be_what_is_validated(config, trained, tmp_path, monkeypatch
     other.train.validate_with = "samples"
     experiment, mesh = build(other), devices.make_mesh()
     validate = validation.VALIDATIONS["samples"](experiment, mesh)
-    _, params = load_ema(experiment, trained, mesh)
+    params = load_ema(experiment, trained, mesh).params
     value = validate(params)
     assert value == validate(params) and value > 0
     assert validate(jax.tree.map(lambda x: x + 3.0, params)) != value
