@@ -1,9 +1,7 @@
 """Training (DDPM Algorithm 1): the step, a pure function, and the loop around it."""
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +15,11 @@ from experiments import data, devices, images, logs, outcome, runs
 from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints, abstract_like
 from experiments.configs.protocols import MODEL, TRAINING
+from experiments.origin import EMA
 from experiments.outcome import Divergence, Outcome, Watch
 from experiments.sample import make_preview
-from experiments.validation import Validation
-
-REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
+from experiments.stopping import stop_requested
+from experiments.validation import Validation, held_out, training_images
 
 
 class TrainState(NamedTuple):
@@ -155,34 +153,6 @@ def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
             )
 
 
-@contextlib.contextmanager
-def stop_requested() -> Iterator[list[float]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; one more after REPEATED does kill.
-
-    What is ignored stays so: a script starts background programs deaf to Ctrl-C. With several
-    processes the cluster's own announcement is used, see `Checkpoints`.
-    """
-    received: list[float] = []  # when
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(time.monotonic())
-        if received[-1] - received[0] > REPEATED:
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-
-    before: dict[int, Any] = {}
-    if jax.process_count() == 1:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
-        for number in before:
-            signal.signal(number, handler)
-    try:
-        yield received
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
 def train(experiment: Experiment, workdir: Path) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
@@ -206,7 +176,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
-    source = experiment.dataset.open("train")
+    source = training_images(experiment)
     fingerprint = data.fingerprint(experiment.dataset.name, source)
     if config.loader.in_memory:
         source = data.load_in_memory(source, config.loader.num_threads)
@@ -232,6 +202,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             "config": runs.config_to_dict(config),
             "fingerprint": fingerprint,
             "image_shape": experiment.dataset.image_shape,
+            "held_out": held_out(experiment),
+            "weights": EMA,  # of whatever it began from, this training goes on averaging
         }
 
         def save(step: int, state: TrainState) -> None:
@@ -353,6 +325,14 @@ def restore(
     saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
     fields = MODEL if saved is None else TRAINING
     runs.check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
+    before, now = meta.get("held_out", 0), held_out(experiment)
+    if saved is not None and before != now:
+        raise ValueError(
+            f"{checkpoints.folder.parent} was trained on all but {before} images of the train "
+            f"split, and {now} are held out of it now: what a validation is of must not have been "
+            "trained on. Set config.train.validate_every, validate_with and validate_images as "
+            "they were (validate_every = 0 holds out none), or choose another --workdir."
+        )
     if saved not in (None, fingerprint):
         raise ValueError(
             f"the checkpoint was trained on data with fingerprint {saved}, but "

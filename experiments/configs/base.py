@@ -72,7 +72,8 @@ def get_config() -> ConfigDict:
     config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep
     config.train.validate_every = 0  # steps between validations, which keep the best; 0 is never
     config.train.validate_with = "bpd_fast"  # bpd_fast | samples (distance to the train split)
-    config.train.validate_images = 250  # held-out images, or samples, of a validation
+    # Of a validation: images held out of train, which nothing is trained on, or samples
+    config.train.validate_images = 250
     config.train.checkpoint_every = 5_000  # steps between checkpoints
     config.train.keep_checkpoints = 2  # how many of the latest stay
     # A loss that is not finite ends the run as diverged; so does one above this bound; 0 sets none
