@@ -68,6 +68,10 @@ class Checkpoints:
         """The newest step that was saved completely; None where there is none."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """The steps that were saved completely and are still there, rising."""
+        return sorted(self._manager.all_steps())
+
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster has announced the end of this job; the same in every process.
 

@@ -20,13 +20,19 @@ from experiments import command_line, runs
 from experiments.build import build
 from experiments.checkpoint import CheckpointError
 from experiments.configs import saved
+from experiments.origin import EMA, RAW
 from experiments.weights import export
 from experiments.weights.importer import import_weights
 
 FROM = flags.DEFINE_string("from", None, "What to read: a path, or hf:ORGANISATION/MODEL.")
 TO = flags.DEFINE_string("to", None, "The working directory to write, or `diffusers`.")
 OUT = flags.DEFINE_string("out", None, "With --to=diffusers, the folder to write.")
-WEIGHTS = flags.DEFINE_enum("weights", None, ["ema", "raw"], "With --to=diffusers; default ema.")
+WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    None,
+    [EMA, RAW],
+    "Which of two sets to take, ema if left out; or what a single set is, where you know.",
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The data set and all that the weights do not say; left out, found by name."
 )
@@ -47,7 +53,7 @@ def convert() -> None:
     """
     source, out = os.path.expanduser(str(FROM.value)), OUT.value
     outwards = TO.value == "diffusers"
-    wrong = (CONFIG, STEP) if outwards else (OUT, WEIGHTS)
+    wrong = (CONFIG, STEP) if outwards else (OUT,)
     given = [f"--{flag.name}" for flag in wrong if flag.value is not None]
     if given:
         raise ValueError(
@@ -56,7 +62,7 @@ def convert() -> None:
         )
     if not outwards:
         workdir = Path(os.path.expanduser(str(TO.value)))
-        return import_weights(source, workdir, CONFIG.value, STEP.value)
+        return import_weights(source, workdir, CONFIG.value, STEP.value, WEIGHTS.value)
     if out is None:
         raise ValueError("--to=diffusers needs --out=FOLDER, where to write.")
     config = runs.read_config(source)
@@ -64,7 +70,7 @@ def convert() -> None:
         raise ValueError(f"--from={source} is no working directory of this program.")
     config = saved.complete(config)
     folder = Path(os.path.expanduser(out))
-    return export.write_diffusers(build(config), Path(source), folder, WEIGHTS.value or "ema")
+    return export.write_diffusers(build(config), Path(source), folder, WEIGHTS.value or EMA)
 
 
 def main(argv: list[str]) -> int:

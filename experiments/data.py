@@ -185,6 +185,37 @@ def gather(source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:
     return {key: np.stack([record[key] for record in records]) for key in ("image", "label")}
 
 
+class Subset:
+    """The images of a source at `indices` int[N], in this order; picklable where the source is."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source = source
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.source[int(self.indices[index])]
+
+    def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
+        return gather(self.source, self.indices[np.asarray(indices, int)].tolist())
+
+
+def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
+    """All images but `count` evenly spaced ones, and these; each in the order of `source`.
+
+    Raises:
+      ValueError: not 0 < count < len(source).
+    """
+    if not 0 < count < len(source):
+        raise ValueError(f"{count} of {len(source)} images cannot be held out.")
+    every = np.arange(len(source))
+    chosen = np.arange(count) * len(source) // count
+    return Subset(source, np.setdiff1d(every, chosen)), Subset(source, chosen)
+
+
 def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
     """Decodes every image of `source` once, into one array of N * H * W * C bytes."""
     images = np.empty((len(source), *source[0]["image"].shape), np.uint8)

@@ -74,7 +74,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     config = experiment.config.evaluate
     mesh = devices.make_mesh()
     source = experiment.dataset.open(config.split)
-    step, params = load_ema(experiment, workdir, mesh)
+    step, params, origin = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
     if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(config)):
         logs.say(
@@ -82,7 +82,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
         )
     weights = parts.key(checksums(params))
-    context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
+    context = Context(experiment, workdir, mesh, step, params, source, num_images, weights, origin)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
     for name in metric_names(config):

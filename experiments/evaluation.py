@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments import data, devices, parts, runs
 from experiments.build import Experiment
+from experiments.origin import Origin
 
 
 def metric_names(config: ConfigDict) -> list[str]:
@@ -20,6 +21,7 @@ class Context(NamedTuple):
 
     weights: a name for the parameters by their values: a step alone does not tell two trainings in
         the same folder apart.
+    origin: what the weights are, and how their checkpoint was chosen.
     """
 
     experiment: Experiment
@@ -30,6 +32,7 @@ class Context(NamedTuple):
     source: data.Source
     num_images: int
     weights: str
+    origin: Origin
 
     def folder(self, metric: str, protocol: Mapping[str, Any]) -> Path:
         """Where the metric keeps its parts: another folder for anything that they depend on."""
@@ -77,7 +80,7 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "split": config.split,
         "num_images": context.num_images,
         "split_images": len(context.source),
-        "weights": "ema",
+        **context.origin._asdict(),
         "checkpoint": context.experiment.config.checkpoint,
         "checkpoint_step": context.step,
         "variance": context.experiment.config.variance.name,

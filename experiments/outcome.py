@@ -7,9 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import devices, runs
+from experiments.checkpoint import Checkpoints
 
 
 class Outcome(enum.Enum):
@@ -90,6 +93,29 @@ class Watch:
         )
         return Divergence(step, reason, self._last)
 
+    def check(self, step: int, finite: dict[str, Any]) -> Divergence | None:
+        """What is wrong with the state of a step, from what `finite_fields` found of it."""
+        broken = [name for name, is_finite in finite.items() if not is_finite]
+        if not broken:
+            return None
+        reason = f"numbers that are not finite in the state's {', '.join(broken)}"
+        return Divergence(step, reason, self._last)
+
+
+def finite_fields(state: Any) -> dict[str, jax.Array]:
+    """Whether every number of a field is finite, bool[] by the field's name; to be compiled.
+
+    Args:
+        state: a NamedTuple of pytrees, such as a training's state.
+    """
+
+    def finite(tree: Any) -> jax.Array:
+        leaves = jax.tree.leaves(tree)
+        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats], bool))
+
+    return {name: finite(tree) for name, tree in state._asdict().items()}
+
 
 def record(workdir: Path, outcome: Outcome, config: ConfigDict, **facts: Any) -> None:
     """Writes the section "train" of results.json."""
@@ -97,6 +123,18 @@ def record(workdir: Path, outcome: Outcome, config: ConfigDict, **facts: Any) ->
         runs.write_results(workdir, "train", {"state": outcome.value} | facts, config)
 
 
-def recorded(workdir: Path) -> Outcome:
-    """How the training ended that has done all its steps."""
-    return Outcome(runs.read_results(workdir).get("train", {}).get("state", "finished"))
+def diverged_before(workdir: Path) -> str | None:
+    """Of a training that results.json records as diverged, what to say instead of training on."""
+    section = runs.read_results(workdir).get("train", {})
+    if section.get("state") != Outcome.DIVERGED.value:
+        return None
+    step = section["step"]
+    with Checkpoints(workdir) as checkpoints:
+        sound = [saved for saved in checkpoints.steps() if saved < step]
+    where = f"of step {sound[-1]:,}, in {workdir / 'checkpoints'}" if sound else "none at all"
+    return (
+        f"DIVERGED  at step {step:,} when it was last trained: {section['reason']}. The last sound "
+        f"checkpoint is {where}. The same settings would diverge again: choose another --workdir "
+        "and other settings, a smaller config.optimizer.learning_rate for instance. To go on from "
+        "that checkpoint all the same, move results.json away."
+    )

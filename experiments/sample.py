@@ -4,19 +4,52 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion import random, samplers
 from diffusion.schedules import evenly_spaced
-from experiments import devices, images, logs, runs
+from experiments import devices, images, logs, origin, runs
 from experiments.build import Experiment
 from experiments.checkpoint import CheckpointError, Checkpoints, abstract_like
 from experiments.configs.protocols import MODEL
 
-SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+class Drawn(NamedTuple):
+    """Samples on the host, in 0..255.
+
+    What is not finite is drawn grey where it is no number, and says so in `finite`.
+    """
+
+    samples: np.ndarray  # [B, H, W, C]
+    progress: np.ndarray  # [K, B, H, W, C], estimates of x_0 on the way
+    finite: np.ndarray  # bool[B], whether sample and progress were numbers throughout
+
+    @property
+    def not_finite(self) -> int:
+        """How many are not."""
+        return int((~self.finite).sum())
+
+    def warn(self) -> None:
+        """Says that there are some."""
+        if self.not_finite:
+            logs.say(
+                f"WARNING   {self.not_finite} of {len(self.finite)} samples are not finite; what "
+                "is no number in them is drawn grey."
+            )
+
+
+class Loaded(NamedTuple):
+    """The EMA parameters of a checkpoint."""
+
+    step: int
+    params: Any
+    origin: origin.Origin
 
 
 def make_sample_fn(
@@ -27,7 +60,7 @@ def make_sample_fn(
     record: tuple[int, ...] = (),
     quantize: str = "round",
 ) -> SampleFn:
-    """(params, indices i32[B]) -> (samples [B, H, W, C], progress [K, B, H, W, C]) in 0..255.
+    """(params, indices i32[B]) -> the fields of `Drawn`, on the device.
 
     Compiled; B is cut over the devices. Sample i is a function of (seed, i) alone. A
     class-conditional network is asked for class i mod num_classes.
@@ -41,7 +74,10 @@ def make_sample_fn(
     schedule, denoise = experiment.sampling_chain(num_steps)
     to_pixels = functools.partial(images.QUANTIZE[quantize], num_levels=dataset.num_levels)
 
-    def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pixels(x: jax.Array) -> jax.Array:
+        return to_pixels(jnp.where(jnp.isnan(x), 0.0, x))
+
+    def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         keys = random.per_index(random.stream(config.seed, "sample"), indices)
         inputs = experiment.labels(indices % (dataset.num_classes or 1))
 
@@ -51,29 +87,35 @@ def make_sample_fn(
         result = samplers.sample(
             experiment.sampler, schedule, bound, keys, dataset.image_shape, record=record
         )
-        return to_pixels(result.x_0), to_pixels(result.progress)
+        finite = jnp.isfinite(result.x_0).all(axis=(1, 2, 3))
+        finite &= jnp.isfinite(result.progress).all(axis=(0, 2, 3, 4))
+        return pixels(result.x_0), pixels(result.progress), finite
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
     return devices.jit(
         sample,
         precision=config.precision,
         in_shardings=(everywhere, by_example),
-        out_shardings=(everywhere, everywhere),
+        out_shardings=everywhere,
     )
 
 
 def draw(
     sample_fn: SampleFn, params: Any, start: int, stop: int, batch_size: int, mesh: Any
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Drawn:
     """Samples start .. stop - 1 with their progress, in batches of one size, on the host."""
     parts = []
     for first in range(start, stop, batch_size):
         indices = np.arange(first, first + batch_size, dtype=np.int32)
         indices = devices.put_global(indices, devices.sharded(mesh))
         parts.append(devices.fetch(sample_fn(params, indices)))
-    samples = np.concatenate([part[0] for part in parts])
-    progress = np.concatenate([part[1] for part in parts], axis=1)
-    return samples[: stop - start], progress[:, : stop - start]
+    samples, progress, finite = zip(*parts, strict=True)
+    count = stop - start
+    return Drawn(
+        np.concatenate(samples)[:count],
+        np.concatenate(progress, axis=1)[:, :count],
+        np.concatenate(finite)[:count],
+    )
 
 
 def make_preview(experiment: Experiment, mesh: Any) -> Callable[[Any, Path], None]:
@@ -83,16 +125,17 @@ def make_preview(experiment: Experiment, mesh: Any) -> Callable[[Any, Path], Non
     batch_size = devices.round_up(train.preview_images, mesh)
 
     def preview(params: Any, path: Path) -> None:
-        grid, _ = draw(sample_fn, params, 0, train.preview_images, batch_size, mesh)
+        drawn = draw(sample_fn, params, 0, train.preview_images, batch_size, mesh)
+        drawn.warn()
         if devices.is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
-            images.save_grid(path, grid)
+            images.save_grid(path, drawn.samples)
 
     return preview
 
 
-def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any]:
-    """The newest checkpoint's step and EMA parameters.
+def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
+    """The EMA parameters of the newest checkpoint, or of the best where the config says so.
 
     Raises:
         CheckpointError: if there is none, or it cannot be read.
@@ -123,7 +166,8 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> tuple[int, Any
         abstract = abstract_like(
             lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
         )
-        return step, checkpoints.restore(step, "ema", abstract)
+        where_from = origin.of_checkpoint(meta, runs.read_results(workdir))
+        return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
 
 
 def check(experiment: Experiment) -> None:
@@ -148,7 +192,7 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     config = experiment.config.sample
     mesh = devices.make_mesh()
     batch_size = devices.round_up(config.batch_size, mesh)
-    step, params = load_ema(experiment, workdir, mesh)
+    loaded = load_ema(experiment, workdir, mesh)
     num_timesteps = config.num_steps or experiment.model.schedule.num_timesteps
     columns = min(config.progress_columns, num_timesteps)
     record = tuple(int(t) for t in evenly_spaced(num_timesteps, columns)[::-1])
@@ -156,20 +200,21 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
     begin = time.perf_counter()
     plain = make_sample_fn(experiment, mesh, num_steps=config.num_steps)
-    samples, _ = draw(plain, params, 0, config.num_images, batch_size, mesh)
+    drawn = draw(plain, loaded.params, 0, config.num_images, batch_size, mesh)
     seconds = time.perf_counter() - begin
     recording = make_sample_fn(experiment, mesh, num_steps=config.num_steps, record=record)
-    _, progress = draw(recording, params, 0, rows, devices.round_up(rows, mesh), mesh)
+    recorded = draw(recording, loaded.params, 0, rows, devices.round_up(rows, mesh), mesh)
 
     folder = workdir / "samples"
     results = {
-        "checkpoint_step": step,
-        "weights": "ema",
+        "checkpoint_step": loaded.step,
+        **loaded.origin._asdict(),
         "checkpoint": experiment.config.checkpoint,
         "sampler": config.sampler.to_dict(),
         "num_steps": num_timesteps,
         "precision": experiment.config.precision,
         "num_images": config.num_images,
+        "not_finite": drawn.not_finite,
         "clip_denoised": config.clip_denoised,
         "quantize": "round",
         "seconds": round(seconds, 2),
@@ -177,10 +222,11 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     }
     if devices.is_main_process():
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / "samples.npz", arr_0=samples)
-        images.save_grid(folder / "samples.png", samples[:256])
-        by_row = progress.swapaxes(0, 1).reshape(-1, *samples.shape[1:])
+        np.savez_compressed(folder / "samples.npz", arr_0=drawn.samples)
+        images.save_grid(folder / "samples.png", drawn.samples[:256])
+        by_row = recorded.progress.swapaxes(0, 1).reshape(-1, *drawn.samples.shape[1:])
         images.save_grid(folder / "progress.png", by_row, columns=columns)
         runs.write_results(workdir, "sample", results, experiment.config)
+    drawn.warn()
     logs.say(f"sampled   {config.num_images} images in {seconds:.1f} s: {folder / 'samples.png'}")
     return results

@@ -137,6 +137,9 @@ def sample_batches(
 
     With `record`, the estimates of x_0 at those timesteps instead: [K, B, H, W, C]. While one batch
     is handed out, the next is being drawn.
+
+    Raises:
+        ValueError: if a sample is not finite; all that were drawn are kept.
     """
     experiment, mesh = context.experiment, context.mesh
     config = experiment.config.sample
@@ -152,17 +155,26 @@ def sample_batches(
 
     def start(first: int) -> Any:
         if f"{first:08d}" in parts:
-            return parts.read(f"{first:08d}")["samples"]
+            return parts.read(f"{first:08d}")
         indices = np.arange(first, first + batch_size, dtype=np.int32)
         return draw(context.params, devices.put_global(indices, devices.sharded(mesh)))
 
     def finish(first: int, started: Any) -> tuple[int, np.ndarray]:
-        if isinstance(started, np.ndarray):
-            return first, started
-        samples, progress = devices.fetch(started)
-        samples = progress if record else samples
-        parts.write(f"{first:08d}", {"samples": samples})
-        return first, samples
+        part = started
+        if not isinstance(part, dict):
+            samples, progress, finite = devices.fetch(started)
+            part = {"samples": progress if record else samples, "finite": finite}
+            parts.write(f"{first:08d}", part)
+        judged = part["finite"][: count - first]
+        if not judged.all():
+            raise ValueError(
+                f"{(~judged).sum()} of the samples {first} to {first + len(judged) - 1} are not "
+                f"finite, so that nothing can be said of them; the {context.origin.weights} "
+                f"weights of step {context.step:,} give such images. Evaluate another checkpoint, "
+                "config.sample.clip_denoised = True where that is off, or config.model.dtype = "
+                "'float32'."
+            )
+        return first, part["samples"]
 
     waiting = None
     for first in logs.track(list(firsts), "samples"):
@@ -180,7 +192,7 @@ def sampling_protocol(context: Context) -> dict[str, Any]:
     chain = context.experiment.model.schedule.num_timesteps
     return {
         "dataset": context.experiment.dataset.name,
-        "weights": "ema",
+        **context.origin._asdict(),
         "checkpoint": config.checkpoint,
         "checkpoint_step": context.step,
         "sampler": config.sample.sampler.to_dict(),

@@ -1,9 +1,7 @@
 """Training (DDPM Algorithm 1): the step, a pure function, and the loop around it."""
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +16,11 @@ from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints, abstract_like
 from experiments.configs.protocols import MODEL, TRAINING
 from experiments.optimizers import update_ema
+from experiments.origin import EMA
 from experiments.outcome import Divergence, Outcome, Watch
 from experiments.sample import make_preview
-from experiments.validation import Validation
-
-REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
+from experiments.stopping import stop_requested
+from experiments.validation import Validation, held_out, training_images
 
 
 class TrainState(NamedTuple):
@@ -164,37 +162,13 @@ def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
             )
 
 
-@contextlib.contextmanager
-def stop_requested() -> Iterator[list[float]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; one more after REPEATED does kill.
-
-    With several processes the cluster's own announcement is used, see `Checkpoints`.
-    """
-    received: list[float] = []  # when
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(time.monotonic())
-        if received[-1] - received[0] > REPEATED:
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-
-    before: dict[int, Any] = {}
-    if jax.process_count() == 1:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, handler)
-    try:
-        yield received
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
 def train(experiment: Experiment, workdir: Path) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
     Finished and diverged trainings are recorded in the section "train" of results.json; one that
-    was stopped by a signal has saved a checkpoint first.
+    was stopped by a signal has saved a checkpoint first. Nothing is saved before the losses that
+    led to it and the state itself were found in order, so that every checkpoint is sound. A
+    training that diverged before is left alone.
 
     Raises:
         ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
@@ -204,10 +178,14 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     mesh = devices.make_mesh()
     check_cadence(experiment, mesh)
     watch = Watch(config.train)
+    before = outcome.diverged_before(workdir)
+    if before is not None:
+        logs.say(before)
+        return Outcome.DIVERGED
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
-    source = experiment.dataset.open("train")
+    source = training_images(experiment)
     fingerprint = data.fingerprint(experiment.dataset.name, source)
     if config.loader.in_memory:
         source = data.load_in_memory(source, config.loader.num_threads)
@@ -222,7 +200,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             state = restore(experiment, checkpoints, step, fingerprint, everywhere)
             logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
         if step >= config.train.num_steps:
-            return outcome.recorded(workdir)
+            return Outcome.FINISHED
         if step % config.train.steps_per_call:
             raise ValueError(
                 f"{workdir} stopped at step {step}, which is no multiple of "
@@ -233,6 +211,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             "config": runs.config_to_dict(config),
             "fingerprint": fingerprint,
             "image_shape": experiment.dataset.image_shape,
+            "held_out": held_out(experiment),
+            "weights": EMA,  # of whatever it began from, this training goes on averaging
         }
 
         def save(step: int, state: TrainState) -> None:
@@ -255,6 +235,10 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         batch = devices.put(next(batches), by_example)
         begin = time.perf_counter()
         train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
+        finite_fn = devices.jit(
+            outcome.finite_fields, precision="highest", out_shardings=everywhere
+        )
+        check = finite_fn.lower(state).compile()
         logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
         preview = make_preview(experiment, mesh)
         validation = Validation(experiment, workdir, mesh) if config.train.validate_every else None
@@ -263,7 +247,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
 
         # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
         # call before it, so that the device always has work and the host never runs far ahead.
-        # A window of metrics is read when the next call is already running.
+        # A window of metrics is read when the next call is already running, but for one that ends
+        # where something is saved, which has to be in order first.
         images_per_call = config.train.batch_size * config.train.steps_per_call
         meter, window, previous = logs.Meter(), None, None
         seen: dict[str, float] = {}
@@ -296,13 +281,20 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 stopping = bool(stop) or checkpoints.reached_preemption(
                     step // config.train.steps_per_call
                 )
-                if step % config.train.log_every == 0 or finished or stopping:
-                    window = meter.close(step)
                 previewing = config.train.preview_every and step % config.train.preview_every == 0
                 saving = step % config.train.checkpoint_every == 0 or finished or stopping
                 validating = validation and step % config.train.validate_every == 0
+                if step % config.train.log_every == 0 or saving or validating:
+                    window = meter.close(step)
                 if previewing or saving or validating:
                     jax.block_until_ready(metrics)  # or its time would count as the pause's
+                if window is not None and (saving or validating):
+                    seen = log.write(window, meter.lap())
+                    divergence = watch.look(step, seen)
+                    divergence = divergence or watch.check(step, jax.device_get(check(state)))
+                    window = None
+                    if divergence is not None:
+                        break
                 if previewing:
                     with meter.paused():
                         preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")
@@ -317,10 +309,6 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                         save(step, state)
                 if finished or stopping:
                     break
-            if window is not None:
-                jax.block_until_ready(metrics)
-                seen = log.write(window, meter.lap())
-                divergence = watch.look(window.step, seen)
         batches.close()
         if validation is not None:
             validation.close()
@@ -349,6 +337,14 @@ def restore(
     saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
     fields = MODEL if saved is None else TRAINING
     runs.check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
+    before, now = meta.get("held_out", 0), held_out(experiment)
+    if saved is not None and before != now:
+        raise ValueError(
+            f"{checkpoints.folder.parent} was trained on all but {before} images of the train "
+            f"split, and {now} are held out of it now: what a validation is of must not have been "
+            "trained on. Set config.train.validate_every, validate_with and validate_images as "
+            "they were (validate_every = 0 holds out none), or choose another --workdir."
+        )
     if saved not in (None, fingerprint):
         raise ValueError(
             f"the checkpoint was trained on data with fingerprint {saved}, but "

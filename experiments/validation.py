@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments import bound, logs, runs, sample_quality
+from experiments import bound, data, logs, origin, runs, sample_quality
 from experiments.build import Experiment, choose
 from experiments.checkpoint import Checkpoints
 from experiments.configs.protocols import TRAINING
 from experiments.sample import draw, make_sample_fn
 
 Validate = Callable[[Any], float]  # EMA parameters -> a number, the smaller the better
+BOUND = "bpd_fast"  # which is of images held out of train
 BEST = "best"  # folder in the working directory
 # What a validation's numbers depend on beside the training: all must agree for a best of them.
 MEASURED_BY = MappingProxyType(
     {
-        "bpd_fast": (
+        BOUND: (
             *("train.validate_with", "train.validate_images"),
             *("evaluate.num_strata", "evaluate.decoder", "evaluate.clip_denoised"),
         ),
@@ -30,10 +31,51 @@ MEASURED_BY = MappingProxyType(
 )
 
 
+def held_out(experiment: Experiment) -> int:
+    """How many images of the train split nothing is trained on, for validations to choose by."""
+    train = experiment.config.train
+    return train.validate_images if train.validate_every and train.validate_with == BOUND else 0
+
+
+def training_images(experiment: Experiment) -> data.Source:
+    """The train split without what is held out of it for validations.
+
+    Raises:
+        ValueError: if there is nothing left, or nothing to validate on.
+        FileNotFoundError: if the data set is missing.
+    """
+    source, train = experiment.dataset.open("train"), experiment.config.train
+    if not (train.validate_every and train.validate_with == BOUND):
+        return source
+    check_images(experiment)
+    if train.validate_images >= len(source):
+        raise ValueError(
+            f"config.train.validate_images = {train.validate_images} leaves none of the "
+            f"{len(source)} images of the train split to train on. Hold out 1 to "
+            f"{len(source) - 1}, a few hundred for instance, or config.train.validate_every = 0."
+        )
+    return data.hold_out(source, train.validate_images)[0]
+
+
+def check_images(experiment: Experiment) -> None:
+    """Refuses a number of images that a validation cannot be of.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    train = experiment.config.train
+    least = 1 if train.validate_with == BOUND else 2
+    if train.validate_images < least:
+        raise ValueError(
+            f"config.train.validate_images = {train.validate_images} must be at least {least} for "
+            f"{train.validate_with}."
+        )
+
+
 def bits_per_dim(experiment: Experiment, mesh: Any) -> Validate:
-    """The estimated bound of the first held-out images, with the same timesteps every time."""
-    source = experiment.dataset.open("test")
-    count = min(experiment.config.train.validate_images, len(source))
+    """The estimated bound of images held out of train, with the same timesteps every time."""
+    count = experiment.config.train.validate_images
+    _, source = data.hold_out(experiment.dataset.open("train"), count)
     estimate = bound.make_estimate(experiment, source, count, mesh, quiet=True)
     return lambda params: float(estimate(params).mean())
 
@@ -45,15 +87,26 @@ def sample_distance(experiment: Experiment, mesh: Any) -> Validate:
     sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
 
     def validate(params: Any) -> float:
-        pictures, _ = draw(sample_fn, params, 0, train.validate_images, judge.batch_size, mesh)
-        return judge.distance(judge.look(pictures, mesh).features)
+        drawn = draw(sample_fn, params, 0, train.validate_images, judge.batch_size, mesh)
+        drawn.warn()
+        if drawn.not_finite:
+            return float("nan")  # of no distance, and so never the best
+        return judge.distance(judge.look(drawn.samples, mesh).features)
 
     return validate
 
 
 VALIDATIONS: MappingProxyType[str, Callable[[Experiment, Any], Validate]] = MappingProxyType(
-    {"bpd_fast": bits_per_dim, "samples": sample_distance}
+    {BOUND: bits_per_dim, "samples": sample_distance}
 )
+
+
+def selected_on(experiment: Experiment) -> str:
+    """What the best checkpoint is chosen by, for the protocols of its numbers."""
+    train = experiment.config.train
+    if train.validate_with == BOUND:
+        return origin.held_out_bits(train.validate_images)
+    return origin.sample_distance(train.validate_images, train.preview_num_steps)
 
 
 class Validation:
@@ -70,12 +123,8 @@ class Validation:
         config = experiment.config
         self.name = config.train.validate_with
         make = choose(VALIDATIONS, self.name, "train.validate_with")
-        least = 2 if self.name == "samples" else 1
-        if config.train.validate_images < least:
-            raise ValueError(
-                f"config.train.validate_images = {config.train.validate_images} must be at least "
-                f"{least} for {self.name}."
-            )
+        check_images(experiment)
+        self.selected_on = selected_on(experiment)
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
         self.step = self._checkpoints.latest_step()
@@ -83,6 +132,12 @@ class Validation:
             meta = self._checkpoints.meta(self.step)
             fields = (*TRAINING, *MEASURED_BY[self.name])
             runs.check_same(meta["config"], config, fields, workdir / BEST)
+            before = origin.of_checkpoint(meta, {}).selected_on
+            if before != self.selected_on:
+                raise ValueError(
+                    f"{workdir / BEST} was chosen by {before}, and validations measure "
+                    f"{self.selected_on} now. Move the folder away, or choose another --workdir."
+                )
             self.best = meta["validation"]
         self._validate = make(experiment, mesh)
 
@@ -96,7 +151,8 @@ class Validation:
         better = new and bool(np.isfinite(value)) and (self.best is None or value < self.best)
         if better:
             self.best, self.step = value, step
-            self._checkpoints.save(step, state, ema, meta | {"validation": value})
+            chosen = {"validation": value, "selected_on": self.selected_on}
+            self._checkpoints.save(step, state, ema, meta | chosen)
         best = "" if self.best is None else f", best {self.best:.4f}"
         note = ", the best so far" if better else best
         logs.say(f"validated step {step:,}: {self.name} {value:.4f}{note}")

@@ -204,7 +204,8 @@ def _unlike_counts(rows: Sequence[Row], section: str) -> list[str]:
 def _shared(protocols: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = dict.fromkeys(name for protocol in protocols for name in protocol)
     unlike = differences(protocols, free=())
-    return {name: protocols[0][name] for name in names if name not in (*unlike, "seed")}
+    shared = [name for name in names if name not in (*unlike, "seed")]
+    return {name: next(p[name] for p in protocols if name in p) for name in shared}
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:

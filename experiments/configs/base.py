@@ -69,13 +69,14 @@ def get_config() -> ConfigDict:
     config.train.num_steps = 800_000  # optimizer steps in all
     config.train.flip = True  # mirror each training image with probability 1/2
     config.train.steps_per_call = 10  # steps per dispatch; the other cadences are its multiples
-    config.train.log_every = 100  # steps between lines of metrics
+    config.train.log_every = 100  # steps between lines of metrics; every save has one too
     config.train.preview_every = 10_000  # steps between PNG grids of EMA samples; 0 is never
     config.train.preview_images = 64  # images in such a grid
     config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep
     config.train.validate_every = 0  # steps between validations, which keep the best; 0 is never
     config.train.validate_with = "bpd_fast"  # bpd_fast | samples (distance to the train split)
-    config.train.validate_images = 250  # held-out images, or samples, of a validation
+    # Of a validation: images held out of train, which nothing is trained on, or samples
+    config.train.validate_images = 250
     config.train.checkpoint_every = 5_000  # steps between checkpoints
     config.train.keep_checkpoints = 2  # how many of the latest stay
     # A loss that is not finite ends the run as diverged; so does one above this bound; 0 sets none

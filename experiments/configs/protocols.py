@@ -1,7 +1,10 @@
 """What must agree: between numbers that are compared, and between a run and its continuation."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from experiments.origin import NOTHING
 
 # What the parameters of a checkpoint mean, and so cannot change after training.
 MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
@@ -10,6 +13,8 @@ TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
     *("train.batch_size", "train.flip"),
 )
+# What older protocols mean by the absence of a field.
+OLDER = MappingProxyType({"selected_on": NOTHING})
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
@@ -30,7 +35,8 @@ def differences(
     names = sorted({name for protocol in present for name in protocol} - set(free))
     result = {}
     for name in names:
-        values = [None if p is None else p.get(name, "absent") for p in protocols]
+        absent = OLDER.get(name, "absent")
+        values = [None if p is None else p.get(name, absent) for p in protocols]
         if len({repr(v) for v, p in zip(values, protocols, strict=True) if p is not None}) > 1:
             result[name] = values
     return result

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 import safetensors.numpy
 
 from experiments import devices, logs, runs
 from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints
+from experiments.origin import AS_PUBLISHED, EMA, RAW
 from experiments.sample import load_ema
 from experiments.train import saved_layout
 from experiments.weights import diffusers_folder
@@ -45,6 +48,16 @@ images = DDPMPipeline.from_pretrained("FOLDER")(batch_size=4, num_inference_step
 
 The whole config is in `{run}`.
 """
+
+
+SAID = MappingProxyType(
+    {
+        EMA: "these are the EMA weights",
+        RAW: "these are the raw weights",
+        AS_PUBLISHED: "these are weights as published, of which it is not known whether they are "
+        "an average (EMA) or raw",
+    }
+)
 
 
 def _results_table(results: dict[str, Any]) -> str:
@@ -97,7 +110,7 @@ def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Pa
         size=f"{height}×{width}×{channels}",
         data=experiment.dataset.name,
         behind=f"trained for {step:,} steps" if step else "training steps not recorded",
-        weights="these are the EMA weights" if weights == "ema" else "these are the raw weights",
+        weights=SAID[weights],
         steps=experiment.model.schedule.num_timesteps,
         results=_results_table(results),
         provenance=_provenance_list(results),
@@ -105,22 +118,27 @@ def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Pa
     )
 
 
-def _load(experiment: Experiment, workdir: Path, weights: str) -> tuple[int, Any]:
-    """The newest checkpoint's step and its "ema" or "raw" parameters."""
+def _load(experiment: Experiment, workdir: Path, weights: str) -> tuple[int, Any, str]:
+    """The newest checkpoint's step, its EMA or RAW parameters, and what these are.
+
+    Converted weights may be one set, taken for both, which is one of `origin.KINDS` either way.
+    """
     mesh = devices.make_mesh()
-    step, params = load_ema(experiment, workdir, mesh)
-    if weights == "ema":
-        return step, params
+    step, ema, origin = load_ema(experiment, workdir, mesh)
+    if weights == EMA:
+        return step, ema, origin.weights
     with Checkpoints(workdir) as checkpoints:
         layout = saved_layout(experiment, checkpoints.meta(step), devices.replicated(mesh))
-        return step, checkpoints.restore(step, "state", layout).params
+        raw = checkpoints.restore(step, "state", layout).params
+    one = jax.tree.all(jax.tree.map(np.array_equal, ema, raw))
+    return step, raw, origin.weights if one else RAW
 
 
 def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: str) -> None:
     """Writes `out`, which DDPMPipeline.from_pretrained opens, from the newest checkpoint.
 
     Args:
-        weights: "ema" or "raw".
+        weights: EMA or RAW.
 
     Raises:
         ValueError: if `out` is neither new nor empty, or diffusers has no such model.
@@ -130,18 +148,18 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
     network, shape = experiment.network, experiment.dataset.image_shape
     unet = diffusers_folder.unet_config(network, shape)
     scheduler = diffusers_folder.scheduler_config(experiment.config)
-    step, params = _load(experiment, workdir, weights)
+    step, params, kind = _load(experiment, workdir, weights)
     levels = len(network.channel_multipliers)
     tensors = tensors_from_params(jax.device_get(params), NAMINGS["diffusers"], levels)
 
-    text = card(experiment, out.name, step, weights, workdir)
+    text = card(experiment, out.name, step, kind, workdir)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers_folder.DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    run = {"config": _public_config(experiment), "step": step}
+    run = {"config": _public_config(experiment), "step": step, "weights": kind}
     with runs.whole_folder(out) as folder:
         for name in ("unet", "scheduler"):
             (folder / name).mkdir()
@@ -154,4 +172,4 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         }.items():
             (folder / path).write_text(json.dumps(content, indent=2) + "\n")
         (folder / "README.md").write_text(text)
-    logs.say(f"written   {out}: {len(tensors)} tensors of step {step:,} ({weights})")
+    logs.say(f"written   {out}: {len(tensors)} tensors of step {step:,} ({kind})")

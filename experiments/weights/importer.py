@@ -18,6 +18,7 @@ from experiments.build import Experiment, build, lookup
 from experiments.checkpoint import Checkpoints
 from experiments.configs import saved
 from experiments.data import DATASETS
+from experiments.origin import AS_PUBLISHED, BOTH, EMA, ONE, RAW
 from experiments.train import TrainState
 from experiments.weights import sources
 from experiments.weights.names import NAMINGS, params_from_tensors
@@ -126,6 +127,26 @@ def fill(experiment: Experiment, source: sources.Source, where: str) -> tuple[An
         ) from error
 
 
+def choose_set(source: sources.Source, wanted: str | None, where: str) -> tuple[Any, str]:
+    """The source with the weights that are to be evaluated, and what they are.
+
+    Args:
+        wanted: EMA or RAW, which a source of both is asked for, or which is known of a single set;
+            None is the average where there is one.
+
+    Raises:
+        ValueError: where the source says that its single set is the other.
+    """
+    if source.ema is not None:
+        return (source._replace(ema=None), RAW) if wanted == RAW else (source, EMA)
+    if wanted is not None and source.weights not in (wanted, AS_PUBLISHED):
+        raise ValueError(
+            f"{where} says that its weights are {source.weights}, and there are no others in it: "
+            f"--weights={wanted} asks for what is not there. Leave it out."
+        )
+    return source, wanted or source.weights
+
+
 def write_workdir(
     experiment: Experiment, workdir: Path, step: int, params: Any, ema: Any, facts: Mapping
 ) -> None:
@@ -136,6 +157,7 @@ def write_workdir(
         "fingerprint": None,  # of no training data: whatever follows starts a training of its own
         "image_shape": experiment.dataset.image_shape,
         "step": step,
+        "weights": facts["weights"],
     }
     with runs.whole_folder(workdir) as folder:
         with Checkpoints(folder) as checkpoints:
@@ -144,19 +166,28 @@ def write_workdir(
         runs.write_results(folder, "convert", dict(facts), experiment.config)
 
 
-def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: int | None) -> None:
+def import_weights(
+    where: str,
+    workdir: Path,
+    config: ConfigDict | None,
+    step: int | None,
+    weights: str | None = None,
+) -> None:
     """Reads `where` and writes a working directory.
 
     Args:
         where: see `sources.read`.
         config: what the weights do not say; None is found by the name or kept with the weights.
         step: training steps behind the weights; None is what the source says, else 0.
+        weights: see `choose_set`.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: saying what is wrong with the source.
     """
     runs.check_new(workdir, "--to")
     source = sources.read(where)
+    sets = ONE if source.ema is None else BOTH
+    source, kind = choose_set(source, weights, where)
     if config is None and source.run is not None:
         config = saved.complete(source.run)
     if config is None:
@@ -173,12 +204,15 @@ def import_weights(where: str, workdir: Path, config: ConfigDict | None, step: i
         "files_sha256": dict(source.files),
         "tensors": len(jax.tree.leaves(params)),
         "parameters": count,
-        "weights": "raw and EMA" if source.ema is not None else "one set, taken for both",
+        "weights": kind,
+        "sets": sets,
         "process": "from the source" if source.process else "from the config",
         "step": step,
     }
     write_workdir(experiment, workdir, step, params, ema, facts)
-    logs.say(f"read      {facts['tensors']} tensors, {count:,} parameters: {facts['weights']}")
+    logs.say(f"read      {facts['tensors']} tensors, {count:,} parameters: {sets}")
+    unknown = "; --weights=ema or raw says what they are, where you know" * (kind == AS_PUBLISHED)
+    logs.say(f"weights   {kind}, as the protocol of every number will say{unknown}")
     logs.say(
         f"process   schedule {config.schedule.name}, {config.parameterization.name}, "
         f"{config.variance.name} ({facts['process']})"

@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from experiments import runs
 from experiments.configs.files import read_json
+from experiments.origin import AS_PUBLISHED, EMA, KINDS
 from experiments.weights import diffusers_folder
 from experiments.weights.names import NAMINGS
 from experiments.weights.restricted import read_torch
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 RUN = "training_run.json"  # what this program adds to a diffusers folder that it writes
+EMA_NAME = re.compile(r"(?<![a-z])ema(?![a-z])")
 EMA_SUFFIX = "/ExponentialMovingAverage"
 # What a checkpoint of the original holds besides the network's two sets of weights.
 TRAINING_STATE = re.compile(
@@ -40,6 +42,7 @@ class Source(NamedTuple):
 
     naming: a key of NAMINGS.
     tensors, ema: name -> array; ema is None where the source has one set of weights only.
+    weights: what a single set is, one of `origin.KINDS`.
     model: the config's `model` fields that the source states.
     process: `schedule`, `parameterization`, `variance`, `clip_denoised`, where it states them.
     image_shape: (H, W, C) where it states it.
@@ -52,6 +55,7 @@ class Source(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     files: Mapping[str, str]
     ema: Mapping[str, np.ndarray] | None = None
+    weights: str = AS_PUBLISHED
     model: Mapping[str, Any] = MappingProxyType({})
     process: Mapping[str, Any] = MappingProxyType({})
     image_shape: tuple[int, int, int] | None = None
@@ -134,13 +138,16 @@ def _split_tensorflow(tensors: Mapping[str, np.ndarray], source: Source) -> Sour
         if name.endswith(EMA_SUFFIX)
     }
     raw = {name: value for name, value in kept.items() if not name.endswith(EMA_SUFFIX)}
-    return source._replace(
-        tensors=raw or ema, ema=ema or None, step=None if step is None else int(step.item())
-    )
+    source = source._replace(step=None if step is None else int(step.item()))
+    if raw:
+        return source._replace(tensors=raw, ema=ema or None)
+    return source._replace(tensors=ema, weights=EMA)
 
 
 def read_file(path: Path) -> Source:
     """One file of weights, which says nothing about the network that they are for.
+
+    A name of the file or of its folder with the word ema in it says what they are.
 
     Raises:
         ValueError: for a file of another kind, a damaged one, or unknown names.
@@ -158,6 +165,8 @@ def read_file(path: Path) -> Source:
     tensors = READERS[path.suffix](path)
     naming = _naming_of(tensors, path)
     source = Source(naming, tensors, {path.name: sha256(path)})
+    if any(EMA_NAME.search(name.lower()) for name in (path.name, path.resolve().parent.name)):
+        source = source._replace(weights=EMA)
     return _split_tensorflow(tensors, source) if naming == "tensorflow" else source
 
 
@@ -215,7 +224,13 @@ def read_folder(folder: Path) -> Source:
         run = read_json(folder / RUN)
         if not isinstance(run.get("config"), dict) or type(run.get("step")) is not int:
             raise ValueError(f"{folder / RUN} holds no config and step. Remove it to do without.")
-        source = source._replace(run=runs.config_from_dict(run["config"]), step=run["step"])
+        weights = run.get("weights", AS_PUBLISHED)
+        if weights not in KINDS:
+            raise ValueError(
+                f"{folder / RUN}: weights = {weights!r} must be one of: {', '.join(KINDS)}."
+            )
+        config = runs.config_from_dict(run["config"])
+        source = source._replace(run=config, step=run["step"], weights=weights)
     return source
 
 

@@ -64,7 +64,7 @@ def trained(
 def params(trained: tuple[ConfigDict, pathlib.Path]) -> Any:
     """Its parameters moved far from zero output, so that noise and images matter."""
     config, workdir = trained
-    _, params = load_ema(build(config), workdir, devices.make_mesh())
+    params = load_ema(build(config), workdir, devices.make_mesh()).params
     return jax.tree.map(lambda x: np.asarray(x + 0.1), params)
 
 

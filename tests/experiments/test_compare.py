@@ -39,6 +39,18 @@ def test_unlike_protocols_are_not(field: str, value: Any) -> None:
     )
 
 
+def test_a_checkpoint_chosen_by_another_number_is_not_compared() -> None:
+    """A section without the field is older than it, and of the newest checkpoint."""
+    plain, latest = section(4.3), section(4.4, selected_on="nothing", weights="raw")
+    best = section(4.2, selected_on="bits/dim of 9 images held out of train")
+    text = compare(["a", "b"], [{"bpd": plain}, {"bpd": latest}])
+    assert row(text, "bpd.bits_per_dim")[-1] == "" and "bpd: weights = – / raw" in text
+    for other in (plain, latest):
+        text = compare(["a", "b"], [{"bpd": other}, {"bpd": best}])
+        verdict = row(text, "bpd.bits_per_dim")[-1]
+        assert verdict.startswith("NOT comparable: selected_on: nothing / bits/dim of 9")
+
+
 def test_a_number_that_one_run_lacks_is_no_comparison() -> None:
     other = section(1.0)
     other["values"] = {"rate": {"value": 1.0, "standard_error": 0.25}}

@@ -102,6 +102,33 @@ def test_describing_reads_nothing(name, tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.parametrize(("length", "count"), [(10, 1), (10, 3), (10, 9), (1497, 250)])
+def test_held_out_images_are_evenly_spaced_and_nowhere_else(length: int, count: int) -> None:
+    images = np.arange(length, dtype=np.uint32).view(np.uint8).reshape(length, 2, 2, 1)
+    source = data.InMemory(images, np.arange(length, dtype=np.int32))
+    kept, held = pickle.loads(pickle.dumps(data.hold_out(source, count)))
+    labels = [data.gather(part, range(len(part)))["label"] for part in (kept, held)]
+    assert len(labels[1]) == len(held) == count
+    assert sorted(np.concatenate(labels)) == list(range(length))
+    assert all((np.diff(part) > 0).all() for part in labels)
+    gaps = np.diff([*labels[1], length])
+    assert gaps.min() >= length // count and gaps.max() <= -(-length // count)
+    for part in (kept, held):  # one by one, all at once, and from memory
+        one = part[len(part) - 1]
+        for several in (part, data.load_in_memory(part)):
+            last = data.read(several, len(part) - 1, len(part))
+            np.testing.assert_array_equal(last["image"][0], one["image"])
+            assert last["label"][0] == one["label"]
+    assert data.fingerprint("x", kept) != data.fingerprint("x", source)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10, 11])
+def test_not_everything_is_held_out(count: int) -> None:
+    source = data.InMemory(np.zeros((10, 2, 2, 1), np.uint8), np.zeros(10, np.int32))
+    with pytest.raises(ValueError, match=f"{count} of 10 images cannot be held out"):
+        data.hold_out(source, count)
+
+
 def test_fingerprint_tells_data_apart(arguments):
     source = data.digits(**arguments["digits"]).open("train")
     loaded = data.load_in_memory(source)

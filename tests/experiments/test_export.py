@@ -1,5 +1,6 @@
 """A run written for diffusers, read back, and trained on."""
 
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -40,7 +41,7 @@ def test_what_was_exported_comes_back_bit_for_bit(measured, tmp_path: pathlib.Pa
     assert config["data"].pop("data_dir") is None and expected["data"].pop("data_dir")
     assert config == expected
     mesh = devices.make_mesh()
-    step, params = load_ema(experiment, workdir, mesh)
+    step, params, _ = load_ema(experiment, workdir, mesh)
     again = load_ema(build(runs.read_config(tmp_path / "run")), tmp_path / "run", mesh)
     assert again[0] == step == experiment.config.train.num_steps
     jax.tree.map(np.testing.assert_array_equal, again[1], params)
@@ -58,7 +59,8 @@ def test_what_was_converted_is_exported_and_comes_back(tmp_path: pathlib.Path) -
     export.write_diffusers(experiment, tmp_path / "run", tmp_path / "model", "ema")
     for path in (tmp_path / "model").rglob("*"):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
-    assert "training steps not recorded" in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "training steps not recorded" in card and "weights as published" in card
     importer.import_weights(str(tmp_path / "model"), tmp_path / "again", None, None)
     ours, again = (runs.read_config(tmp_path / folder) for folder in ("run", "again"))
     assert runs.config_to_dict(ours) == runs.config_to_dict(again)
@@ -118,16 +120,20 @@ def test_training_goes_on_from_converted_weights(measured, tmp_path: pathlib.Pat
     """Under another optimizer even, Adam starting afresh; a second start is a resume like any."""
     experiment, workdir = measured
     export.write_diffusers(experiment, workdir, tmp_path / "model", "ema")
+    path = tmp_path / "model" / "training_run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "as published"}))
     importer.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
+    found = load_ema(experiment, tmp_path / "run", devices.make_mesh())
+    assert found.origin == ("as published", "nothing")
     config = runs.config_from_dict(runs.config_to_dict(experiment.config))
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 0  # another state of the optimizer
     config.timesteps.name = "loss_second_moment"
     config.train.num_steps += 4
     assert train(build(config), tmp_path / "run") is Outcome.FINISHED
-    step, params = load_ema(build(config), tmp_path / "run", devices.make_mesh())
-    assert step == config.train.num_steps
-    before = load_ema(experiment, workdir, devices.make_mesh())[1]
+    step, params, origin = load_ema(build(config), tmp_path / "run", devices.make_mesh())
+    assert step == config.train.num_steps and origin.weights == "ema"
+    before = load_ema(experiment, workdir, devices.make_mesh()).params
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, before)
     assert 0 < max(jax.tree.leaves(moved)) < 0.05
     config.optimizer.learning_rate = 1e-3

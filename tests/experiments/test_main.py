@@ -177,7 +177,7 @@ def test_convert_writes_a_folder_for_diffusers_and_reads_it_again(run, tmp_path)
     np.testing.assert_array_equal(ours, theirs)
     for arguments, message in {
         ("--to=diffusers",): "needs --out=FOLDER",
-        (f"--to={tmp_path / 'x'}", "--out=y", "--weights=raw"): "--out, --weights goes with --to=",
+        (f"--to={tmp_path / 'x'}", "--out=y"): "--out goes with --to=",
     }.items():
         result = program(f"--from={out}", *arguments, module="convert", code=2)
         assert message in result.stderr and "Traceback" not in result.stderr

@@ -1,15 +1,21 @@
 """When a training counts as diverged, and what is recorded of it."""
 
+import contextlib
 import json
 import math
 import pathlib
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import outcome, runs, train
+from experiments import devices, outcome, runs, train, validation
 from experiments.build import build
+from experiments.checkpoint import Checkpoints, abstract_like
 from experiments.outcome import EXIT_STATUS, Outcome, Watch
 
 Make = Callable[[], ConfigDict]
@@ -104,13 +110,156 @@ def test_a_divergence_in_the_last_window_is_not_forgotten(
     assert train.train(build(config), tmp_path) is Outcome.DIVERGED
 
 
+class Fields(NamedTuple):
+    params: Any
+    opt_state: Any
+    step: Any
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_spoils_its_field(bad: float) -> None:
+    """Whole numbers are always finite, and so is nothing at all."""
+    good = {"w": jnp.ones((3, 2)), "b": jnp.zeros(4, jnp.bfloat16), "n": jnp.int32(3)}
+    spoilt = good | {"b": good["b"].at[2].set(bad)}
+    for params in (good, spoilt):
+        state = Fields(params, opt_state=(), step=jnp.int32(7))
+        found = jax.jit(outcome.finite_fields)(state)
+        assert {name: bool(value) for name, value in found.items()} == {
+            "params": params is good,
+            "opt_state": True,
+            "step": True,
+        }
+        divergence = watch().check(30, found)
+        assert (divergence is None) == (params is good)
+    assert divergence is not None and divergence.step == 30 and "params" in divergence.reason
+    assert "opt_state" not in divergence.reason
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at: int, what: str) -> None:
+    """From step `at` on the loss is NaN, or the state is and no loss says so."""
+    make = train.make_train_step
+
+    def spoilt(experiment: Any, mesh: Any) -> Any:
+        step_fn = make(experiment, mesh)
+
+        def step(state: train.TrainState, batch: Any) -> Any:
+            bad = jnp.where(state.step >= at, jnp.nan, 0.0)
+            state, metrics = step_fn(state, batch)
+            if what == "loss":
+                return state, metrics | {"loss": metrics["loss"] + bad}
+            field = jax.tree.map(lambda x: x + bad.astype(x.dtype), getattr(state, what))
+            return state._replace(**{what: field}), metrics
+
+        return step
+
+    monkeypatch.setattr(train, "make_train_step", spoilt)
+
+
+def numbers(workdir: pathlib.Path, config: ConfigDict) -> dict[int, Any]:
+    """Every checkpoint's state and EMA."""
+    experiment = build(config)
+    everywhere = devices.replicated(devices.make_mesh())
+    abstract = abstract_like(lambda: train.init_state(experiment), everywhere)
+    with Checkpoints(workdir) as checkpoints:
+        return {
+            step: (
+                checkpoints.restore(step, "state", abstract._replace(ema_params=())),
+                checkpoints.restore(step, "ema", abstract.ema_params),
+            )
+            for step in checkpoints.steps()
+        }
+
+
+def files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+@pytest.mark.parametrize(
+    ("what", "at", "log_every", "checkpoint_every"),
+    [
+        ("loss", 9, 4, 4),  # saved where it is seen
+        ("loss", 9, 4, 6),  # saved between two records
+        ("loss", 8, 6, 4),  # just after a checkpoint
+        ("loss", 9, 14, 4),  # saved several times in one record
+        ("loss", 13, 4, 14),  # in the last steps
+        ("params", 9, 14, 10),  # the last update before a save, which no loss tells of
+        ("ema_params", 5, 4, 6),  # on which no loss depends at all
+    ],
+)
+def test_what_diverged_is_never_saved(
+    tiny: Make,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    what: str,
+    at: int,
+    log_every: int,
+    checkpoint_every: int,
+) -> None:
+    """Step `at`, counted from 0, is the first bad one: a checkpoint of step `at` is still good."""
+    config = tiny()
+    config.train.num_steps, config.train.keep_checkpoints = 14, 9
+    config.train.log_every, config.train.checkpoint_every = log_every, checkpoint_every
+    spoil(monkeypatch, at, what)
+    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    found = numbers(tmp_path, config)
+    assert sorted(found) == list(range(checkpoint_every, at + 1, checkpoint_every))
+    for leaf in jax.tree.leaves(found):
+        assert np.isfinite(leaf).all()
+    section = runs.read_results(tmp_path)["train"]
+    assert section["state"] == "diverged" and at < section["step"] <= at + max(
+        log_every, checkpoint_every
+    )
+    assert math.isfinite(section["metrics"].get("loss", 0.0))
+
+    before = files(tmp_path)
+    capsys.readouterr()
+    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert files(tmp_path) == before
+    said = capsys.readouterr().out
+    assert f"step {section['step']}" in said and section["reason"] in said
+    assert f"of step {max(found)}" in said if found else "none at all" in said
+    assert "another --workdir" in said and said.count("\n") == 1
+
+
+def test_a_signal_saves_nothing_that_diverged(
+    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    config.train.log_every = config.train.checkpoint_every = 8
+    spoil(monkeypatch, 4, "params")
+    monkeypatch.setattr(train, "stop_requested", lambda: contextlib.nullcontext([1.0]))
+    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
+    assert train.train(build(config), tmp_path / "at once") is Outcome.STOPPED
+    assert sorted(numbers(tmp_path / "at once", config)) == [2]
+    for _ in range(2):  # each start does one call
+        ended = train.train(build(config), tmp_path / "at once")
+    assert ended is Outcome.DIVERGED
+    assert sorted(numbers(tmp_path / "at once", config)) == [2, 4]
+
+
+def test_the_best_is_never_one_that_diverged(
+    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the validation says of it."""
+    config = tiny()
+    config.train.validate_every, config.train.validate_images = 2, 10
+    spoil(monkeypatch, 4, "ema_params")
+    values = iter([3.0, 2.0, 1.0, 0.0])
+    fixed = {"bpd_fast": lambda *arguments: lambda params: next(values)}
+    monkeypatch.setattr(validation, "VALIDATIONS", fixed)
+    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert list(numbers(tmp_path / "best", config)) == [4]
+
+
 def test_a_finished_training_says_where_it_ended(trained: tuple[ConfigDict, pathlib.Path]) -> None:
     config, workdir = trained
     section = runs.read_results(workdir)["train"]
     assert section["state"] == "finished" and section["step"] == config.train.num_steps
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert section["metrics"] == json.loads(lines[-1])
-    assert outcome.recorded(workdir) is Outcome.FINISHED
+    assert outcome.diverged_before(workdir) is None
 
 
 def test_every_end_has_an_exit_status_of_its_own() -> None:

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import jax
@@ -9,11 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from diffusion import samplers
 from experiments import devices
 from experiments.build import build
 from experiments.checkpoint import CheckpointError
 from experiments.evaluate import check
-from experiments.sample import draw, load_ema, make_sample_fn, sample
+from experiments.sample import draw, load_ema, make_preview, make_sample_fn, sample
 
 Make = Callable[[], ConfigDict]
 
@@ -52,6 +54,8 @@ def test_sampling_writes_what_it_says(trained: tuple) -> None:
         assert (workdir / name).is_file()
     assert Image.open(workdir / "samples" / "progress.png").width > 0
     section = json.loads((workdir / "results.json").read_text())["sample"]
+    assert section["not_finite"] == 0 and section["weights"] == "ema"
+    assert section["selected_on"] == "nothing"
     assert section["num_images"] == 12 and section["checkpoint_step"] == config.train.num_steps
     provenance = section["provenance"]
     assert provenance["config"]["train"]["num_steps"] == config.train.num_steps
@@ -62,9 +66,39 @@ def test_progress_ends_in_the_sample(trained: tuple, params) -> None:
     experiment = build(trained[0])
     mesh = meshes()[0]
     sample_fn = make_sample_fn(experiment, mesh, num_steps=0, record=(7, 3, 0))
-    samples, progress = draw(sample_fn, params_on(params, mesh), 0, 4, 4, mesh)
+    samples, progress, finite = draw(sample_fn, params_on(params, mesh), 0, 4, 4, mesh)
     np.testing.assert_array_equal(progress[-1], samples)
-    assert progress.shape == (3, 4, 8, 8, 1)
+    assert progress.shape == (3, 4, 8, 8, 1) and finite.all() and len(finite) == 4
+
+
+def test_what_is_not_finite_is_counted_drawn_grey_and_said(
+    trained: tuple, params, tmp_path: pathlib.Path, monkeypatch, capsys
+) -> None:
+    """One bad value is enough, also where its pixel is later clipped, or on the way."""
+    config, workdir = trained
+    draw_well = samplers.sample
+
+    def spoilt(*arguments, **options):
+        found = draw_well(*arguments, **options)
+        x_0 = found.x_0.at[1, 2, 3, 0].set(jnp.nan).at[5, 0, 0, 0].set(jnp.inf)
+        progress = found.progress.at[0, 6, 1, 1, 0].set(-jnp.inf) if options["record"] else ()
+        return found._replace(x_0=x_0, progress=progress if options["record"] else found.progress)
+
+    monkeypatch.setattr(samplers, "sample", spoilt)
+    experiment, mesh = build(config), meshes()[0]
+    for record, bad in (((), [1, 5]), ((7, 0), [1, 5, 6])):
+        sample_fn = make_sample_fn(experiment, mesh, num_steps=0, record=record)
+        drawn = draw(sample_fn, params_on(params, mesh), 0, 8, 8, mesh)
+        assert np.flatnonzero(~drawn.finite).tolist() == bad and drawn.not_finite == len(bad)
+    assert drawn.samples[1, 2, 3, 0] == 128 and drawn.samples[5, 0, 0, 0] == 255
+    capsys.readouterr()
+    # Two batches of 8, of the second of which 4 are wanted: bad are 1, 5 and 9.
+    run = shutil.copytree(workdir, tmp_path / "run")
+    assert sample(experiment, run)["not_finite"] == 3
+    assert json.loads((run / "results.json").read_text())["sample"]["not_finite"] == 3
+    assert "WARNING   3 of 12 samples are not finite" in capsys.readouterr().out
+    make_preview(experiment, mesh)(params_on(params, mesh), tmp_path / "preview.png")
+    assert "WARNING" in capsys.readouterr().out
 
 
 def test_fewer_steps_are_a_respaced_chain(trained: tuple, params) -> None:
@@ -82,7 +116,7 @@ def test_either_fixed_variance_reads_the_same_checkpoint(trained: tuple) -> None
     config, workdir = trained
     other = ConfigDict(config.to_dict())
     other.variance = ConfigDict(dict(name="fixed_small"))
-    assert load_ema(build(other), workdir, meshes()[0])[0] == config.train.num_steps
+    assert load_ema(build(other), workdir, meshes()[0]).step == config.train.num_steps
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> Non
     experiment = build(config)
     values = evaluate.evaluate(experiment, workdir)["samples"]
     mesh = devices.make_mesh()
-    _, params = load_ema(experiment, workdir, mesh)
-    samples, _ = draw(make_sample_fn(experiment, mesh, num_steps=0), params, 0, 20, 8, mesh)
+    params = load_ema(experiment, workdir, mesh).params
+    samples = draw(make_sample_fn(experiment, mesh, num_steps=0), params, 0, 20, 8, mesh).samples
     feature_fn = make_feature_fn(extractor, mesh)
 
     def look(pictures: np.ndarray):
@@ -208,15 +208,45 @@ def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None
     assert len(calls) == 6
 
 
+def test_what_is_not_finite_is_not_judged_and_loses_nothing(
+    config, trained, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    config = changed(config, metrics="bpd_fast,samples", num_samples=12)
+    make = sample_quality.make_sample_fn
+    calls = []
+
+    def spoilt(*arguments, **options):
+        sample_fn = make(*arguments, **options)
+
+        def call(*inputs):
+            calls.append(None)
+            samples, progress, finite = sample_fn(*inputs)
+            bad = [2, 3, 6] if len(calls) > 1 else []  # of the second batch, 12 to 15 are unused
+            return samples, progress, finite.at[np.array(bad, int)].set(False)
+
+        return call
+
+    monkeypatch.setattr(sample_quality, "make_sample_fn", spoilt)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"(?s)^2 of the samples 8 to 11 .*of step 8.*another"):
+            evaluate.evaluate(build(config), run)
+        assert len(calls) == 2  # the second time they are read
+    assert (
+        "bits_per_dim_estimate"
+        in json.loads((run / "results.json").read_text())["bpd_fast"]["values"]
+    )
+
+
 def test_samples_of_other_weights_at_the_same_step_are_drawn_anew(config, workdir) -> None:
     """A folder whose checkpoints were replaced, by another training or a conversion, has both."""
     experiment, mesh = build(config), devices.make_mesh()
-    step, params = load_ema(experiment, workdir, mesh)
+    step, params, origin = load_ema(experiment, workdir, mesh)
     source = experiment.dataset.open("test")
 
     def folder(params) -> pathlib.Path:
         weights = parts.key(checksums(params))
-        context = Context(experiment, workdir, mesh, step, params, source, 10, weights)
+        context = Context(experiment, workdir, mesh, step, params, source, 10, weights, origin)
         return context.folder("samples", {})
 
     assert folder(params) == folder(load_ema(experiment, workdir, mesh)[1])

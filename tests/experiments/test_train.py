@@ -1,7 +1,7 @@
 import json
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, devices, logs, train
+from experiments import data, devices, logs, stopping, train
 from experiments.build import build
 from experiments.checkpoint import Checkpoints, abstract_like
 from experiments.outcome import Outcome
@@ -179,19 +179,41 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert records(tmp_path / "whole")[1]["loss"] == records(tmp_path / "parts")[1]["loss"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in the foreground, wherever the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_kills_unless_it_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm sends SIGTERM twice within milliseconds; a user who insists takes longer."""
-    with train.stop_requested() as stop:
+    with stopping.stop_requested() as stop:
         assert not stop
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop
-    monkeypatch.setattr(train, "REPEATED", 0.0)
-    with pytest.raises(KeyboardInterrupt), train.stop_requested():
+    monkeypatch.setattr(stopping, "REPEATED", 0.0)
+    with pytest.raises(KeyboardInterrupt), stopping.stop_requested():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    """As one that a script started in the background does; SIGTERM still stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping.stop_requested() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_saves_and_the_same_call_continues(
     tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

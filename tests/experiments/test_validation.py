@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import devices, evaluate, runs, validation
+from experiments import bound, data, devices, evaluate, runs, validation
 from experiments.build import build
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.metrics import classifier
@@ -55,20 +56,90 @@ def test_every_so_many_steps_there_is_a_number_and_the_best_is_kept(config, trai
     assert latest == [4, 8]
 
 
-def test_the_number_is_that_of_an_evaluation_afterwards(config, trained) -> None:
+def test_the_number_is_the_estimate_of_the_images_held_out(config, trained) -> None:
+    """Of images that were never trained on and belong to no split that is reported."""
     other = ConfigDict(config.to_dict())
     other.checkpoint, other.evaluate.metrics = "best", "bpd_fast"
-    results = evaluate.evaluate(build(other), trained)
-    values = validations(trained)
-    step, _ = load_ema(build(other), trained, devices.make_mesh())
-    assert values[step] == min(values.values())
-    value = results["bpd_fast"]["bits_per_dim_estimate"]["value"]
-    assert value == pytest.approx(values[step], rel=1e-5)
+    experiment, mesh = build(other), devices.make_mesh()
+    source = experiment.dataset.open("train")
+    kept, held = data.hold_out(source, 10)
+    best, values = load_ema(experiment, trained, mesh), validations(trained)
+    assert values[best.step] == min(values.values())
+    bits = bound.make_estimate(experiment, held, 10, mesh)(best.params)
+    assert bits.mean() == pytest.approx(values[best.step], rel=1e-5)
+    with Checkpoints(trained) as checkpoints:
+        assert checkpoints.meta(8)["fingerprint"] == data.fingerprint("digits", kept)
+    training = validation.training_images(experiment)
+    assert len(training) == len(kept) == len(source) - 10
+    every = [validation.held_out(build(config)), len(held)]
+    assert every == [10, 10]
+
+
+def test_every_number_says_what_its_checkpoint_was_chosen_by(config, trained, tmp_path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    said = {}
+    for which in ("latest", "best"):
+        other = ConfigDict(config.to_dict())
+        other.checkpoint, other.evaluate.metrics = which, "bpd_fast"
+        evaluate.evaluate(build(other), run)
+        said[which] = runs.read_results(run)["bpd_fast"]["protocol"]["selected_on"]
+    assert said == {"latest": "nothing", "best": "bits/dim of 10 images held out of train"}
+    other.train.validate_with = "samples"
+    chosen = validation.selected_on(build(other))
+    assert chosen == "distance of 10 samples to the train split, 4 steps"
+    assert len(validation.training_images(build(other))) == 1497
+
+
+@pytest.mark.parametrize(
+    ("fields", "before", "now"),
+    [
+        (dict(validate_every=0), 10, 0),
+        (dict(validate_images=11), 10, 11),
+        (dict(validate_with="samples"), 10, 0),
+    ],
+)
+def test_a_run_continues_with_the_images_that_it_held_out(
+    config, trained, fields: dict, before: int, now: int
+) -> None:
+    other = ConfigDict(config.to_dict())
+    other.train.num_steps = 10
+    other.train.update(fields)
+    saved = sorted((trained / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match=rf"all but {before} images .* and {now} are held out"):
+        train(build(other), trained)
+    assert sorted((trained / "checkpoints").iterdir()) == saved
+
+
+def test_an_older_run_held_nothing_out(config, trained, tmp_path: pathlib.Path) -> None:
+    """It goes on without validations, and not with images held out that it was trained on."""
+    plain = ConfigDict(config.to_dict())
+    plain.train.validate_every, plain.train.num_steps = 0, 4
+    assert train(build(plain), tmp_path) is Outcome.FINISHED
+    path = next((tmp_path / "checkpoints" / "4" / "meta").glob("*"))
+    meta = json.loads(path.read_text())
+    assert meta.pop("held_out") == 0
+    path.write_text(json.dumps(meta))
+    other = ConfigDict(config.to_dict())
+    with pytest.raises(ValueError, match=r"all but 0 images .* and 10 are held out"):
+        train(build(other), tmp_path)
+    plain.train.num_steps = 6
+    assert train(build(plain), tmp_path) is Outcome.FINISHED
+
+
+def test_a_best_chosen_by_what_is_measured_no_more_is_refused(config, trained, tmp_path) -> None:
+    """One of an older version, which looked at the test split."""
+    best = shutil.copytree(trained / "best", tmp_path / "best")
+    path = next(best.glob("checkpoints/*/meta/*"))
+    meta = json.loads(path.read_text())
+    del meta["selected_on"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"first 10 test images, and .*held out of train now"):
+        validation.Validation(build(config), tmp_path, devices.make_mesh())
 
 
 def test_a_later_and_worse_step_leaves_the_best_alone(config, trained, tmp_path) -> None:
     experiment, mesh = build(config), devices.make_mesh()
-    _, params = load_ema(experiment, trained, mesh)
+    params = load_ema(experiment, trained, mesh).params
     content = runs.config_to_dict(config)
     meta = {"config": content, "fingerprint": "x", "image_shape": (8, 8, 1)}
     first = validation.Validation(experiment, tmp_path, mesh)
@@ -128,10 +199,11 @@ def test_samples_can_be_what_is_validated(config, trained, tmp_path, monkeypatch
     other.train.validate_with = "samples"
     experiment, mesh = build(other), devices.make_mesh()
     validate = validation.VALIDATIONS["samples"](experiment, mesh)
-    _, params = load_ema(experiment, trained, mesh)
+    params = load_ema(experiment, trained, mesh).params
     value = validate(params)
     assert value == validate(params) and value > 0
     assert validate(jax.tree.map(lambda x: x + 3.0, params)) != value
+    assert np.isnan(validate(jax.tree.map(lambda x: x * np.nan, params)))  # and never the best
 
 
 def test_what_cannot_be_is_refused(config, trained, tmp_path: pathlib.Path) -> None:
@@ -143,6 +215,9 @@ def test_what_cannot_be_is_refused(config, trained, tmp_path: pathlib.Path) -> N
     other.train.validate_images = 0
     with pytest.raises(ValueError, match=r"validate_images = 0 must be at least 1 for bpd_fast"):
         validation.Validation(build(other), tmp_path / "c", devices.make_mesh())
+    other.train.validate_images = 1497
+    with pytest.raises(ValueError, match=r"validate_images = 1497 leaves none of the 1497 images"):
+        train(build(other), tmp_path / "d")
     other.train.validate_every = 3
     with pytest.raises(ValueError, match=r"train\.validate_every = 3 must be a positive multiple"):
         train(build(other), tmp_path / "b")

@@ -130,13 +130,76 @@ def test_a_checkpoint_of_the_original_gives_raw_and_averaged_weights(
     np.savez(tmp_path / "cifar10.npz", **stored)
     workdir = tmp_path / "run"
     importer.import_weights(str(tmp_path / "cifar10.npz"), workdir, config, None)
-    step, loaded = load_ema(experiment, workdir, devices.make_mesh())
-    assert step == 790_000
+    step, loaded, origin = load_ema(experiment, workdir, devices.make_mesh())
+    assert step == 790_000 and origin.weights == "ema"
     jax.tree.map(np.testing.assert_array_equal, loaded, ema)
     export.write_diffusers(experiment, workdir, tmp_path / "raw", "raw")
     tensors = sources.read(str(tmp_path / "raw")).tensors
     back = params_from_tensors(tensors, NAMINGS["diffusers"], raw, 2)
     jax.tree.map(np.testing.assert_array_equal, back, raw)
+
+
+@pytest.mark.parametrize("wanted", [None, "ema", "raw"])
+@pytest.mark.parametrize("held", [("",), ("/ExponentialMovingAverage",), ("", "/Exponential")])
+def test_what_the_weights_are_follows_the_source_and_the_user(
+    wanted: str | None, held: tuple[str, ...], tiny: Callable[[], ConfigDict], tmp_path
+) -> None:
+    """Raw weights are 1, averages 2: what is evaluated is what it is called."""
+    held = tuple(end and sources.EMA_SUFFIX for end in held)
+    config = tiny()
+    config.model.update(FIELDS)
+    stored = {
+        name + end: np.full_like(value, 2.0 if end else 1.0)
+        for name, value in tensors_from_params(PARAMS, NAMINGS["tensorflow"], 2).items()
+        for end in held
+    }
+    np.savez(tmp_path / "cifar10.npz", **stored)
+    arguments = (str(tmp_path / "cifar10.npz"), tmp_path / "run", config, None, wanted)
+    if wanted == "raw" and held == (sources.EMA_SUFFIX,):
+        with pytest.raises(ValueError, match=r"its weights are ema.*--weights=raw asks for"):
+            importer.import_weights(*arguments)
+        return
+    importer.import_weights(*arguments)
+    found = load_ema(build(config), tmp_path / "run", devices.make_mesh())
+    values = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(found.params)}
+    named = sources.EMA_SUFFIX in held
+    assert found.origin.weights == (wanted or ("ema" if named else "as published"))
+    if named:
+        assert values == {1.0 if wanted == "raw" else 2.0}
+    # Out again: a single set is never called what it is not.
+    for which in ("ema", "raw"):
+        export.write_diffusers(build(config), tmp_path / "run", tmp_path / which, which)
+        source = sources.read(str(tmp_path / which))
+        both = len(held) == 2 and wanted != "raw"
+        assert source.weights == (which if both else found.origin.weights)
+        card = " ".join((tmp_path / which / "README.md").read_text().split())
+        assert export.SAID[source.weights] in card
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("ema_diffusion_cifar10_model/model-790000.safetensors", "ema"),
+        ("plain/cifar10-EMA.safetensors", "ema"),
+        ("schema/model.safetensors", "as published"),
+        ("cinema/emanation.safetensors", "as published"),
+    ],
+)
+def test_a_file_called_ema_is_one(name: str, weights: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir()
+    tensors = tensors_from_params(PARAMS, NAMINGS["pytorch"], 2)
+    safetensors.numpy.save_file(tensors, path)
+    assert sources.read(str(path)).weights == weights
+
+
+def test_of_a_published_folder_it_is_not_known(tmp_path: pathlib.Path) -> None:
+    """Not even where its name has the word, which is its publisher's and not the weights'."""
+    folder = shutil.copytree(CIFAR10, tmp_path / "ddpm-ema-cifar10-32")
+    assert sources.read(str(folder)).weights == "as published"
+    (folder / sources.RUN).write_text(json.dumps({"config": {}, "step": 1, "weights": "best"}))
+    with pytest.raises(ValueError, match=r"weights = 'best' must be one of: ema, raw, as publish"):
+        sources.read(str(folder))
 
 
 def test_a_training_s_averaged_copy_becomes_the_ema(tmp_path: pathlib.Path) -> None:

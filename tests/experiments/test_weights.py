@@ -26,7 +26,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Exper
         workdir = tmp_path_factory.mktemp("converted") / name
         importer.import_weights(str(FOLDER / name), workdir, base_config(name), None)
         experiment = build(runs.read_config(workdir))
-        result[name] = (experiment, load_ema(experiment, workdir, devices.make_mesh())[1])
+        result[name] = (experiment, load_ema(experiment, workdir, devices.make_mesh()).params)
     return result
 
 

@@ -137,6 +137,18 @@ def test_unlike_protocols_are_pointed_out(tmp_path: pathlib.Path, field: str) ->
     assert number(tmp_path / "report", "mu_mse", "fd_train")["notes"] == ""
 
 
+def test_results_older_than_a_field_are_as_it_says_of_them(tmp_path: pathlib.Path) -> None:
+    """What a checkpoint was selected on was not recorded where nothing was selected."""
+    for seed, fields in ((0, {}), (1, {"selected_on": "nothing"})):
+        finished(tmp_path, "eps_simple", seed, 4.6, protocol=fields)
+        finished(tmp_path, "mu_mse", seed, 4.9, protocol={"selected_on": "x of 9 images"})
+    text = written(tmp_path, tmp_path / "report")
+    found = [number(tmp_path / "report", row, "bits_per_dim") for row in ("eps_simple", "mu_mse")]
+    assert [float(cell["mean"]) for cell in found] == [4.6, 4.9]
+    assert not any("not averaged" in cell["notes"] for cell in found)
+    assert "not comparable, selected_on = " in text
+
+
 def test_within_a_row_they_are_not_averaged(tmp_path: pathlib.Path) -> None:
     finished(tmp_path, "eps_simple", 0, 4.5)
     finished(tmp_path, "eps_simple", 1, 4.7, protocol={"num_images": 50})

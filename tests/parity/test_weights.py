@@ -54,7 +54,7 @@ def published(request, tmp_path_factory) -> tuple[Any, Any, Experiment, Any]:
     workdir = folder.with_name("run")
     importer.import_weights(str(folder), workdir, config, None)
     experiment = build(runs.read_config(workdir))
-    return theirs, scheduler, experiment, load_ema(experiment, workdir, devices.make_mesh())[1]
+    return theirs, scheduler, experiment, load_ema(experiment, workdir, devices.make_mesh()).params
 
 
 def test_the_full_width_network_is_the_same_function(published) -> None:
@@ -222,7 +222,7 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
         torch.testing.assert_close(pipeline.unet.state_dict()[name], value, rtol=0, atol=0)
     assert len(pipeline(batch_size=2, num_inference_steps=2).images) == 2
 
-    _, params = load_ema(experiment, tmp_path / "run", devices.make_mesh())
+    params = load_ema(experiment, tmp_path / "run", devices.make_mesh()).params
     draws = noise(shape, NUM_STEPS + 1)
     chain, denoise = experiment.sampling_chain(NUM_STEPS)
     table = jnp.asarray(draws)
