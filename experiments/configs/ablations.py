@@ -85,8 +85,7 @@ def _dropout(rate: float) -> Change:
 
 
 def _faithful(config: ConfigDict) -> None:
-    images = config.train.batch_size // 8  # the paper's machines had 8 cores
-    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, images_per_core=images))
+    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, num_cores=8))
     config.optimizer.epsilon_hat = True
     config.model.dtype = "float32"
 

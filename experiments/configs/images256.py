@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0
     config.variance = ConfigDict(dict(name="fixed_small"))
     config.optimizer.learning_rate = 2e-5
-    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, images_per_core=8))
     config.train.batch_size = 64
     config.train.steps_per_call = 1
     config.loader.in_memory = False

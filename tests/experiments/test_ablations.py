@@ -159,9 +159,9 @@ def test_weights_and_updates_are_changed_alone() -> None:
     for name in DATA_CONFIGS:
         assert get(name, "min_snr").loss.name == get(name).loss.name
         old, new = get(name, "faithful"), get(name, "modern")
-        assert old.train.batch_size == 8 * old.clip.images_per_core
+        assert old.clip.num_cores == 8
         assert changed(old, new) == {
-            *("clip.name", "clip.images_per_core", "optimizer.epsilon_hat", "model.dtype")
+            *("clip.name", "clip.num_cores", "optimizer.epsilon_hat", "model.dtype")
         }
 
 
