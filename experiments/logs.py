@@ -105,6 +105,7 @@ class Window(NamedTuple):
         result = {
             "loss": float(total["loss"]) / steps,
             "grad_norm": float(total["grad_norm"]) / steps,
+            "clipped_share": float(total["clipped_share"]) / steps,
             "images_per_second": self.images / seconds,
             "data_wait_share": self.data_seconds / seconds,
             "eta_seconds": (num_steps - self.step) * seconds / steps,
@@ -236,7 +237,8 @@ class TrainingLog:
         self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}")
         self._progress.console.print(
             f"step {step:>7,}/{self.num_steps:,}  loss {metrics['loss']:.4f} [{quartiles}]  "
-            f"grad {metrics['grad_norm']:.3f}  {metrics['images_per_second']:.0f} images/s  "
+            f"grad {metrics['grad_norm']:.3f} ({metrics['clipped_share']:.0%} clipped)  "
+            f"{metrics['images_per_second']:.0f} images/s  "
             f"data {metrics['data_wait_share']:.0%}  ETA {format_duration(metrics['eta_seconds'])}",
             markup=False,
             highlight=False,

@@ -1,4 +1,4 @@
-"""Optimizers, with the original's Adam as it was, and the average of what they find."""
+"""Optimizers, the original's Adam and RMSProp as they were, and the average of what they find."""
 
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -40,6 +40,13 @@ def scale_by_adam_hat(b1: float, b2: float, eps_hat: float) -> optax.GradientTra
     return optax.GradientTransformation(init, update)
 
 
+def _warm_up(learning_rate: float, warmup_steps: int) -> optax.ScalarOrSchedule:
+    """learning_rate * min(step / warmup_steps, 1)."""
+    if not warmup_steps:
+        return learning_rate
+    return optax.linear_schedule(0.0, learning_rate, warmup_steps)
+
+
 def adam(
     learning_rate: float,
     warmup_steps: int = 5000,
@@ -53,10 +60,8 @@ def adam(
     The first update (step 0) therefore has rate 0, as in the original. `epsilon_hat` chooses the
     original's placement of eps; False is optax's.
     """
-    rate = (
-        optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
-    )
     scale = scale_by_adam_hat(b1, b2, eps) if epsilon_hat else optax.scale_by_adam(b1, b2, eps)
+    rate = _warm_up(learning_rate, warmup_steps)
     return optax.chain(scale, optax.scale_by_learning_rate(rate))
 
 
@@ -69,4 +74,23 @@ def update_ema(ema_params: Any, params: Any, decay: float) -> Any:
     return jax.tree.map(lambda ema, p: ema + (1.0 - decay) * (p - ema), ema_params, params)
 
 
-OPTIMIZERS = MappingProxyType({"adam": adam})
+def rmsprop(
+    learning_rate: float,
+    warmup_steps: int = 5000,
+    decay: float = 0.9,
+    momentum: float = 0.0,
+    eps: float = 1e-10,
+) -> optax.GradientTransformation:
+    """RMSProp under the same warm-up, which DDPM App. B tried beside Adam.
+
+    As TensorFlow 1 has it, with its defaults: v = decay v + (1 - decay) g^2 from v = 1, not 0;
+    u = momentum u + rate g / sqrt(v + eps), with eps inside the root and the rate inside the
+    momentum; the parameters lose u.
+    """
+    rate = _warm_up(learning_rate, warmup_steps)
+    return optax.rmsprop(
+        rate, decay=decay, eps=eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum or None
+    )
+
+
+OPTIMIZERS = MappingProxyType({"adam": adam, "rmsprop": rmsprop})

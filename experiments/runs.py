@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_dict
 
 from diffusion.variances import VARIANCES
 from experiments.configs.files import read_json, write_json
-from experiments.configs.protocols import MODEL
+from experiments.configs.protocols import MODEL, renewed
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
 
@@ -61,8 +61,8 @@ def config_to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def config_from_dict(content: dict[str, Any]) -> ConfigDict:
-    """The inverse of `config_to_dict`."""
-    return ConfigDict(_tuples(content))
+    """The inverse of `config_to_dict`, for a config of an older version of this program too."""
+    return ConfigDict(_tuples(renewed(content)))
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -107,7 +107,7 @@ def check_same(
             source = source[part]
         return source
 
-    now = config_to_dict(config)
+    saved, now = renewed(saved), config_to_dict(config)
     differ = [path for path in fields if field(saved, path) != field(now, path)]
     if fields == MODEL and "variance" in differ:
         learned = [VARIANCES[source["variance"]["name"]].extra_channels for source in (saved, now)]

@@ -111,6 +111,7 @@ def make_train_step(
             "steps": jnp.ones(()),
             "loss": jnp.mean(examples.weight * gradient.losses),
             "grad_norm": gradient.norm,
+            "clipped_share": gradient.clipped_share,
             "quartile_loss": jax.ops.segment_sum(gradient.losses, quartile, 4),
             "quartile_count": jax.ops.segment_sum(jnp.ones_like(gradient.losses), quartile, 4),
         }
@@ -348,8 +349,9 @@ def restore(
     if saved not in (None, fingerprint):
         raise ValueError(
             f"the checkpoint was trained on data with fingerprint {saved}, but "
-            f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set as it was, "
-            "or choose another --workdir."
+            f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set and "
+            "config.data (test_fraction, where it has one) as they were, or choose another "
+            "--workdir."
         )
     state = checkpoints.restore(step, "state", saved_layout(experiment, meta, sharding))
     if saved is None:

@@ -20,6 +20,10 @@ INTRODUCTION = (
     "paper's numbers are as printed in"
 )
 NOT_MEASURED = "not measured"
+QUOTED = (
+    "The table also quotes these from other work, which no config here trains. A star marks what "
+    "StyleGAN2 reported as a baseline."
+)
 
 
 class Measured(NamedTuple):
@@ -148,6 +152,20 @@ def _table(runs: Sequence[Run], table: published.Table) -> Iterator[page.Block]:
             workdir = start.partition("--workdir=")[2]
             commands |= dict.fromkeys((f"cp -r {workdir} {workdir}-train", _on_train(workdir)))
     yield page.Commands(tuple(commands))
+    if table.quoted:
+        yield page.Paragraph(QUOTED)
+        yield _quoted(table)
+
+
+def _quoted(table: published.Table) -> page.Table:
+    """What the paper quotes from other work, one line for each model."""
+    columns = [name for name in table.columns if any(name in row.cells for row in table.quoted)]
+    lines = [
+        (row.label, *(row.cells[name].text if name in row.cells else "" for name in columns))
+        for row in table.quoted
+    ]
+    head = ("quoted from other work", *(table.columns[name] for name in columns))
+    return page.Table(head, tuple(tuple(map(page.Cell, line)) for line in lines))
 
 
 def _apart(runs: Sequence[Run]) -> Iterator[tuple[page.Cell, ...]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.configs.files import read_json
-from experiments.configs.protocols import TRAINING
+from experiments.configs.protocols import TRAINING, renewed
 
 # What decides which model a run trains, apart from its seed, and where its data lies.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
@@ -77,7 +77,7 @@ def training_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a resolved config as JSON has it: the fields that decide which model is trained."""
     return {
         name: value
-        for name, value in flat(config).items()
+        for name, value in flat(renewed(config)).items()
         if name not in PLACES and any(f"{name}.".startswith(f"{field}.") for field in DEFINING)
     }
 

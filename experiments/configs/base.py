@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass to save memory
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
 
+    # adam, or rmsprop (learning_rate, warmup_steps, decay, momentum, eps)
     config.optimizer = ConfigDict(dict(name="adam"))
     config.optimizer.learning_rate = 2e-4  # after warm-up
     config.optimizer.warmup_steps = 5000  # linear from 0; 0 is none
@@ -60,8 +61,8 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.999  # decay of the second moment
     config.optimizer.eps = 1e-8  # added to the root of the second moment
     config.optimizer.epsilon_hat = True  # before bias correction (the original), or after (optax)
-    # global (max_norm) | per_core (max_norm, images_per_core): 16 a core on the original's TPU
-    config.clip = dict(name="per_core", max_norm=1.0, images_per_core=16)
+    # none | global (max_norm) | per_core (max_norm, num_cores): the original's TPU had 8 cores
+    config.clip = dict(name="per_core", max_norm=1.0, num_cores=8)
     config.ema_decay = 0.9999  # per step, from the initial parameters, without warm-up
 
     config.train = ConfigDict()

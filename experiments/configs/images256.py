@@ -1,4 +1,8 @@
-"""What the paper's 256x256 runs share: 113.7 million parameters, no dropout, fixed_small."""
+"""What the paper's 256x256 runs share: 113.7 million parameters, no dropout, fixed_small.
+
+They train on all images. With data.test_fraction above 0 a part of them is held out, and
+evaluate.split=test names it.
+"""
 
 from ml_collections import ConfigDict
 
@@ -13,13 +17,13 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0
     config.variance = ConfigDict(dict(name="fixed_small"))
     config.optimizer.learning_rate = 2e-5
-    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, images_per_core=8))
     config.train.batch_size = 64
     config.train.steps_per_call = 1
     config.loader.in_memory = False
     config.loader.num_workers = 8  # decoding processes
     config.sample.num_images = 64
     config.sample.batch_size = 32
+    config.evaluate.split = "train"  # there is no other
     config.evaluate.num_images = 200
     config.evaluate.batch_size = 50
     return config

@@ -1,4 +1,7 @@
-"""What must agree: between numbers that are compared, and between a run and its continuation."""
+"""What must agree: between numbers that are compared, and between a run and its continuation.
+
+Also how a config that was saved long ago reads under the names that fields have now.
+"""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -20,6 +23,20 @@ FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
     *("sampler", "num_steps", "spacing", "clip_denoised", "seed"),
 )
+
+
+def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config, as JSON has it, under the names that its fields have now.
+
+    The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
+    """
+    match config:
+        case {
+            "clip": {"images_per_core": int(images), **clip},
+            "train": {"batch_size": int(batch_size)},
+        } if images > 0:
+            return {**config, "clip": {**clip, "num_cores": batch_size // images}}
+    return dict(config)
 
 
 def differences(

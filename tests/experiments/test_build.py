@@ -16,7 +16,10 @@ DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
-OTHERS = ("base", "images256", "ablations", "catalogue", "published", "saved", "files", "protocols")
+OTHERS = (
+    *("base", "images256", "ablations", "changes", "catalogue", "published"),
+    *("saved", "files", "protocols"),
+)
 
 
 def get(name: str, ablation: str = "") -> ConfigDict:
@@ -71,7 +74,7 @@ def test_the_papers_rows_are_the_base_config() -> None:
     cifar = get("cifar10")
     assert (cifar.optimizer.learning_rate, cifar.optimizer.warmup_steps) == (2e-4, 5000)
     assert cifar.optimizer.epsilon_hat and cifar.clip.to_dict() == dict(
-        name="per_core", max_norm=1.0, images_per_core=16
+        name="per_core", max_norm=1.0, num_cores=8
     )
     assert (cifar.train.batch_size, cifar.train.num_steps, cifar.ema_decay) == (
         128,
@@ -111,7 +114,7 @@ def test_the_papers_rows_are_the_base_config() -> None:
         ("loss", dict(name="simple", weighting=dict(name="snr")), ["config.loss.weighting.name"]),
         ("timesteps", dict(name="importance"), ["config.timesteps.name", "loss_second_moment"]),
         ("optimizer", dict(name="adam", learning_rate=1.0, beta1=0.9), ["'beta1'", "b1"]),
-        ("clip", dict(name="norm"), ["config.clip.name", "global, per_core"]),
+        ("clip", dict(name="norm"), ["config.clip.name", "global, per_core, none"]),
         ("sample.sampler", dict(name="ddim"), ["config.sample.sampler.name", "ancestral"]),
         ("sample.num_steps", 2000, ["num_steps = 2000", "1 to 1000"]),
         ("evaluate.decoder", "tahn", ["config.evaluate.decoder = 'tahn'", "mean 'tanh'"]),

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, devices, logs, stopping, train
+from experiments import data, devices, logs, runs, stopping, train
 from experiments.build import build
 from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.configs import files
+from experiments.configs.protocols import TRAINING
 from experiments.outcome import Outcome
+from launch import collect
 
 Make = Callable[[], ConfigDict]
 
@@ -57,9 +60,7 @@ def records(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "clip", [dict(name="global"), dict(name="per_core", max_norm=0.5, images_per_core=2)]
-)
+@pytest.mark.parametrize("clip", [dict(name="global"), dict(name="per_core", max_norm=0.5)])
 def test_eight_devices_train_like_one(tiny: Make, clip: dict) -> None:
     config = tiny()
     config.clip = ConfigDict(clip)
@@ -71,6 +72,32 @@ def test_eight_devices_train_like_one(tiny: Make, clip: dict) -> None:
         one.timestep_state.losses, eight.timestep_state.losses, rtol=1e-3, atol=1e-5
     )
     assert one.timestep_state.seen.sum() == 4 * config.train.batch_size
+
+
+@pytest.mark.parametrize(("limit", "share"), [(1e-3, 1.0), (1e3, 0.0)])
+def test_the_log_says_how_often_the_gradient_was_clipped(
+    tiny: Make, limit: float, share: float
+) -> None:
+    config = tiny()
+    config.clip = ConfigDict(dict(name="per_core", max_norm=limit, num_cores=4))
+    calls = run_steps(config, 1)[1]
+    window = logs.Window(4, calls, images=64, data_seconds=0.0)
+    assert window.read(num_steps=8, seconds=1.0)["clipped_share"] == share
+
+
+def test_a_checkpoint_older_than_num_cores_goes_on(tiny: Make, tmp_path: pathlib.Path) -> None:
+    """Its clip had the images of a core where the number of cores is now."""
+    config = tiny()
+    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, num_cores=4))
+    old = runs.config_to_dict(config)
+    old["clip"] = dict(name="per_core", max_norm=1.0, images_per_core=4)  # of 16
+    runs.check_same(old, config, TRAINING, tmp_path)
+    files.write_json(tmp_path / "config.json", old)
+    assert runs.read_config(tmp_path).clip.to_dict() == config.clip.to_dict()
+    assert collect.training_fields(old) == collect.training_fields(runs.config_to_dict(config))
+    config.clip.num_cores = 8
+    with pytest.raises(ValueError, match=r"clip: .*'num_cores': 4.* then, .*'num_cores': 8.* now"):
+        runs.check_same(old, config, TRAINING, tmp_path)
 
 
 def test_several_steps_in_one_call_are_the_same_steps(tiny: Make) -> None:
@@ -140,6 +167,7 @@ def test_a_run_learns_logs_and_stops_where_it_should(tiny: Make, tmp_path: pathl
     assert {"loss_q0", "loss_q3", "grad_norm", "images_per_second", "data_wait_share"} <= set(
         lines[0]
     )
+    assert 0 <= lines[0]["clipped_share"] <= 1
     assert lines[1]["eta_seconds"] == 0 and 0 <= lines[1]["data_wait_share"] < 1
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
         *("00000020.png", "00000040.png")

@@ -65,6 +65,15 @@ def test_every_cell_of_the_paper_has_a_line_and_every_row_its_command() -> None:
     assert "Nothing was measured." in text
 
 
+def test_what_the_paper_quotes_is_shown_as_quoted_and_never_as_not_measured() -> None:
+    rows = lines(page())
+    for table in published.TABLES.values():
+        for row in table.quoted:
+            (found,) = [line for line in rows if line[0] == row.label]
+            shown = [text.replace("\\*", "*") for text in found[1:] if text != "–"]
+            assert shown == [row.cells[name].text for name in table.columns if name in row.cells]
+
+
 def test_a_command_trains_the_row_that_it_stands_for() -> None:
     for table in published.TABLES.values():
         for row in table.rows:
