@@ -98,7 +98,11 @@ class Window(NamedTuple):
     data_seconds: float  # that the loop waited for a batch
 
     def read(self, num_steps: int, seconds: float) -> dict[str, float]:
-        """Means over the window, and rates where it took `seconds`; waits for the device."""
+        """Means over the window, and rates where it took `seconds`; waits for the device.
+
+        loss_q0 to loss_q3 are means over the examples whose t was drawn from that quarter of the
+        chain, not weighted: where t is drawn by importance, they are of the drawn t.
+        """
         calls = jax.device_get(self.calls)
         total: dict[str, Any] = {name: sum(call[name] for call in calls) for name in calls[0]}
         steps = float(total["steps"])

@@ -166,7 +166,7 @@ _SCHEDULES = {
     f"{name}_{length}": Ablation(
         f"{words}, T = {length}",
         source,
-        () if (name, length) == ("linear", 1000) else ("schedule",),  # which every config has
+        ("schedule",),
         changes.schedule(name, length),
     )
     for name, (words, source) in _SHAPES.items()

@@ -14,7 +14,7 @@ MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
 # What cannot change between the start of a training run and its continuation.
 TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
-    *("train.batch_size", "train.flip"),
+    *("precision", "train.batch_size", "train.flip"),
 )
 # What older protocols mean by the absence of a field.
 OLDER = MappingProxyType({"selected_on": NOTHING})
@@ -29,14 +29,16 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, as JSON has it, under the names that its fields have now.
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
+    The precision of products was the default of jax before it was a field.
     """
+    config = {"precision": "default", **config}
     match config:
         case {
             "clip": {"images_per_core": int(images), **clip},
             "train": {"batch_size": int(batch_size)},
         } if images > 0:
             return {**config, "clip": {**clip, "num_cores": batch_size // images}}
-    return dict(config)
+    return config
 
 
 def differences(
