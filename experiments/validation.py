@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import bound, logs, runs, sample_quality
-from experiments.build import Experiment, choose
+from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints
 from experiments.configs.protocols import TRAINING
 from experiments.sample import draw, make_sample_fn
@@ -62,20 +62,13 @@ class Validation:
     A training that goes on also goes on from its best checkpoint, `step` and `best`.
 
     Raises:
-        ValueError: for a validation that cannot be, and if the best checkpoint in `workdir` is of
-            another training or was chosen by another number.
+        ValueError: if the best checkpoint in `workdir` is of another training or was chosen by
+            another number.
     """
 
     def __init__(self, experiment: Experiment, workdir: Path, mesh: Any) -> None:
         config = experiment.config
         self.name = config.train.validate_with
-        make = choose(VALIDATIONS, self.name, "train.validate_with")
-        least = 2 if self.name == "samples" else 1
-        if config.train.validate_images < least:
-            raise ValueError(
-                f"config.train.validate_images = {config.train.validate_images} must be at least "
-                f"{least} for {self.name}."
-            )
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
         self.step = self._checkpoints.latest_step()
@@ -84,7 +77,7 @@ class Validation:
             fields = (*TRAINING, *MEASURED_BY[self.name])
             runs.check_same(meta["config"], config, fields, workdir / BEST)
             self.best = meta["validation"]
-        self._validate = make(experiment, mesh)
+        self._validate = VALIDATIONS[self.name](experiment, mesh)
 
     def run(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> float:
         """Validates the EMA parameters of a step, and saves it where no earlier one was better.

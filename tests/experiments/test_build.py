@@ -16,7 +16,17 @@ DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
-OTHERS = ("base", "images256", "ablations", "catalogue", "published", "saved", "files", "protocols")
+OTHERS = (
+    "base",
+    "images256",
+    "ablations",
+    "catalogue",
+    "published",
+    "saved",
+    "files",
+    "protocols",
+    "ranges",
+)
 
 
 def get(name: str, ablation: str = "") -> ConfigDict:
@@ -98,7 +108,11 @@ def test_the_papers_rows_are_the_base_config() -> None:
             dict(name="cosine", num_timesteps=10, beta_start=1e-4),
             ["config.schedule has 'beta_start'", "'cosine' does not take", "offset, beta_max"],
         ),
-        ("schedule", dict(name="linear", num_timesteps=10, beta_start=-0.1), ["beta[0] = -0.1"]),
+        (
+            "schedule",
+            dict(name="linear", num_timesteps=10, beta_start=1.0),
+            ["config.schedule: beta[0] = 1.0"],
+        ),
         (
             "parameterization",
             dict(name="epsilon"),
