@@ -20,9 +20,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments.platform import set_cpu_flags
-
-set_cpu_flags()
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch its share
 
 import jax
@@ -44,7 +41,8 @@ from diffusion.samplers import ancestral, sample
 from diffusion.schedules import evenly_spaced, from_betas, respace
 from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
-from experiments.optimizers import adam
+from experiments import devices
+from experiments.optimizers import adam, update_ema
 
 EPS, FIXED_LARGE = PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]
 
@@ -80,7 +78,7 @@ def compile_ours(
     function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
 ) -> tuple[Callable[..., Any], float]:
     """The compiled function, and the FLOPs of the program before it was optimised."""
-    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    lowered = devices.jit(function, precision="default", donate_argnums=donate).lower(*arguments)
     cost = lowered.cost_analysis()
     return lowered.compile(), float((cost or {}).get("flops", 0.0))
 
@@ -89,7 +87,9 @@ def our_params(case: Case) -> tuple[UNet, Any, jax.Array]:
     """The network, initial parameters and a batch of images."""
     network = our_network(case)
     x = jax.random.normal(jax.random.key(1), (case.batch, *case.image_shape))
-    params = jax.jit(network.init)(jax.random.key(0), x[:1], jnp.zeros(1, jnp.int32))["params"]
+    params = devices.jit(network.init, precision="default")(
+        jax.random.key(0), x[:1], jnp.zeros(1, jnp.int32)
+    )["params"]
     return network, params, x
 
 
@@ -124,13 +124,12 @@ def our_train(case: Case) -> Ours:
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
-        return (params, optax.incremental_update(params, ema, 1e-4), opt_state, key), value
+        return (params, update_ema(ema, params, 0.9999), opt_state, key), value
 
-    @jax.jit
     def init(params: Any) -> Any:
         return params, params, optimizer.init(params), jax.random.key(2)
 
-    state = init(params)
+    state = devices.jit(init, precision="default")(params)
     compiled, flops = compile_ours(step, state, x, donate=(0,))
     cell = [state]
 
@@ -184,7 +183,7 @@ def our_product() -> Ours:
     """A float32 matrix product large enough to be nothing but arithmetic."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((n, n))
-    product = jax.jit(jnp.dot)
+    product = devices.jit(jnp.dot, precision="default")
     return Ours(lambda: jax.block_until_ready(product(x, x)), 2.0 * n**3)
 
 

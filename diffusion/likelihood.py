@@ -17,15 +17,25 @@ from diffusion.random import normal
 from diffusion.structs import Gaussian, Prediction, Schedule
 
 X = Float[Array, "*x"]
-Decoder = Callable[[jax.Array, Gaussian], jax.Array]
+Decoder = Callable[[jax.Array, Gaussian], jax.Array]  # (x_0, p(x_0 | x_1)) -> log-probability
 
-BIN_HALF_WIDTH = 1.0 / 255.0  # images have 256 levels in [-1, 1]
 FLOOR_NATS = float(np.log(1e-12))  # the original never lets a pixel's probability fall below 1e-12
 
 
 def to_bits_per_dim(nats_per_dim: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """nats / ln 2."""
     return nats_per_dim / jnp.log(2.0)
+
+
+def bin_half_width(num_levels: int) -> float:
+    """Half the distance of neighbouring levels, which lie evenly from -1 to 1; 1/255 for 256.
+
+    Raises:
+        ValueError: for fewer than two levels.
+    """
+    if num_levels < 2:
+        raise ValueError(f"num_levels = {num_levels} is not possible: data have at least 2 levels.")
+    return 1.0 / (num_levels - 1)
 
 
 def mean_per_example(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
@@ -42,11 +52,12 @@ def normal_kl(q: Gaussian, p: Gaussian) -> Float[Array, "..."]:
     )
 
 
-def _bin_edges(x_0: X, p: Gaussian) -> tuple[jax.Array, jax.Array]:
+def _bin_edges(x_0: X, p: Gaussian, num_levels: int) -> tuple[jax.Array, jax.Array]:
     """Upper and lower edge of x_0's bin in standard deviations of p; finite whatever p is."""
+    half_width = bin_half_width(num_levels)
     inverse_std = jnp.exp(-0.5 * jnp.clip(p.log_variance, -60.0, 60.0))
-    upper = inverse_std * (x_0 - p.mean + BIN_HALF_WIDTH)
-    lower = inverse_std * (x_0 - p.mean - BIN_HALF_WIDTH)
+    upper = inverse_std * (x_0 - p.mean + half_width)
+    lower = inverse_std * (x_0 - p.mean - half_width)
     return jnp.clip(upper, -1e4, 1e4), jnp.clip(lower, -1e4, 1e4)
 
 
@@ -55,8 +66,8 @@ def _open_ends(x_0: X, first: jax.Array, last: jax.Array, inner: jax.Array) -> j
     return jnp.where(x_0 < -0.999, first, jnp.where(x_0 > 0.999, last, inner))
 
 
-def tanh_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
-    """Log-probability of the 256-level x_0 under the discretized Gaussian p (DDPM Eq. 13).
+def tanh_decoder(x_0: X, p: Gaussian, num_levels: int = 256) -> Float[Array, "..."]:
+    """Log-probability of the discrete x_0 under the discretized Gaussian p (DDPM Eq. 13).
 
     The normal distribution function is the original's approximation
     (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2, which is a logistic function s of twice the
@@ -64,13 +75,14 @@ def tanh_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
     probability is floored at 1e-12.
 
     Args:
-        x_0: f32[...], multiples of 2/255 from -1 to 1.
+        x_0: f32[...], levels k * 2 / (num_levels - 1) - 1, from -1 to 1.
         p: mean and log-variance broadcastable to x_0.
+        num_levels: how many levels the data have. The probabilities of all of them sum to 1.
 
     Returns:
         f32[...] in nats, in [log 1e-12, 0]; finite, with finite gradients, for finite input.
     """
-    upper, lower = _bin_edges(x_0, p)
+    upper, lower = _bin_edges(x_0, p, num_levels)
     scale = 2.0 * np.sqrt(2.0 / np.pi)
     a = scale * (upper + 0.044715 * upper**3)
     b = scale * (lower + 0.044715 * lower**3)
@@ -83,15 +95,15 @@ def tanh_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
     return jnp.maximum(log_prob, FLOOR_NATS)
 
 
-def exact_decoder(x_0: X, p: Gaussian) -> Float[Array, "..."]:
-    """Log-probability of the 256-level x_0 under the discretized Gaussian p (DDPM Eq. 13).
+def exact_decoder(x_0: X, p: Gaussian, num_levels: int = 256) -> Float[Array, "..."]:
+    """Log-probability of the discrete x_0 under the discretized Gaussian p (DDPM Eq. 13).
 
     With the normal distribution function itself and no floor, so that far residuals cost what they
     should; within two standard deviations it differs from `tanh_decoder` by hundredths of a bit.
 
     Args and Returns: as for `tanh_decoder`, without its lower limit.
     """
-    upper, lower = _bin_edges(x_0, p)
+    upper, lower = _bin_edges(x_0, p, num_levels)
     # In the upper half the tail on the other side is the same number without cancellation.
     flip = upper + lower > 0.0
     a, b = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion.forward import q_sample, snr
-from diffusion.likelihood import mean_per_example, to_bits_per_dim, vlb_term
+from diffusion.likelihood import (
+    Decoder,
+    mean_per_example,
+    tanh_decoder,
+    to_bits_per_dim,
+    vlb_term,
+)
 from diffusion.reverse import check_signal, predict, split_output
 from diffusion.structs import Parameterization, Schedule, TimestepSampler, Variance
 
@@ -81,7 +87,7 @@ def min_snr_weight(model: Model, t: T, /, gamma: float = 5.0) -> PerExample:
     return ratio * jnp.square(_output_to_x_0(model, t))
 
 
-# --- Losses: functions of (model, output, noised), f32[B] ---
+# --- Losses: functions of (model, output, noised, decoder), f32[B]; decoder is L_0's ---
 
 
 def _squared_error(model: Model, value: X, noised: Noised) -> PerExample:
@@ -94,10 +100,13 @@ def simple(
     model: Model,
     output: Float[Array, "b ..."],
     noised: Noised,
+    decoder: Decoder = tanh_decoder,
     /,
     weighting: Callable[[Model, T], PerExample] = uniform_weight,
 ) -> PerExample:
     """Weighted mean squared error between the network's output and its target (DDPM Eq. 14).
+
+    It has the same form at every t, so that `decoder` plays no part.
 
     Raises:
         ValueError: if the variance is learned: this loss would give it no gradient.
@@ -109,16 +118,22 @@ def simple(
 
 
 def vlb(
-    model: Model, output: Float[Array, "b ..."], noised: Noised, /, scale: float = 1.0
+    model: Model,
+    output: Float[Array, "b ..."],
+    noised: Noised,
+    decoder: Decoder = tanh_decoder,
+    /,
+    scale: float = 1.0,
 ) -> PerExample:
     """scale * T * (the bound's term at t), in bits per dimension (DDPM Eq. 5).
 
     With t uniform and scale 1 its mean is the whole bound L - L_T. The original optimises the term
-    itself, which is scale = 1 / T; the factor matters to gradient clipping only.
+    itself, which is scale = 1 / T. The factor matters to gradient clipping, and to Adam where the
+    root of the second moment is not large beside its eps.
     """
     x_0, _, x_t, t = noised
     prediction = predict(*model, output, x_t, t, clip=False)
-    term = to_bits_per_dim(vlb_term(model.schedule, prediction, x_0, x_t, t))
+    term = to_bits_per_dim(vlb_term(model.schedule, prediction, x_0, x_t, t, decoder=decoder))
     return scale * model.schedule.num_timesteps * term
 
 
@@ -126,6 +141,7 @@ def hybrid(
     model: Model,
     output: Float[Array, "b ..."],
     noised: Noised,
+    decoder: Decoder = tanh_decoder,
     /,
     vlb_coefficient: float = 1e-3,
     weighting: Callable[[Model, T], PerExample] = uniform_weight,
@@ -140,12 +156,15 @@ def hybrid(
     value, _ = split_output(model.variance, output, noised.x_t)
     held = output.at[..., : value.shape[-1]].set(jax.lax.stop_gradient(value))
     return weighting(model, noised.t) * _squared_error(model, value, noised) + vlb_coefficient * (
-        vlb(model, held, noised)
+        vlb(model, held, noised, decoder)
     )
 
 
 def make_loss_fn(
-    apply: Callable[..., jax.Array], model: Model, loss: Callable[[Model, jax.Array, Noised], Any]
+    apply: Callable[..., jax.Array],
+    model: Model,
+    loss: Callable[..., PerExample],
+    decoder: Decoder = tanh_decoder,
 ) -> Callable[..., PerExample]:
     """loss_fn(params, x_0, t, eps, **inputs) -> f32[B], one network evaluation (DDPM Alg. 1).
 
@@ -153,6 +172,7 @@ def make_loss_fn(
         apply: (params, x_t, model_t, **inputs) -> network output.
         model: concrete tables, not traced ones.
         loss: one of LOSSES, its options bound.
+        decoder: of L_0, for the data's number of levels.
 
     Raises:
         ValueError: if the parameterization cannot be decoded on the model's schedule.
@@ -162,7 +182,7 @@ def make_loss_fn(
     def loss_fn(params: Any, x_0: X, t: T, eps: X, **inputs: Any) -> PerExample:
         x_t = q_sample(model.schedule, x_0, t, eps)
         output = apply(params, x_t, model.schedule.model_t[t], **inputs)
-        return loss(model, output, Noised(x_0, eps, x_t, t))
+        return loss(model, output, Noised(x_0, eps, x_t, t), decoder)
 
     return loss_fn
 
@@ -185,6 +205,29 @@ class LossHistory(NamedTuple):
 
     losses: Float[Array, "T history"]
     seen: Int[Array, " T"]  # how many there ever were
+
+
+def whole_parts(
+    p: Float[Array, " T"],
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]]]:
+    """Probabilities as whole parts of a sum of about 2^31, from which to draw without rounding.
+
+    A cumulative sum in float32 is off by some 6e-8, a quarter of what a rare timestep of a chain
+    of T = 4000 has; integers add exactly.
+
+    Returns:
+        total: u32[], the number of parts.
+        locate: u u32[B], each in [0, total) -> (t i32[B], the exact probability of each f32[B]).
+    """
+    parts = jnp.maximum((p * 2.0**31).astype(jnp.uint32), 1)
+    cumulative = jnp.cumsum(parts, dtype=jnp.uint32)
+    total = cumulative[-1]
+
+    def locate(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        t = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
+        return t, parts[t].astype(jnp.float32) / total.astype(jnp.float32)
+
+    return total, locate
 
 
 def loss_second_moment(
@@ -215,11 +258,9 @@ def loss_second_moment(
         return jnp.where(full, mixed, 1.0 / num_timesteps)
 
     def sample(state: LossHistory, keys: Key[Array, " b"]) -> tuple[T, PerExample]:
-        p = probabilities(state)
-        cumulative = jnp.cumsum(p)
-        u = jax.vmap(jax.random.uniform)(keys) * cumulative[-1]
-        t = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), num_timesteps - 1)
-        return t.astype(jnp.int32), 1.0 / (num_timesteps * p[t])
+        total, locate = whole_parts(probabilities(state))
+        t, p = locate(jax.vmap(lambda key: jax.random.randint(key, (), 0, total, jnp.uint32))(keys))
+        return t, 1.0 / (num_timesteps * p)
 
     def update(state: LossHistory, t: T, losses: PerExample) -> LossHistory:
         # Several examples may share a t: the k-th of them takes the k-th next slot, and of more

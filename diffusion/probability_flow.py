@@ -16,30 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from diffusion.likelihood import BIN_HALF_WIDTH, to_bits_per_dim
+from diffusion.forward import q_marginal
+from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
+from diffusion.noise_curve import NoiseLevel, noise_curve, noise_level
 from diffusion.reverse import check_signal, predict
-from diffusion.structs import Parameterization, Schedule, Variance
+from diffusion.structs import Gaussian, Parameterization, Prediction, Schedule, Variance
 
 Scalar = Float[Array, ""]
 Velocity = Callable[..., jax.Array]  # (params, x f32[B, ...], u f32[], **inputs) -> f32[B, ...]
 
 FIRST_STEP = 1.0  # in timesteps: the noise's variance at u = 0 grows by about its own size in one
 SHORTEST_STEP = 1e-6  # in timesteps; a solve that asks for less has failed
-
-
-class NoiseCurve(NamedTuple):
-    """log alpha_bar(u) and the network's t, between the timesteps of a chain of length T."""
-
-    cubic: Float[Array, "n 4"]  # row k: log alpha_bar on [k, k + 1] in powers of u - k; n = T - 1
-    model_t: Float[Array, " T"]  # what the network is told at the integers
-
-
-class NoiseLevel(NamedTuple):
-    """A point of a `NoiseCurve`, f32[] each."""
-
-    log_alpha_bar: Scalar
-    rate: Scalar  # d log alpha_bar / du, <= 0
-    model_t: Scalar  # what the network is told
 
 
 class Flow(NamedTuple):
@@ -60,89 +47,17 @@ class FlowLikelihood(NamedTuple):
     evaluations: Int[Array, " b"]  # of the velocity along the solve (the network and its vjp)
     success: Bool[Array, " b"]  # the solver reached the prior within its tolerance
 
-    @property
-    def bits_per_dim(self) -> Float[Array, " b"]:
-        """-log2(density per dimension) - log2(2 / 255), for images that `dequantize` returned.
+    def bits_per_dim(self, num_levels: int = 256) -> Float[Array, " b"]:
+        """-log2(density per dimension) - log2(width of a bin), for images from `dequantize`.
 
-        Its mean over the noise bounds -log2 of an 8-bit image's probability from above (Theis et
-        al. 2016, section 3.1). inf, never NaN, without success.
+        Its mean over the noise bounds -log2 of an image's probability from above (Theis et al.
+        2016, section 3.1). inf, never NaN, without success. The density is that of the noise level
+        of the first timestep, so that a certain pixel, whose bin is narrower than that noise, is
+        not free: it costs log2(sqrt(2 pi) sigma / bin width) bits and a little more, 1.71 for 256
+        levels where beta_0 = 1e-4. `decoded_bits_per_dim` has no such floor.
         """
-        return to_bits_per_dim(-self.log_density) - float(np.log2(2.0 * BIN_HALF_WIDTH))
-
-
-def _solve_1_4_1(right: np.ndarray) -> np.ndarray:
-    """f64[n] x with x[k - 1] + 4 x[k] + x[k + 1] = right[k], where x is 0 beyond both ends."""
-    x, factor = right.copy(), np.empty_like(right)
-    previous, above = 0.0, 0.0
-    for k in range(x.size):
-        factor[k] = above = 1.0 / (4.0 - above)
-        x[k] = previous = (x[k] - previous) * above
-    for k in range(x.size - 2, -1, -1):
-        x[k] -= factor[k] * x[k + 1]
-    return x
-
-
-def _slopes(rises: np.ndarray) -> np.ndarray:
-    """f64[n + 1] derivatives at the knots from the n negative rises between them, at unit spacing.
-
-    Those of the cubic spline that starts and ends with the slopes of the parabolas through three
-    knots: its second derivative is continuous, and each jump of it would cost an adaptive solver
-    steps. Where the spline might turn, its slope is brought to between 0 and three times
-    either neighbouring rise, which suffices for monotone cubics (Fritsch and Carlson 1980).
-    """
-    if rises.size == 1:
-        return np.repeat(rises, 2)
-    first, last = 1.5 * rises[0] - 0.5 * rises[1], 1.5 * rises[-1] - 0.5 * rises[-2]
-    right = 3.0 * (rises[:-1] + rises[1:])
-    right[0] -= first
-    right[-1] -= last
-    slopes = np.concatenate([[first], _solve_1_4_1(right), [last]])
-    nearest = np.maximum(np.append(rises, rises[-1]), np.append(rises[0], rises))
-    return np.clip(slopes, 3.0 * nearest, 0.0)
-
-
-def noise_curve(schedule: Schedule) -> NoiseCurve:
-    """A monotone cubic spline of log alpha_bar(u) through the chain's values.
-
-    It is continuously differentiable, and twice so wherever the chain is smooth. The coefficients
-    are derived in float64 from beta_t; `model_t` is interpolated linearly.
-
-    Raises:
-        ValueError: for a chain of one step, or one that ends in pure noise, which no finite flow
-            reaches.
-    """
-    beta, alpha = (np.asarray(table, np.float64) for table in (schedule.beta, schedule.alpha))
-    if beta.size < 2:
-        raise ValueError("a probability flow needs a chain of at least 2 timesteps, got 1.")
-    if beta[-1] >= 1.0:
-        raise ValueError(
-            f"beta[{beta.size - 1}] is 1: this chain ends in pure noise (log alpha_bar = -inf), "
-            "which its probability flow reaches in no finite time. Choose a schedule whose last "
-            "beta is below 1."
-        )
-    # Each float32 table where it has digits: alpha near 1 and beta near 1 have lost theirs.
-    steps = np.where(beta < 0.5, np.log1p(-np.minimum(beta, 0.5)), np.log(alpha))
-    values, rises = np.cumsum(steps), steps[1:]
-    slopes = _slopes(rises)
-    left, right = slopes[:-1], slopes[1:]
-    cubic = [values[:-1], left, 3.0 * rises - 2.0 * left - right, left + right - 2.0 * rises]
-    return NoiseCurve(
-        cubic=jnp.asarray(np.stack(cubic, axis=1), jnp.float32),
-        model_t=jnp.asarray(schedule.model_t, jnp.float32),
-    )
-
-
-def noise_level(curve: NoiseCurve, u: Scalar) -> NoiseLevel:
-    """The curve at u, f32[] in [0, T - 1]."""
-    k = jnp.clip(jnp.floor(u).astype(jnp.int32), 0, curve.cubic.shape[0] - 1)
-    s = u - k
-    a, b, c, d = curve.cubic[k]
-    t = curve.model_t
-    return NoiseLevel(
-        log_alpha_bar=a + s * (b + s * (c + s * d)),
-        rate=b + s * (2.0 * c + s * 3.0 * d),
-        model_t=t[k] + s * (t[k + 1] - t[k]),
-    )
+        bin_width = 2.0 * bin_half_width(num_levels)
+        return to_bits_per_dim(-self.log_density) - float(np.log2(bin_width))
 
 
 def _one_step_chain(level: NoiseLevel) -> Schedule:
@@ -332,18 +247,55 @@ def likelihood(
     return FlowLikelihood(*jax.vmap(one)(x, keys, inputs))
 
 
-def dequantize(x_0: Float[Array, "b *x"], keys: Key[Array, " b"]) -> Float[Array, "b *x"]:
-    """x_0 plus noise that is uniform over its bin: in [x_0 - 1/255, x_0 + 1/255).
+def dequantize(
+    x_0: Float[Array, "b *x"], keys: Key[Array, " b"], num_levels: int = 256
+) -> Float[Array, "b *x"]:
+    """x_0 plus noise that is uniform over its bin: in [x_0 - h, x_0 + h), h = 1/(num_levels - 1).
 
     The bins are those of the chain's decoder, centred on the levels that the network was trained
     on, so that the noise keeps their mean.
 
     Args:
-        x_0: f32[B, ...], 8-bit levels k / 127.5 - 1.
+        x_0: f32[B, ...], levels k * 2 / (num_levels - 1) - 1.
         keys: one key per image, of a stream of their own.
+        num_levels: how many levels the data have.
     """
+    half = bin_half_width(num_levels)
 
     def noise(key: jax.Array) -> jax.Array:
-        return jax.random.uniform(key, x_0.shape[1:], x_0.dtype, -BIN_HALF_WIDTH, BIN_HALF_WIDTH)
+        return jax.random.uniform(key, x_0.shape[1:], x_0.dtype, -half, half)
 
     return x_0 + jax.vmap(noise)(keys)
+
+
+def decoded_bits_per_dim(
+    schedule: Schedule,
+    found: FlowLikelihood,
+    prediction: Prediction,
+    x_0: Float[Array, "b *x"],
+    x_t: Float[Array, "b *x"],
+    decoder: Decoder,
+) -> Float[Array, " b"]:
+    """The bound of the flow joined to the chain's decoder, which dequantizes nothing.
+
+    log p(x_0) >= E_q(x_1 | x_0) [log p_flow(x_1) + log p(x_0 | x_1) - log q(x_1 | x_0)], the bound
+    of a model whose only latent is the paper's x_1 (t = 0 here) with the flow's density for its
+    prior. The discretized decoder makes it a probability of the levels themselves.
+
+    Args:
+        schedule: the chain.
+        found: of `likelihood` at x_t.
+        prediction: the network's at t = 0.
+        x_0: f32[B, ...] data.
+        x_t: f32[B, ...], drawn from q(x_1 | x_0), t = 0 of `q_sample`.
+        decoder: log p(x_0 | x_1) of every dimension.
+
+    Returns:
+        f32[B] in bits per dimension; inf, never NaN, without success of the flow.
+    """
+    first = jnp.zeros((), jnp.int32)
+    q = q_marginal(schedule, x_0, first)
+    square = jnp.square(x_t - q.mean) * jnp.exp(-q.log_variance)
+    log_q = mean_per_example(-0.5 * (square + q.log_variance + float(np.log(2.0 * np.pi))))
+    log_p = mean_per_example(decoder(x_0, Gaussian(prediction.mean, prediction.log_variance)))
+    return to_bits_per_dim(log_q - log_p - found.log_density)

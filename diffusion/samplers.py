@@ -70,7 +70,8 @@ def sample(
         sampler: one of SAMPLERS, its options bound.
         schedule: the chain to walk, respaced or not.
         denoise: (x_t, t) -> Prediction on that chain, parameters already bound.
-        keys: one key per sample; sample i depends on keys[i] alone, in any batch.
+        keys: one key per sample; sample i depends on keys[i] alone, in any batch, and starts from
+            the same x_T whatever the sampler and the length of the chain.
         shape: shape of one sample, (H, W, C) for images.
         record: timesteps of this chain whose estimates of x_0 are kept. Memory grows with
             len(record), not with T.
@@ -80,14 +81,14 @@ def sample(
     """
     num_timesteps = schedule.num_timesteps
     slots = jnp.asarray(record_slots(num_timesteps, record))
-    x_T = normal(keys, num_timesteps, shape)
+    x_T = normal(keys, 0, shape)  # the same for every sampler and number of steps
     progress = jnp.zeros((len(record), *x_T.shape), x_T.dtype)
 
     def body(carry: tuple[Any, Any, Any], t: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
         x_t, memory, progress = carry
 
         def noise(draw: int) -> jax.Array:
-            return normal(keys, t + draw * (num_timesteps + 1), shape)
+            return normal(keys, 1 + t + draw * num_timesteps, shape)
 
         x_t, prediction, memory = sampler.step(schedule, denoise, x_t, t, noise, memory)
         if record:

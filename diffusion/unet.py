@@ -1,4 +1,9 @@
-"""The U-Net of DDPM (App. B), with the original's module names and initialisation."""
+"""The U-Net of DDPM (App. B), with the original's module names and initialisation.
+
+In bfloat16, whose 8 significant bits are fewer than an image's pixels have beside small noise,
+everything that x_t, t or the output pass whole stays float32: conv_in, the path of t and labels,
+the attention's logits, norm_out and conv_out.
+"""
 
 from typing import Any, NamedTuple
 
@@ -78,7 +83,8 @@ class ResidualBlock(nn.Module):
         dtype = self.settings.dtype
         h = nn.swish(group_norm("norm1", self.settings)(x))
         h = conv3x3(self.features, "conv1", dtype)(h)
-        h += dense(self.features, "temb_proj", dtype)(nn.swish(temb))[:, None, None, :]
+        shift = dense(self.features, "temb_proj", jnp.float32)(nn.swish(temb))
+        h += shift.astype(dtype)[:, None, None, :]
         h = nn.swish(group_norm("norm2", self.settings)(h))
         h = nn.Dropout(self.settings.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, "conv2", dtype, scale=0.0)(h)
@@ -105,8 +111,8 @@ class Attention(nn.Module):
             return y.swapaxes(1, 2)
 
         q, k, v = (heads(name) for name in "qkv")
-        scores = jnp.einsum("bhqc,bhkc->bhqk", q * head**-0.5, k).astype(jnp.float32)
-        weights = jax.nn.softmax(scores).astype(dtype)
+        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * head**-0.5).astype(dtype)
         h = jnp.einsum("bhqk,bhkc->bhqc", weights, v).swapaxes(1, 2).reshape(x.shape)
         return x + dense(channels, "proj_out", dtype, scale=0.0)(h)
 
@@ -136,13 +142,12 @@ class TimeEmbedding(nn.Module):
     """Sinusoids of t through two dense layers, to four times the width."""
 
     channels: int
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, t: Time) -> jax.Array:
         temb = timestep_embedding(t, self.channels)
-        temb = nn.swish(dense(4 * self.channels, "dense0", self.dtype)(temb))
-        return dense(4 * self.channels, "dense1", self.dtype)(temb)
+        temb = nn.swish(dense(4 * self.channels, "dense0", jnp.float32)(temb))
+        return dense(4 * self.channels, "dense1", jnp.float32)(temb)
 
 
 def residual_block(features: int, settings: Settings, name: str) -> ResidualBlock:
@@ -221,7 +226,7 @@ class UNet(nn.Module):
     norm_groups: int = 32  # groups of every GroupNorm
     num_classes: int | None = None  # number of labels, for a class-conditional network
     remat: bool = False  # recompute the blocks in the backward pass instead of storing them
-    dtype: Dtype = jnp.float32  # of the computation; parameters are float32 always
+    dtype: Dtype = jnp.float32  # of the blocks' computation; parameters are float32 always
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Refuses images and widths that this network cannot process.
@@ -277,17 +282,15 @@ class UNet(nn.Module):
         """
         self.check(x.shape[1:])
         settings = Settings(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype)
-        temb = TimeEmbedding(self.channels, self.dtype, name="temb")(t)
+        temb = TimeEmbedding(self.channels, name="temb")(t)
         if self.num_classes is not None:
-            table = nn.Embed(
-                self.num_classes + 1, 4 * self.channels, dtype=self.dtype, name="class_embedding"
-            )
+            table = nn.Embed(self.num_classes + 1, 4 * self.channels, name="class_embedding")
             temb += table(jnp.full(t.shape, self.num_classes) if labels is None else labels)
         elif labels is not None:
             raise ValueError("labels were given to a network without num_classes.")
 
         last = len(self.channel_multipliers) - 1
-        h = conv3x3(self.channels, "conv_in", self.dtype)(x)
+        h = conv3x3(self.channels, "conv_in", jnp.float32)(x).astype(self.dtype)
         skips, attention = [h], []
         for i, multiplier in enumerate(self.channel_multipliers):
             attention.append(h.shape[1] in self.attention_resolutions)
@@ -303,6 +306,5 @@ class UNet(nn.Module):
             up = Up(self.channels * multiplier, attention[i], i > 0, settings, name=f"up_{i}")
             h = up(h, skips[split:], temb, train)
             skips = skips[:split]
-        h = nn.swish(group_norm("norm_out", settings)(h))
-        out = conv3x3(self.out_channels, "conv_out", self.dtype, scale=0.0)(h)
-        return out.astype(jnp.float32)
+        h = nn.swish(group_norm("norm_out", settings._replace(dtype=jnp.float32))(h))
+        return conv3x3(self.out_channels, "conv_out", jnp.float32, scale=0.0)(h)

@@ -1,6 +1,6 @@
 """Density models so simple that every trained model must beat them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,34 +10,85 @@ from diffusion.structs import Gaussian
 from experiments import data, images
 
 
-def fit_pixels(train: data.Source) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance f64[H, W, C] of every pixel and channel in [-1, 1].
+def _training_images(train: data.Source) -> Iterator[np.ndarray]:
+    """Every image of a small set, 10,000 evenly spaced ones of a large one: u8[n, H, W, C] parts.
 
-    Reads every image of a small set and 10,000 evenly spaced ones of a large one. One level's
-    variance is added, so that constant pixels stay finite.
+    Parts keep memory bounded.
     """
-    first, second = np.zeros((2, *train[0]["image"].shape))
     chosen = np.linspace(0, len(train) - 1, min(len(train), 10_000)).round().astype(int)
     for part in np.array_split(chosen, -(-chosen.size // 500)):
-        x = data.gather(train, part.tolist())["image"] / 127.5 - 1.0
-        first, second = first + x.sum(axis=0), second + np.square(x).sum(axis=0)
-    mean = first / chosen.size
-    return mean, second / chosen.size - np.square(mean) + (2.0 / 255.0) ** 2
+        yield data.gather(train, part.tolist())["image"]
 
 
-def pixel_gaussian(train: data.Source, test: data.Source, num_images: int) -> np.ndarray:
-    """bits/dim f64[N] of test images under one Gaussian per pixel and channel, fitted to `train`.
+def fit_gaussian(train: data.Source, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance f64[H, W, C] of every pixel and channel in [-1, 1].
 
-    Discretized to 256 levels like the decoder of DDPM Eq. 13.
+    The square of one level's width is added to the variance, so that constant pixels stay finite.
     """
-    mean, variance = fit_pixels(train)
-    gaussian = Gaussian(jnp.asarray(mean, jnp.float32), jnp.log(jnp.asarray(variance, jnp.float32)))
+    first, second = np.zeros((2, *train[0]["image"].shape))
+    count = 0
+    for part in _training_images(train):
+        x = np.asarray(images.to_model(jnp.asarray(part), num_levels), np.float64)
+        first, second = first + x.sum(axis=0), second + np.square(x).sum(axis=0)
+        count += len(x)
+    mean = first / count
+    width = 2.0 * likelihood.bin_half_width(num_levels)
+    return mean, second / count - np.square(mean) + width**2
+
+
+def _bits_per_dim(
+    test: data.Source, num_images: int, nats: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """f64[N] of the first images, from -log p in nats of every dimension of u8[n, H, W, C]."""
     bits = []
     for start in range(0, num_images, 500):
-        x_0 = data.read(test, start, min(start + 500, num_images))["image"]
-        nats = -likelihood.exact_decoder(images.to_model(jnp.asarray(x_0)), gaussian)
-        bits.append(likelihood.to_bits_per_dim(likelihood.mean_per_example(nats)))
-    return np.concatenate([np.asarray(part, np.float64) for part in bits])
+        found = nats(data.read(test, start, min(start + 500, num_images))["image"])
+        bits.append(np.asarray(found, np.float64).reshape(len(found), -1).mean(axis=1) / np.log(2))
+    return np.concatenate(bits)
+
+
+def gaussian_per_pixel(
+    train: data.Source, test: data.Source, num_images: int, num_levels: int
+) -> np.ndarray:
+    """bits/dim f64[N] of test images under one Gaussian per pixel and channel, fitted to `train`.
+
+    Discretized to the levels like the decoder of DDPM Eq. 13.
+    """
+    mean, variance = fit_gaussian(train, num_levels)
+    gaussian = Gaussian(jnp.asarray(mean, jnp.float32), jnp.log(jnp.asarray(variance, jnp.float32)))
+
+    def nats(pictures: np.ndarray) -> np.ndarray:
+        x_0 = images.to_model(jnp.asarray(pictures), num_levels)
+        return -np.asarray(likelihood.exact_decoder(x_0, gaussian, num_levels))
+
+    return _bits_per_dim(test, num_images, nats)
+
+
+def histogram_per_pixel(
+    train: data.Source, test: data.Source, num_images: int, num_levels: int
+) -> np.ndarray:
+    """bits/dim f64[N] of test images under one histogram of the levels per pixel and channel.
+
+    Counted on `train`, one more than seen of every level (Laplace's rule), so that no level is
+    impossible. It knows the levels and nothing of how pixels go together.
+    """
+    shape = train[0]["image"].shape
+    counts = np.ones((int(np.prod(shape)), num_levels))
+    position = np.arange(len(counts))
+
+    def levels(pictures: np.ndarray) -> np.ndarray:
+        x = np.asarray(images.to_model(jnp.asarray(pictures), num_levels), np.float64)
+        return np.rint((x + 1) / 2 * (num_levels - 1)).astype(int).reshape(len(pictures), -1)
+
+    for part in _training_images(train):
+        np.add.at(counts, (position, levels(part)), 1)
+    log_share = np.log(counts / counts.sum(axis=1, keepdims=True))
+    return _bits_per_dim(test, num_images, lambda part: -log_share[position, levels(part)])
+
+
+def uniform_over_levels(num_levels: int) -> float:
+    """log2(num_levels): bits/dim of whoever knows the levels and nothing else."""
+    return float(np.log2(num_levels))
 
 
 Read = Callable[[int, int], np.ndarray]  # (start, stop) -> images start .. stop - 1, u8[N, H, W, C]
@@ -53,18 +104,23 @@ def _each(draw: Callable[[np.random.Generator], np.ndarray], seed: int) -> Read:
     return read
 
 
-def pixel_samples(train: data.Source, seed: int) -> Read:
-    """Images drawn from that Gaussian, what a model of single pixels can do."""
-    mean, variance = fit_pixels(train)
+def gaussian_samples(train: data.Source, num_levels: int, seed: int) -> Read:
+    """Images drawn from the Gaussian per pixel, what a model of single pixels can do."""
+    mean, variance = fit_gaussian(train, num_levels)
     normal = _each(lambda random: random.standard_normal(mean.shape), seed)
 
     def read(start: int, stop: int) -> np.ndarray:
         x = mean + np.sqrt(variance) * normal(start, stop)
-        return np.asarray(images.to_uint8(jnp.asarray(x)))
+        return np.asarray(images.to_uint8(jnp.asarray(x), num_levels))
 
     return read
 
 
-def noise_samples(shape: tuple[int, ...], seed: int) -> Read:
+def noise_samples(shape: tuple[int, ...], num_levels: int, seed: int) -> Read:
     """Images of independent uniform levels."""
-    return _each(lambda random: random.integers(0, 256, shape, np.uint8), seed)
+
+    def draw(random: np.random.Generator) -> np.ndarray:
+        level = random.integers(0, num_levels, shape)
+        return np.floor(level * (255 / (num_levels - 1)) + 0.5).astype(np.uint8)
+
+    return _each(draw, seed)

@@ -65,7 +65,7 @@ def make_terms_fn(experiment: Experiment, mesh: Any, denoise: Callable[..., Any]
     ) -> tuple[jax.Array, likelihood.Terms]:
         key = jax.random.fold_in(random.stream(config.seed, "evaluate"), draw)
         inputs = experiment.labels(jnp.tile(batch["label"], config.evaluate.timesteps_at_once))
-        x_0 = images.to_model(batch["image"])
+        x_0 = images.to_model(batch["image"], experiment.dataset.num_levels)
         result = likelihood.bound_terms(
             experiment.model.schedule,
             lambda x_t, t: denoise(params, x_t, t, **inputs),
@@ -82,8 +82,9 @@ def make_terms_fn(experiment: Experiment, mesh: Any, denoise: Callable[..., Any]
         devices.sharded(mesh),
         devices.sharded(mesh, axis=1),
     )
-    return jax.jit(
+    return devices.jit(
         terms,
+        precision=devices.REPORTED,
         in_shardings=(everywhere, first, first, second, everywhere),
         out_shardings=everywhere,
     )
@@ -209,7 +210,12 @@ def make_estimate(
         t = jnp.pad(t, ((1, padding), (0, 0)))
         return t, jnp.pad(jnp.concatenate([jnp.ones(1), sizes]), (0, padding))
 
-    draw_fn = jax.jit(draw, in_shardings=by_image, out_shardings=(by_column, None))
+    draw_fn = devices.jit(
+        draw,
+        precision=devices.REPORTED,
+        in_shardings=by_image,
+        out_shardings=(by_column, None),
+    )
     batches = list(padded_batches(source, num_images, batch_size))
 
     def estimate(params: Any) -> np.ndarray:

@@ -179,12 +179,15 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         return chain, make_denoise(apply, chain, parameterization, variance, clip=clip)
 
     clip = config.evaluate.clip_denoised
+    decoder = choose(likelihood.DECODERS, config.evaluate.decoder, "evaluate.decoder")
+    # The original's decoder in training, whichever one evaluation asks for.
+    trained_decoder = functools.partial(likelihood.tanh_decoder, num_levels=dataset.num_levels)
     experiment = Experiment(
         config=config,
         dataset=dataset,
         network=network,
         model=model,
-        loss_fn=losses.make_loss_fn(apply, model, _loss(config)),
+        loss_fn=losses.make_loss_fn(apply, model, _loss(config), trained_decoder),
         timesteps=lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
             schedule.num_timesteps
         ),
@@ -192,7 +195,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         gradients=lookup(CLIPS, config.clip, "clip")(),
         denoise=make_denoise(apply, *model, clip=clip),
         untrained_denoise=make_denoise(untrained, *model, clip=clip),
-        decoder=choose(likelihood.DECODERS, config.evaluate.decoder, "evaluate.decoder"),
+        decoder=functools.partial(decoder, num_levels=dataset.num_levels),
         sampler=lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")(),
         sampling_chain=sampling_chain,
     )

@@ -39,12 +39,15 @@ class Dataset(NamedTuple):
     num_classes: labels are 0..num_classes - 1; None where every label is 0.
     open: "train" | "test" -> Source; the two are disjoint. Raises FileNotFoundError where the
       data is missing and ValueError for another split.
+    num_levels: how many values a pixel can have, 2 to 256. Fewer than 256 are stored spread over
+      0..255, see `images.to_model`; decoder, dequantization, rounding and baselines follow it.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int | None
     open: Callable[[str], Source]
+    num_levels: int = 256
 
 
 def _open(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
@@ -65,6 +68,7 @@ def digits(data_dir: str | None = None) -> Dataset:
         image_shape=_digits.IMAGE_SHAPE,
         num_classes=_digits.NUM_CLASSES,
         open=partial(_open, _digits.open_split, {"data_dir": data_dir}),
+        num_levels=_digits.NUM_LEVELS,
     )
 
 

@@ -10,7 +10,7 @@ from experiments import devices, likelihoods, logs, parts, runs, sample_quality
 from experiments.build import Experiment, blame
 from experiments.checkpoint import checksums
 from experiments.command_line import format_duration
-from experiments.evaluation import Context, Result
+from experiments.evaluation import Context, Result, metric_names
 from experiments.sample import load_ema
 
 METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
@@ -24,11 +24,6 @@ METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
 )
 
 
-def metric_names(experiment: Experiment) -> list[str]:
-    """What config.evaluate.metrics names, separated by commas."""
-    return [name.strip() for name in experiment.config.evaluate.metrics.split(",")]
-
-
 def check(experiment: Experiment) -> None:
     """Refuses a config that `evaluate` would fail on, before anything is computed.
 
@@ -37,13 +32,14 @@ def check(experiment: Experiment) -> None:
         FileNotFoundError: if the data set is missing.
     """
     config = experiment.config.evaluate
+    names = metric_names(config)
     last = experiment.model.schedule.num_timesteps - 1
-    if config.num_strata > last and "bpd_fast" in metric_names(experiment):
+    if config.num_strata > last and "bpd_fast" in names:
         raise ValueError(
             f"config.evaluate.num_strata = {config.num_strata} must be 1 to {last}, the timesteps "
             "that there are beside 0."
         )
-    if "ode" in metric_names(experiment):
+    if "ode" in names:
         with blame("evaluate.metrics"):
             likelihoods.make_flow_fn(experiment, devices.make_mesh())
     sample_quality.check(experiment)
@@ -67,7 +63,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     source = experiment.dataset.open(config.split)
     step, params = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
-    if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(experiment)):
+    if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(config)):
         logs.say(
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
@@ -76,7 +72,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
-    for name in metric_names(experiment):
+    for name in metric_names(config):
         begin = time.perf_counter()
         result = METRICS[name](context)
         seconds = time.perf_counter() - begin

@@ -4,8 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import data, parts, runs
+from ml_collections import ConfigDict
+
+from experiments import data, devices, parts, runs
 from experiments.build import Experiment
+
+
+def metric_names(config: ConfigDict) -> list[str]:
+    """What config.evaluate.metrics names, separated by commas; `config` is that section."""
+    return [name.strip() for name in config.metrics.split(",")]
 
 
 class Context(NamedTuple):
@@ -74,6 +81,8 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "checkpoint": context.experiment.config.checkpoint,
         "checkpoint_step": context.step,
         "variance": context.experiment.config.variance.name,
+        "num_levels": context.experiment.dataset.num_levels,
+        "precision": devices.REPORTED,
         "num_timesteps": context.experiment.model.schedule.num_timesteps,
     }
 

@@ -10,27 +10,38 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 
-def to_model(image: UInt8[Array, "*x"]) -> Float[Array, "*x"]:
-    """uint8 in 0..255 to float32 in [-1, 1]: x / 127.5 - 1."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
+def to_model(image: UInt8[Array, "*x"], num_levels: int = 256) -> Float[Array, "*x"]:
+    """Stored uint8 to float32 in [-1, 1]: 2 k / (num_levels - 1) - 1 for level k.
+
+    Data of fewer levels than 256 are stored spread over 0..255 as well, level k of L as
+    255 k / (L - 1) rounded half up, so that pictures look as they should.
+    """
+    level = jnp.round(image.astype(jnp.float32) * ((num_levels - 1) / 255.0))
+    return level / ((num_levels - 1) / 2.0) - 1.0
 
 
-def to_uint8(x: Float[Array, "*x"]) -> UInt8[Array, "*x"]:
-    """float32 to uint8, clipped to [-1, 1] and rounded half up."""
-    return jnp.floor(jnp.clip(x, -1.0, 1.0) * 127.5 + 128.0).astype(jnp.uint8)
+def _stored(level: Float[Array, "*x"], num_levels: int) -> UInt8[Array, "*x"]:
+    """Level numbers 0 .. num_levels - 1 spread over 0..255, rounded half up."""
+    return jnp.floor(level * (255.0 / (num_levels - 1)) + 0.5).astype(jnp.uint8)
 
 
-def to_levels(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
-    """float32 clipped to [-1, 1], as float32 in [0, 255], not rounded."""
+def to_uint8(x: Float[Array, "*x"], num_levels: int = 256) -> UInt8[Array, "*x"]:
+    """float32 to stored uint8: clipped to [-1, 1], rounded half up to one of the levels."""
+    half = (num_levels - 1) / 2.0
+    return _stored(jnp.floor(jnp.clip(x, -1.0, 1.0) * half + (half + 0.5)), num_levels)
+
+
+def to_uint8_down(x: Float[Array, "*x"], num_levels: int = 256) -> UInt8[Array, "*x"]:
+    """float32 to stored uint8: clipped to [-1, 1], rounded down to one of the levels."""
+    return _stored(jnp.floor((jnp.clip(x, -1.0, 1.0) + 1.0) * ((num_levels - 1) / 2)), num_levels)
+
+
+def to_range(x: Float[Array, "*x"], num_levels: int = 256) -> Float[Array, "*x"]:
+    """float32 clipped to [-1, 1], as float32 in [0, 255], rounded to no level however many."""
     return (jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5
 
 
-def to_uint8_down(x: Float[Array, "*x"]) -> UInt8[Array, "*x"]:
-    """float32 to uint8, clipped to [-1, 1] and rounded down."""
-    return to_levels(x).astype(jnp.uint8)
-
-
-QUANTIZE = MappingProxyType({"round": to_uint8, "floor": to_uint8_down, "none": to_levels})
+QUANTIZE = MappingProxyType({"round": to_uint8, "floor": to_uint8_down, "none": to_range})
 
 
 def random_flip(keys: jax.Array, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

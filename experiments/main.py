@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import command_line, devices, evaluate, logs, platform, sample
+from experiments import command_line, devices, evaluate, logs, sample
 from experiments.build import Experiment, build
 from experiments.checkpoint import CheckpointError
 from experiments.outcome import EXIT_STATUS, Outcome
@@ -77,6 +77,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    platform.set_cpu_flags()
     jax.config.update("jax_threefry_partitionable", True)
     app.run(main, flags_parser=command_line.parse)

@@ -1,4 +1,4 @@
-"""Optimizers, with the original's Adam as it was."""
+"""Optimizers, with the original's Adam as it was, and the average of what they find."""
 
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -58,6 +58,15 @@ def adam(
     )
     scale = scale_by_adam_hat(b1, b2, eps) if epsilon_hat else optax.scale_by_adam(b1, b2, eps)
     return optax.chain(scale, optax.scale_by_learning_rate(rate))
+
+
+def update_ema(ema_params: Any, params: Any, decay: float) -> Any:
+    """ema + (1 - decay) (params - ema): the exponential moving average after one more step.
+
+    In this form its weights sum to 1 in float32 as well. Those of decay * ema + (1 - decay) *
+    params do not: at a decay of 0.9999 that average settles 1.7e-4 below what it averages.
+    """
+    return jax.tree.map(lambda ema, p: ema + (1.0 - decay) * (p - ema), ema_params, params)
 
 
 OPTIMIZERS = MappingProxyType({"adam": adam})

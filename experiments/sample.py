@@ -1,5 +1,6 @@
 """Samples from a trained model: a PNG grid, an npz of uint8, and the progressive generation."""
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def make_sample_fn(
     """
     config, dataset = experiment.config, experiment.dataset
     schedule, denoise = experiment.sampling_chain(num_steps)
-    to_pixels = images.QUANTIZE[quantize]
+    to_pixels = functools.partial(images.QUANTIZE[quantize], num_levels=dataset.num_levels)
 
     def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = random.per_index(random.stream(config.seed, "sample"), indices)
@@ -53,8 +54,11 @@ def make_sample_fn(
         return to_pixels(result.x_0), to_pixels(result.progress)
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
-    return jax.jit(
-        sample, in_shardings=(everywhere, by_example), out_shardings=(everywhere, everywhere)
+    return devices.jit(
+        sample,
+        precision=config.precision,
+        in_shardings=(everywhere, by_example),
+        out_shardings=(everywhere, everywhere),
     )
 
 
@@ -147,8 +151,9 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "checkpoint_step": step,
         "weights": "ema",
         "checkpoint": experiment.config.checkpoint,
-        "sampler": config.sampler.name,
+        "sampler": config.sampler.to_dict(),
         "num_steps": num_timesteps,
+        "precision": experiment.config.precision,
         "num_images": config.num_images,
         "clip_denoised": config.clip_denoised,
         "quantize": "round",

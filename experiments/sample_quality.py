@@ -11,7 +11,7 @@ import numpy as np
 from diffusion.schedules import evenly_spaced
 from experiments import baselines, data, devices, logs, plots
 from experiments.build import Experiment
-from experiments.evaluation import Context, Result, line, number
+from experiments.evaluation import Context, Result, line, metric_names, number
 from experiments.metrics import frechet, scores
 from experiments.metrics.extractors import (
     Extractor,
@@ -170,8 +170,10 @@ def sampling_protocol(context: Context) -> dict[str, Any]:
         "weights": "ema",
         "checkpoint": config.checkpoint,
         "checkpoint_step": context.step,
-        "sampler": config.sample.sampler.name,
+        "sampler": config.sample.sampler.to_dict(),
         "num_steps": config.sample.num_steps or chain,
+        "spacing": "even",
+        "precision": config.precision,
         "clip_denoised": config.sample.clip_denoised,
         "variance": config.variance.name,
         "seed": config.seed,
@@ -238,8 +240,8 @@ def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str,
     train, seed = dataset.open("train"), context.experiment.config.seed
     n = fields["num_samples"]
     made = {
-        "gaussian_pixels": baselines.pixel_samples(train, seed),
-        "noise": baselines.noise_samples(dataset.image_shape, seed),
+        "gaussian_pixels": baselines.gaussian_samples(train, dataset.num_levels, seed),
+        "noise": baselines.noise_samples(dataset.image_shape, dataset.num_levels, seed),
     }
     held_out = judge.test.features[:n]
     floors = {"held_out": number(judge.distance(held_out), num_images=len(held_out))}
@@ -258,7 +260,7 @@ def sample_quality(context: Context) -> Result:
     config = context.experiment.config.evaluate
     fields = protocol_fields(config)
     judge = make_judge(context.experiment, context.mesh, fields["drop"])
-    record = chain_times(context.experiment) if "chain" in config.metrics else ()
+    record = chain_times(context.experiment) if "chain" in metric_names(config) else ()
     sets = sample_features(context, judge, fields, record)
     every = [_one_set(judge, found, fields["num_splits"]) for found in sets]
     best = min(range(len(every)), key=lambda i: every[i]["fid_train"]["value"])
@@ -364,7 +366,7 @@ def check(experiment: Experiment) -> None:
     """
     config = experiment.config.evaluate
     protocol_fields(config)
-    if not {"samples", "chain"} & {name.strip() for name in config.metrics.split(",")}:
+    if not {"samples", "chain"} & set(metric_names(config)):
         return
     choose_extractor(config.extractor, config.inception_weights, experiment.dataset)
     if config.reference is not None and not Path(config.reference).expanduser().is_file():

@@ -17,6 +17,7 @@ from experiments import data, devices, images, logs, outcome, runs
 from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints, abstract_like
 from experiments.configs.protocols import MODEL, TRAINING
+from experiments.optimizers import update_ema
 from experiments.outcome import Divergence, Outcome, Watch
 from experiments.sample import make_preview
 from experiments.validation import Validation
@@ -56,9 +57,16 @@ def init_state(experiment: Experiment) -> TrainState:
     )
 
 
+def fresh_state(experiment: Experiment, sharding: Any) -> TrainState:
+    """`init_state` on the devices."""
+    return devices.jit(
+        lambda: init_state(experiment), precision="highest", out_shardings=sharding
+    )()
+
+
 def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, Any]) -> Examples:
     """Flips, timesteps and noise of one batch, each a function of (seed, step, example)."""
-    x_0 = images.to_model(batch["image"])
+    x_0 = images.to_model(batch["image"], experiment.dataset.num_levels)
     indices = jnp.arange(x_0.shape[0])
 
     def keys(name: str) -> jax.Array:
@@ -96,7 +104,7 @@ def make_train_step(
             gradient.value, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
-        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - config.ema_decay)
+        ema_params = update_ema(state.ema_params, params, config.ema_decay)
         timestep_state = experiment.timesteps.update(
             state.timestep_state, examples.t, gradient.losses
         )
@@ -125,8 +133,9 @@ def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
         return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
-    return jax.jit(
+    return devices.jit(
         train_call,
+        precision=experiment.config.precision,
         in_shardings=(everywhere, by_example),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
@@ -202,7 +211,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         step = checkpoints.latest_step()
         if step is None:
             step = 0
-            state = jax.jit(lambda: init_state(experiment), out_shardings=everywhere)()
+            state = fresh_state(experiment, everywhere)
         else:
             state = restore(experiment, checkpoints, step, fingerprint, everywhere)
             logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
@@ -342,7 +351,7 @@ def restore(
         )
     state = checkpoints.restore(step, "state", saved_layout(experiment, meta, sharding))
     if saved is None:
-        fresh = jax.jit(lambda: init_state(experiment), out_shardings=sharding)()
+        fresh = fresh_state(experiment, sharding)
         state = fresh._replace(step=state.step, params=state.params)
     abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
     return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))

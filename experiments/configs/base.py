@@ -14,6 +14,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything: initialisation, batches, noise, dropout
     config.distributed = "off"  # off | auto (from the cluster) | HOST:PORT,NUM_PROCESSES,PROCESS_ID
+    # Of float32 products in training and sampling: default (TF32 on GPU and bfloat16 on TPU, as the
+    # original trained) | high | highest. Likelihoods and distances always take the highest.
+    config.precision = "default"
 
     config.checkpoint = "latest"  # to sample and evaluate: latest | best (of the validations)
 
@@ -101,6 +104,8 @@ def get_config() -> ConfigDict:
     config.evaluate.timesteps_per_call = 100  # of bpd, in one dispatch
     config.evaluate.timesteps_at_once = 1  # of bpd, in one call of the network
     config.evaluate.num_strata = 50  # of bpd_fast: timesteps of each image, beside 0
+    # Of ode: uniform noise inside each level | decoder, the chain's, which needs no such noise
+    config.evaluate.ode_dequantization = "uniform"
     config.evaluate.ode_tolerance = 1e-5  # relative and absolute, of a step of the ODE's solver
     config.evaluate.ode_probes = 1  # random vectors behind each divergence
     config.evaluate.ode_max_steps = 1000  # of the solver, for one image

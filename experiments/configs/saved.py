@@ -18,8 +18,9 @@ def complete(config: ConfigDict) -> ConfigDict:
     """`config` with the defaults of fields that are younger than it."""
     defaults = base.get_config()
     with config.unlocked():
-        if "checkpoint" not in config:
-            config.checkpoint = defaults.checkpoint
+        for name in ("checkpoint", "precision"):
+            if name not in config:
+                config[name] = defaults[name]
         for section in SECTIONS:
             for name, value in defaults[section].items(preserve_field_references=True):
                 if name not in config[section]:

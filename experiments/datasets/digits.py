@@ -9,11 +9,12 @@ from experiments.datasets import prepared
 
 IMAGE_SHAPE = (8, 8, 1)
 NUM_CLASSES = 10
+NUM_LEVELS = 17
 TEST_EVERY = 6  # images 0, 6, 12, ... of scikit-learn's order are the test split
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Train 1,497 and test 300 images, grey levels 0..16 as round(level * 255 / 16)."""
+    """Train 1,497 and test 300 images, grey levels 0..16 as level * 255 / 16 rounded half up."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -53,7 +54,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits  # a slow import that only preparing needs
 
     digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.floor(digits.images * (255 / (NUM_LEVELS - 1)) + 0.5).astype(np.uint8)
     return images[..., np.newaxis], digits.target
 
 

@@ -82,7 +82,6 @@ def _fit(network: Classifier, source: data.InMemory) -> Any:
     steps, batch_size = RECIPE.steps, RECIPE.batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(RECIPE.learning_rate, steps))
 
-    @jax.jit
     def step(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
         def loss(params: Any) -> jax.Array:
             _, logits = network.apply({"params": params}, images.astype(jnp.float32))
@@ -91,8 +90,10 @@ def _fit(network: Classifier, source: data.InMemory) -> Any:
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
+    train_step = devices.jit(step, precision=devices.REPORTED)
+    init = devices.jit(network.init, precision=devices.REPORTED)
     key = jax.random.key(RECIPE.seed)
-    params = jax.jit(network.init)(key, jnp.zeros((1, *source.images.shape[1:])))["params"]
+    params = init(key, jnp.zeros((1, *source.images.shape[1:])))["params"]
     state = optimizer.init(params)
     draw = np.random.Generator(np.random.PCG64(RECIPE.seed))
     order = np.concatenate(
@@ -100,12 +101,15 @@ def _fit(network: Classifier, source: data.InMemory) -> Any:
     )
     for i in range(steps):
         batch = source.gather(order[i * batch_size : (i + 1) * batch_size].tolist())
-        params, state = step(params, state, batch["image"], batch["label"])
+        params, state = train_step(params, state, batch["image"], batch["label"])
     return jax.device_get(params)
 
 
 def _accuracy(network: Classifier, params: Any, test: data.Source) -> float:
-    apply = jax.jit(lambda images: network.apply({"params": params}, images.astype(jnp.float32))[1])
+    apply = devices.jit(
+        lambda images: network.apply({"params": params}, images.astype(jnp.float32))[1],
+        precision=devices.REPORTED,
+    )
     right, size = 0, 250
     for start in range(0, len(test), size):
         batch = data.read(test, start, min(start + size, len(test)))

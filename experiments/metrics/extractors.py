@@ -94,8 +94,9 @@ def make_feature_fn(
     """images [B, H, W, C] in 0..255, any dtype -> (features, logits); compiled, B over devices."""
     everywhere = devices.replicated(mesh)
     params = devices.put_global(jax.tree.map(np.asarray, extractor.params), everywhere)
-    compiled = jax.jit(
+    compiled = devices.jit(
         lambda params, images: extractor.apply(params, images.astype(jnp.float32)),
+        precision=devices.REPORTED,
         in_shardings=(everywhere, devices.sharded(mesh)),
         out_shardings=everywhere,
     )

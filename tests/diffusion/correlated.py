@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.probability_flow import Flow, make_flow, noise_curve, noise_level
+from diffusion.probability_flow import Flow, make_flow
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Schedule
 from diffusion.variances import VARIANCES

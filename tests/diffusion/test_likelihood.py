@@ -38,9 +38,20 @@ def test_kl_equals_its_integral(q: tuple, p: tuple) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("mean", [-1.3, -1.0, -0.2, 0.997, 1.0])
 @pytest.mark.parametrize("log_variance", [-12.0, -9.8, -4.0, 0.0, 4.0])
-def test_the_decoder_sums_to_one_over_the_bins(name: str, mean: float, log_variance: float) -> None:
+@pytest.mark.parametrize("num_levels", [2, 17, 256])
+def test_the_decoder_sums_to_one_over_the_levels(
+    name: str, mean: float, log_variance: float, num_levels: int
+) -> None:
     p = Gaussian(jnp.array(mean), jnp.array(log_variance))
-    assert float(jnp.exp(DECODERS[name](LEVELS, p)).sum()) == pytest.approx(1.0, abs=5e-5)
+    levels = jnp.linspace(-1.0, 1.0, num_levels)
+    chance = jnp.exp(DECODERS[name](levels, p, num_levels))
+    assert float(chance.sum()) == pytest.approx(1.0, abs=5e-5)
+
+
+def test_fewer_than_two_levels_are_refused() -> None:
+    zero = jnp.zeros(())
+    with pytest.raises(ValueError, match="num_levels = 1 is not possible"):
+        exact_decoder(zero, Gaussian(zero, zero), 1)
 
 
 @pytest.mark.parametrize("log_variance", [-10.0, -6.0, -2.0, 1.0])

@@ -213,6 +213,22 @@ def test_importance_sampling_is_unbiased_and_follows_the_losses(key: jax.Array) 
     assert float((weight * values[t]).std()) < 0.2 * values.std()
 
 
+def test_rare_timesteps_of_a_long_chain_keep_their_probability() -> None:
+    """Every u below the total belongs to one t, and to as many of them as its probability says."""
+    p = np.random.default_rng(0).uniform(size=4000) ** 12
+    p = 0.999 * p / p.sum() + 0.001 / 4000
+    total, locate = losses.whole_parts(jnp.asarray(p, jnp.float32))
+    widths = np.maximum((jnp.asarray(p, jnp.float32) * 2.0**31).astype(jnp.uint32), 1)
+    stops = np.cumsum(widths.astype(np.uint64))
+    assert stops[-1] == int(total)
+    for u in (stops - widths, stops - 1):  # the first and the last u of every t
+        t, share = locate(jnp.asarray(u, jnp.uint32))
+        np.testing.assert_array_equal(t, np.arange(4000))
+        np.testing.assert_allclose(share, widths / stops[-1], rtol=1e-6)
+    np.testing.assert_allclose(widths / stops[-1], p, rtol=3e-3)
+    assert p.min() < 3e-7
+
+
 def test_importance_sampling_is_uniform_until_every_history_is_full(key: jax.Array) -> None:
     sampler = losses.loss_second_moment(4, history=3)
     state = sampler.init()

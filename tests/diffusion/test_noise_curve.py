@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from diffusion.probability_flow import noise_curve, noise_level
+from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.schedules import BETAS, from_betas, respace
 
 

@@ -12,10 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import ndtr, ndtri
 
 from diffusion import random
+from diffusion.forward import q_sample
+from diffusion.likelihood import exact_decoder
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.probability_flow import (
     Flow,
     FlowLikelihood,
+    decoded_bits_per_dim,
     dequantize,
     divergence,
     likelihood,
@@ -23,7 +26,7 @@ from diffusion.probability_flow import (
     rademacher,
 )
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Schedule
+from diffusion.structs import Gaussian, Prediction, Schedule
 from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
 from tests.diffusion.correlated import (
@@ -37,6 +40,7 @@ from tests.diffusion.correlated import (
     ends,
     straight,
 )
+from tests.diffusion.gaussian import log_density, x_0_given_x_t
 
 KEYS = random.per_index(random.stream(0, "probes"), jnp.arange(8192))
 
@@ -204,7 +208,7 @@ def test_a_failed_solve_says_so_without_nan() -> None:
     result = solve(flow, x, tolerance=1e-3, max_steps=50)
     assert result.success.tolist() == [True, False, False, True]
     assert np.isfinite(result.log_density).tolist() == [True, False, False, True]
-    assert (result.log_density[1:3] == -jnp.inf).all() and (result.bits_per_dim[1:3] > 1e9).all()
+    assert (result.log_density[1:3] == -jnp.inf).all() and (result.bits_per_dim()[1:3] > 1e9).all()
     assert int(result.evaluations[1]) < 100 and int(result.evaluations[2]) == 301
 
 
@@ -225,14 +229,57 @@ def test_evaluations_are_counted() -> None:
 # --- 8-bit data ---
 
 
-def test_dequantized_values_fill_their_bins() -> None:
-    x_0 = jnp.arange(256.0)[:, None] / 127.5 - 1.0
-    keys = random.per_index(random.stream(0, "dequantize"), jnp.arange(256))
-    noise = dequantize(jnp.repeat(x_0, 100, axis=1), keys) - x_0
-    assert (abs(noise) <= 1.00001 / 255).all() and float(abs(noise).max()) > 0.99 / 255
-    assert float(noise.mean()) == pytest.approx(0.0, abs=4 / 255 / np.sqrt(3 * 25_600))
-    assert float(noise.var()) == pytest.approx(1 / 255**2 / 3, rel=0.03)
+@pytest.mark.parametrize("num_levels", [17, 256])
+def test_dequantized_values_fill_their_bins(num_levels: int) -> None:
+    half, count = 1 / (num_levels - 1), num_levels * 1600
+    x_0 = jnp.linspace(-1.0, 1.0, num_levels)[:, None]
+    keys = random.per_index(random.stream(0, "dequantize"), jnp.arange(num_levels))
+    noise = dequantize(jnp.repeat(x_0, 1600, axis=1), keys, num_levels) - x_0
+    assert (abs(noise) <= 1.0001 * half).all() and float(abs(noise).max()) > 0.99 * half
+    assert float(noise.mean()) == pytest.approx(0.0, abs=4 * half / np.sqrt(3 * count))
+    assert float(noise.var()) == pytest.approx(half**2 / 3, rel=0.03)
     assert (noise[0] != noise[1]).any()
+
+
+def first_noised(x_0: jax.Array) -> jax.Array:
+    keys = random.per_index(random.stream(0, "first"), jnp.arange(len(x_0)))
+    return q_sample(LINEAR, x_0, jnp.array(0), random.normal(keys, 0, x_0.shape[1:]))
+
+
+def test_the_flow_through_the_true_decoder_is_the_density_of_the_data() -> None:
+    """p(x_1) p(x_0 | x_1) / q(x_1 | x_0) = p(x_0) at every x_1, where all of them are true."""
+    std = 0.3
+    x_0 = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)) * std, jnp.float32)
+    x_1 = first_noised(x_0)
+
+    def apply(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        log = curved(LINEAR)(t)[:, None]
+        return x * jnp.sqrt(-jnp.expm1(log)) / (jnp.exp(log) * std**2 - jnp.expm1(log))
+
+    flow = make_flow(apply, LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    mean, variance = x_0_given_x_t(LINEAR, x_1, jnp.zeros(64, jnp.int32), 0.0, std)
+    prediction = Prediction(mean, mean, mean, jnp.log(variance))
+    bits = decoded_bits_per_dim(LINEAR, solve(flow, x_1), prediction, x_0, x_1, log_density)
+    expected = -log_density(x_0, Gaussian(jnp.zeros(()), jnp.log(std**2))).mean(axis=1)
+    # The flow starts from N(0, I) instead of the chain's own last marginal: 4e-5 of signal.
+    np.testing.assert_allclose(bits, expected / np.log(2), atol=2e-3)
+
+
+def test_a_certain_pixel_costs_nothing_through_the_decoder_and_1_71_bits_without() -> None:
+    x_0 = jnp.full((256, 2), 127.0 / 127.5 - 1.0)
+
+    def apply(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        log = curved(LINEAR)(t)[:, None]
+        return (x - jnp.exp(0.5 * log) * x_0[0, 0]) / jnp.sqrt(-jnp.expm1(log))
+
+    flow = make_flow(apply, LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    keys = random.per_index(random.stream(0, "dequantize"), jnp.arange(256))
+    uniform = solve(flow, dequantize(x_0, keys)).bits_per_dim()
+    assert float(uniform.mean()) == pytest.approx(1.713, abs=0.005)
+    x_1 = first_noised(x_0)
+    certain = Prediction(x_0, x_0, x_0, jnp.asarray(-20.0))
+    bits = decoded_bits_per_dim(LINEAR, solve(flow, x_1), certain, x_0, x_1, exact_decoder)
+    np.testing.assert_allclose(bits, 0.0, atol=2e-3)
 
 
 def test_dequantized_bits_lie_just_above_the_entropy() -> None:
@@ -262,7 +309,7 @@ def test_dequantized_bits_lie_just_above_the_entropy() -> None:
     x_0 = jnp.asarray(np.round((draws + 1) * 127.5) / 127.5 - 1, jnp.float32)
     keys = random.per_index(random.stream(0, "dequantize"), jnp.arange(2 * count))
     result = solve(flow, dequantize(jnp.tile(x_0, (2, 1)), keys))  # one probe is exact: J diagonal
-    found = np.asarray(result.bits_per_dim, np.float64).reshape(2, count)
+    found = np.asarray(result.bits_per_dim(), np.float64).reshape(2, count)
     error = (found[0] - found[1]).std() / 2 / np.sqrt(count)
     assert result.success.all() and error < 2e-3
     assert found.mean() == pytest.approx(bits.mean(), abs=4 * error)

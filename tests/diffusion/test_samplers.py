@@ -8,6 +8,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS, ancestral, sample
 from diffusion.schedules import BETAS, from_betas
+from diffusion.structs import Prediction, Sampler
 from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
 
@@ -110,6 +111,31 @@ def test_memory_grows_with_the_record_and_not_with_the_chain() -> None:
 def test_impossible_records_are_refused(record: tuple) -> None:
     with pytest.raises(ValueError, match=r"record = .* different timesteps in \[0, 20\)"):
         draw(make(lambda params, x_t, t: x_t), [0], record=record)
+
+
+def test_x_T_is_the_same_for_every_length_and_no_other_noise_repeats_it() -> None:
+    keys = random.per_index(random.stream(0, "sample"), jnp.arange(2))
+
+    def unchanged(x_t, t):
+        return Prediction(x_t, x_t, x_t, jnp.zeros(()))
+
+    def noises(steps: int) -> np.ndarray:
+        """f32[1 + 2 steps, 2]: the first value of x_T and of two draws of every step."""
+
+        def step(schedule, denoise, x_t, t, noise, memory):
+            drawn = jnp.stack([noise(0), noise(1)])
+            rest = jax.lax.dynamic_update_slice(x_t[:, 1:], drawn[..., 0].T, (0, 2 * t))
+            x_t = jnp.concatenate([x_t[:, :1], rest], axis=1)
+            return x_t, denoise(x_t, t), memory
+
+        schedule = from_betas(BETAS["linear"](steps))
+        end = sample(Sampler(lambda x_T: (), step), schedule, unchanged, keys, (1 + 2 * steps,))
+        return np.asarray(end.x_0).T
+
+    long, short = noises(20), noises(7)
+    np.testing.assert_array_equal(long[0], short[0])
+    for found in (long, short):
+        assert np.unique(found).size == found.size
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

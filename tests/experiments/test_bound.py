@@ -243,30 +243,65 @@ def test_the_untrained_baseline_is_the_untrained_network(trained: tuple, tmp_pat
     np.testing.assert_allclose(numbers[0].terms, numbers[1].terms, rtol=1e-3)
 
 
-def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
+def splits(trained: tuple) -> tuple[data.Source, data.Source]:
     dataset = build(trained[0]).dataset
-    train_, test = dataset.open("train"), dataset.open("test")
-    actual = baselines.pixel_gaussian(train_, test, 6)
-    fit = data.read(train_, 0, len(train_))["image"] / 127.5 - 1
-    x = data.read(test, 0, 6)["image"] / 127.5 - 1
-    mean, std = fit.mean(axis=0), np.sqrt(fit.var(axis=0) + (2 / 255) ** 2)
-    upper = np.where(x > 0.999, np.inf, x + 1 / 255)
-    lower = np.where(x < -0.999, -np.inf, x - 1 / 255)
+    return dataset.open("train"), dataset.open("test")
+
+
+def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
+    train_, test = splits(trained)
+    actual = baselines.gaussian_per_pixel(train_, test, 6, 17)
+    fit = np.rint(data.read(train_, 0, len(train_))["image"] * 16 / 255) / 8 - 1
+    x = np.rint(data.read(test, 0, 6)["image"] * 16 / 255) / 8 - 1
+    mean, std = fit.mean(axis=0), np.sqrt(fit.var(axis=0) + (2 / 16) ** 2)
+    upper = np.where(x > 0.999, np.inf, x + 1 / 16)
+    lower = np.where(x < -0.999, -np.inf, x - 1 / 16)
     log_p = np.log2(stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std))
     np.testing.assert_allclose(actual, -log_p.reshape(6, -1).mean(axis=1), rtol=1e-3)
 
 
+def test_the_histogram_baseline_counts(trained: tuple) -> None:
+    train_, test = splits(trained)
+    actual = baselines.histogram_per_pixel(train_, test, 6, 17)
+    fit, x = (
+        np.rint(data.read(source, 0, n)["image"][..., 0] * 16 / 255).astype(int)
+        for source, n in ((train_, len(train_)), (test, 6))
+    )
+    expected = [
+        np.mean(
+            [
+                -np.log2((1 + (fit[:, i, j] == picture[i, j]).sum()) / (len(fit) + 17))
+                for i in range(8)
+                for j in range(8)
+            ]
+        )
+        for picture in x
+    ]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    # Whoever knows only the levels does worse, and one Gaussian of each pixel does too.
+    assert actual.mean() < baselines.uniform_over_levels(17) == pytest.approx(4.0875, abs=1e-4)
+    every = [fit_(train_, test, 300, 17).mean() for fit_ in FITS]
+    assert every[1] < every[0]
+
+
+FITS = (baselines.gaussian_per_pixel, baselines.histogram_per_pixel)
+
+
 def test_the_floor_samples_have_the_statistics_of_their_model(trained: tuple) -> None:
-    source = build(trained[0]).dataset.open("train")
-    draw = baselines.pixel_samples(source, seed=1)
+    source, _ = splits(trained)
+    draw = baselines.gaussian_samples(source, 17, seed=1)
     x = draw(0, 4000).astype(float)
     real = data.read(source, 0, len(source))["image"].astype(float)
     inner = (real.mean(axis=0) > 60) & (real.mean(axis=0) < 195)  # where clipping is mild
     np.testing.assert_allclose(x.mean(axis=0)[inner], real.mean(axis=0)[inner], atol=12)
-    noise = baselines.noise_samples((8, 8, 1), seed=1)(0, 1000)
+    assert np.unique(x).size == 17
+    made = baselines.noise_samples((8, 8, 1), 256, seed=1)
+    noise = made(0, 1000)
     assert noise.dtype == np.uint8 and noise.mean() == pytest.approx(127.5, abs=1)
     assert noise.std() == pytest.approx(73.9, abs=0.5)
-    for read, whole in ((draw, x), (baselines.noise_samples((8, 8, 1), seed=1), noise)):
+    few = baselines.noise_samples((8, 8, 1), 17, seed=1)(0, 100)
+    assert set(np.unique(few)) == set(np.unique(x).astype(int))
+    for read, whole in ((draw, x), (made, noise)):
         np.testing.assert_array_equal(read(7, 12), whole[7:12])
         assert (read(7, 8) != read(8, 9)).any()
 
@@ -291,6 +326,13 @@ def test_the_flow_s_likelihood_is_measured_as_another_quantity(trained: tuple) -
     assert values["flow_evaluations"]["value"] > 7 and values["flow_unsolved_images"]["value"] == 0
     section = json.loads((workdir / "results.json").read_text())["ode"]
     assert "probability-flow" in section["protocol"]["quantity"]
+    decoded = changed(config, ode_dequantization="decoder")
+    values = evaluate.evaluate(build(decoded), workdir)["ode"]
+    assert 0 < values["flow_bound"]["value"] < 20 and "flow_bits_per_dim" not in values
+    other = json.loads((workdir / "results.json").read_text())["ode"]["protocol"]
+    assert other["quantity"] != section["protocol"]["quantity"] and other["decoder"] == "tanh"
+    with pytest.raises(ValueError, match=r"ode_dequantization = 'noise' is not known"):
+        evaluate.check(build(changed(config, ode_dequantization="noise")))
     with pytest.raises(ValueError, match="no image's flow was solved in .*ode_max_steps = 2"):
         evaluate.evaluate(build(changed(config, ode_max_steps=2)), workdir)
     mu = changed(config)

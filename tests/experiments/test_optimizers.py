@@ -6,7 +6,7 @@ import pytest
 
 from experiments import devices
 from experiments.gradients import clip_global, clip_per_core
-from experiments.optimizers import adam
+from experiments.optimizers import adam, update_ema
 
 
 def run(optimizer: optax.GradientTransformation, gradients: list[np.ndarray]) -> list[np.ndarray]:
@@ -109,3 +109,22 @@ def test_groups_that_do_not_fit_are_refused(images: int, count: int) -> None:
     mesh = devices.make_mesh(jax.devices()[:count])
     with pytest.raises(ValueError, match=f"batch of 16 into groups of images_per_core = {images}"):
         gradient(clip_per_core(images_per_core=images), mesh)
+
+
+@pytest.mark.parametrize("decay", [0.9999, 0.99995])
+def test_the_ema_of_noisy_parameters_is_the_float64_one(decay: float) -> None:
+    """100,000 steps around values of one to a thousand; rounding is random, a bias is not."""
+    steps, centres = 100_000, np.geomspace(1, 1000, 256) * (-1) ** np.arange(256)
+    params = np.random.default_rng(0).standard_normal((steps, 256), np.float32)
+    params = np.float32(centres) * (1 + np.float32(0.05) * params)
+
+    def step(ema: jax.Array, p: jax.Array) -> tuple[jax.Array, None]:
+        return update_ema(ema, p, decay), None
+
+    start = np.float32(centres)
+    actual, _ = jax.jit(lambda ema, p: jax.lax.scan(step, ema, p))(start, params)
+    expected = start.astype(np.float64)
+    for p in params:
+        expected += (1 - decay) * (p - expected)
+    error = np.asarray(actual, np.float64) / expected - 1
+    assert abs(error.mean()) < 1e-6 and abs(error).max() < 2e-5

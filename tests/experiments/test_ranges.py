@@ -13,7 +13,17 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion import losses, samplers, schedules
-from experiments import build, configs, data, devices, evaluate, images, main, validation
+from experiments import (
+    build,
+    configs,
+    data,
+    devices,
+    evaluate,
+    images,
+    likelihoods,
+    main,
+    validation,
+)
 from experiments.configs import base, ranges
 from experiments.configs.ranges import FIELDS, Many, Range, Word
 from experiments.gradients import CLIPS
@@ -161,11 +171,13 @@ def test_a_range_is_what_it_says(field: str) -> None:
 def test_words_are_those_that_the_program_knows() -> None:
     known: dict[str, Any] = {
         "evaluate.metrics": evaluate.METRICS,
+        "evaluate.ode_dequantization": likelihoods.DEQUANTIZATIONS,
         "evaluate.split": data.SPLITS,
         "evaluate.protocol": ("custom", *PROTOCOLS),
         "evaluate.quantize": images.QUANTIZE,
         "train.validate_with": validation.VALIDATIONS,
         "train.finish_with": main.FINISH,
+        "precision": devices.PRECISIONS,
     }
     for field, names in known.items():
         rule = FIELDS[field]

@@ -129,6 +129,32 @@ def test_images_survive_the_way_to_the_model_and_back() -> None:
     np.testing.assert_array_equal(images.to_uint8(half), [1, 0])
 
 
+@pytest.mark.parametrize("num_levels", [2, 17, 100, 256])
+def test_levels_survive_the_way_to_the_model_and_back(num_levels: int) -> None:
+    from experiments import images
+
+    number = np.arange(num_levels)
+    stored = np.floor(number * 255 / (num_levels - 1) + 0.5).astype(np.uint8)
+    x = images.to_model(jnp.asarray(stored), num_levels)
+    np.testing.assert_allclose(x, 2 * number / (num_levels - 1) - 1, atol=1e-6)
+    near = x + 0.9 / (num_levels - 1) * jnp.array([[-1.0], [0.0], [1.0]])
+    for way, expected in (("round", stored), ("floor", np.append(0, stored[:-1]))):
+        back = images.QUANTIZE[way](near, num_levels)
+        np.testing.assert_array_equal(back[0], expected)
+        np.testing.assert_array_equal(back[2], stored)
+    np.testing.assert_allclose(images.QUANTIZE["none"](x, num_levels), stored, atol=0.51)
+
+
+def test_the_digits_have_the_levels_that_they_name(trained: tuple) -> None:
+    from experiments import data
+
+    dataset = build(trained[0]).dataset
+    stored = np.unique(data.load_in_memory(dataset.open("train")).images)
+    assert stored.size == dataset.num_levels == 17
+    expected = np.floor(np.arange(17) * 255 / 16 + 0.5)
+    np.testing.assert_array_equal(stored, expected)
+
+
 def test_a_grid_shows_every_image_in_its_place(tmp_path: pathlib.Path) -> None:
     from experiments import images
 
