@@ -1,7 +1,6 @@
 """From a config to code. The only file that turns names into functions."""
 
 import contextlib
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +19,13 @@ from diffusion.reverse import Denoise, make_denoise
 from diffusion.structs import Sampler, Schedule, TimestepSampler
 from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
-from experiments import devices
+from experiments.configs import ranges
 from experiments.data import DATASETS, Dataset
 from experiments.gradients import CLIPS, GradientFn
 from experiments.optimizers import OPTIMIZERS
 
 NETWORKS = MappingProxyType({"unet": UNet})
+SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, by `build`
 DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
 
 
@@ -63,12 +63,24 @@ def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
         ValueError: saying what came, what is accepted, and where in the config.
     """
     if name not in table:
-        near = difflib.get_close_matches(str(name), table, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"config.{where} = {name!r} is not known.{hint} Choose one of: {', '.join(table)}."
+            f"config.{where} = {name!r} is not known. {ranges.suggestion(name, table)}"
         )
     return table[name]
+
+
+def keywords(entry: Any, supplied: tuple[str, ...] = ()) -> list[str]:
+    """The parameters of a table's entry that a config may set.
+
+    Those that are positional-only, or listed in `supplied`, belong to the program.
+    """
+    if not callable(entry):
+        return []
+    return [
+        parameter.name
+        for parameter in inspect.signature(entry).parameters.values()
+        if parameter.kind is not parameter.POSITIONAL_ONLY and parameter.name not in supplied
+    ]
 
 
 def lookup(
@@ -76,29 +88,22 @@ def lookup(
 ) -> Any:
     """The entry of `table` that `spec` = {name, **keywords} asks for, its keywords bound.
 
-    Parameters that are positional-only, or listed in `supplied`, belong to the program; the config
-    may set any other, and every keyword that it sets must exist.
+    Every keyword that the config sets must be one of the entry's `keywords`.
 
     Raises:
         ValueError: saying what came, what is accepted, and where in the config.
     """
-    keywords = dict(spec)
-    name = keywords.pop("name", None)
+    given = dict(spec)
+    name = given.pop("name", None)
     entry = choose(table, name, f"{where}.name")
-    accepted = []
-    if callable(entry):
-        accepted = [
-            parameter.name
-            for parameter in inspect.signature(entry).parameters.values()
-            if parameter.kind is not parameter.POSITIONAL_ONLY and parameter.name not in supplied
-        ]
-    unknown = [keyword for keyword in keywords if keyword not in accepted]
+    accepted = keywords(entry, supplied)
+    unknown = [keyword for keyword in given if keyword not in accepted]
     if unknown:
         raise ValueError(
             f"config.{where} has {', '.join(map(repr, unknown))}, which {name!r} does not take. "
             f"It accepts: {', '.join(accepted) or 'no keyword'}."
         )
-    return functools.partial(entry, **keywords) if callable(entry) else entry
+    return functools.partial(entry, **given) if callable(entry) else entry
 
 
 @contextlib.contextmanager
@@ -121,8 +126,7 @@ def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels
             f"config.model.class_conditional is True, but {dataset.name!r} has no labels. "
             "Set it to False, or choose a data set with classes."
         )
-    supplied = ("out_channels", "dtype", "num_classes", "parent", "name")
-    network = lookup(NETWORKS, spec, "model", supplied)(
+    network = lookup(NETWORKS, spec, "model", SUPPLIED)(
         out_channels=dataset.image_shape[-1] * (1 + extra_channels),
         dtype=dtype,
         num_classes=dataset.num_classes if conditional else None,
@@ -143,9 +147,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """The experiment that `config` describes.
 
     Raises:
-        ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
-            choices that has no meaning; before anything is compiled.
+        ValueError: for a value out of its range, an unknown name, a stale keyword, an impossible
+            size, or a combination of choices that has no meaning; before anything is compiled.
     """
+    ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
     with blame("schedule"):
         betas = lookup(schedules.BETAS, config.schedule, "schedule")()
@@ -175,7 +180,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
     clip = config.evaluate.clip_denoised
     decoder = choose(likelihood.DECODERS, config.evaluate.decoder, "evaluate.decoder")
-    choose(dict.fromkeys(devices.PRECISIONS), config.precision, "precision")
     # The original's decoder in training, whichever one evaluation asks for.
     trained_decoder = functools.partial(likelihood.tanh_decoder, num_levels=dataset.num_levels)
     experiment = Experiment(

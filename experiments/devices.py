@@ -102,10 +102,10 @@ def check_divisible(batch_size: int, where: str, mesh: Mesh) -> None:
     Raises:
         ValueError: naming the config field.
     """
-    if batch_size < 1 or batch_size % mesh.size:
+    if batch_size % mesh.size:
         raise ValueError(
             f"config.{where} = {batch_size} cannot be shared by {mesh.size} device(s): choose a "
-            f"positive multiple of {mesh.size}."
+            f"multiple of {mesh.size}."
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion import probability_flow, random
 from diffusion.forward import q_sample
 from experiments import baselines, bound, devices, images, logs, plots
-from experiments.build import Experiment, choose
+from experiments.build import Experiment
 from experiments.evaluation import Context, Result, image_protocol, line, number, which_images
 from experiments.parts import Parts
 
@@ -208,7 +208,6 @@ def make_flow_fn(experiment: Experiment, mesh: Any) -> Callable[..., Any]:
     """
     config, schedule = experiment.config, experiment.model.schedule
     num_levels = experiment.dataset.num_levels
-    choose(DEQUANTIZATIONS, config.evaluate.ode_dequantization, "evaluate.ode_dequantization")
 
     def apply(params: Any, x_t: Any, t: Any, **inputs: Any) -> Any:
         return experiment.network.apply({"params": params}, x_t, t, **inputs)

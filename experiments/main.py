@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import command_line, devices, evaluate, logs, sample
-from experiments.build import Experiment, build, choose
+from experiments.build import Experiment, build
 from experiments.checkpoint import CheckpointError
 from experiments.outcome import EXIT_STATUS, Outcome
 from experiments.train import train
@@ -34,7 +34,6 @@ MODE = flags.DEFINE_enum(
 flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config", "workdir"])
 FINISH = MappingProxyType({"sample": sample.sample, "evaluate": evaluate.evaluate})
-CHECKS = MappingProxyType({"sample": sample.check, "evaluate": evaluate.check})
 
 
 def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
@@ -68,8 +67,8 @@ def main(argv: list[str]) -> int:
         if MODE.value == "train":
             workdir.mkdir(parents=True, exist_ok=True)
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
-        for mode in modes:
-            choose(CHECKS, mode, "train.finish_with")(experiment)
+        if "evaluate" in modes:
+            evaluate.check(experiment)
         return run(experiment, workdir, modes)
     except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
         if command_line.verbose(sys.argv):

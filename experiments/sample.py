@@ -142,8 +142,6 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
         ValueError: if it was trained under a config that describes another model.
     """
     which = experiment.config.checkpoint
-    if which not in ("latest", "best"):
-        raise ValueError(f"config.checkpoint = {which!r} must be 'latest' or 'best'.")
     with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
         step = checkpoints.latest_step()
         if step is None and which == "best":
@@ -168,19 +166,6 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
         )
         where_from = origin.of_checkpoint(meta, runs.read_results(workdir))
         return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
-
-
-def check(experiment: Experiment) -> None:
-    """Refuses a config that `sample` would fail on, before anything is computed.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    for name in ("num_images", "batch_size", "progress_images", "progress_columns"):
-        if experiment.config.sample[name] < 1:
-            raise ValueError(
-                f"config.sample.{name} = {experiment.config.sample[name]} must be at least 1."
-            )
 
 
 def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:

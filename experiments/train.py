@@ -149,16 +149,10 @@ def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
     """
     train = experiment.config.train
     devices.check_divisible(train.batch_size, "train.batch_size", mesh)
-    if train.steps_per_call < 1:
-        raise ValueError(
-            f"config.train.steps_per_call = {train.steps_per_call} must be at least 1."
-        )
-    optional = ("preview_every", "validate_every")
-    for name in ("num_steps", "log_every", "checkpoint_every", *optional):
-        steps = train[name]
-        if steps % train.steps_per_call or steps < (0 if name in optional else 1):
+    for name in ("num_steps", "log_every", "checkpoint_every", "preview_every", "validate_every"):
+        if train[name] % train.steps_per_call:
             raise ValueError(
-                f"config.train.{name} = {steps} must be a positive multiple of "
+                f"config.train.{name} = {train[name]} must be a multiple of "
                 f"config.train.steps_per_call = {train.steps_per_call}."
             )
 

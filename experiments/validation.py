@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import bound, data, logs, origin, runs, sample_quality
-from experiments.build import Experiment, choose
+from experiments.build import Experiment
 from experiments.checkpoint import Checkpoints
 from experiments.configs.protocols import TRAINING
 from experiments.sample import draw, make_sample_fn
@@ -47,7 +47,6 @@ def training_images(experiment: Experiment) -> data.Source:
     source, train = experiment.dataset.open("train"), experiment.config.train
     if not (train.validate_every and train.validate_with == BOUND):
         return source
-    check_images(experiment)
     if train.validate_images >= len(source):
         raise ValueError(
             f"config.train.validate_images = {train.validate_images} leaves none of the "
@@ -55,21 +54,6 @@ def training_images(experiment: Experiment) -> data.Source:
             f"{len(source) - 1}, a few hundred for instance, or config.train.validate_every = 0."
         )
     return data.hold_out(source, train.validate_images)[0]
-
-
-def check_images(experiment: Experiment) -> None:
-    """Refuses a number of images that a validation cannot be of.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    train = experiment.config.train
-    least = 1 if train.validate_with == BOUND else 2
-    if train.validate_images < least:
-        raise ValueError(
-            f"config.train.validate_images = {train.validate_images} must be at least {least} for "
-            f"{train.validate_with}."
-        )
 
 
 def bits_per_dim(experiment: Experiment, mesh: Any) -> Validate:
@@ -115,15 +99,13 @@ class Validation:
     A training that goes on also goes on from its best checkpoint, `step` and `best`.
 
     Raises:
-        ValueError: for a validation that cannot be, and if the best checkpoint in `workdir` is of
-            another training or was chosen by another number.
+        ValueError: if the best checkpoint in `workdir` is of another training or was chosen by
+            another number.
     """
 
     def __init__(self, experiment: Experiment, workdir: Path, mesh: Any) -> None:
         config = experiment.config
         self.name = config.train.validate_with
-        make = choose(VALIDATIONS, self.name, "train.validate_with")
-        check_images(experiment)
         self.selected_on = selected_on(experiment)
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
@@ -139,7 +121,7 @@ class Validation:
                     f"{self.selected_on} now. Move the folder away, or choose another --workdir."
                 )
             self.best = meta["validation"]
-        self._validate = make(experiment, mesh)
+        self._validate = VALIDATIONS[self.name](experiment, mesh)
 
     def run(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> float:
         """Validates the EMA parameters of a step, and saves it where no earlier one was better.

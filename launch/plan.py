@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.command_line import message
+from experiments.configs import ranges
 from experiments.configs.files import read_json, write_json
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and some files beside it have longer names
@@ -94,7 +95,7 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     try:
         holder(argv)
         config: ConfigDict = holder["config"].value
-        config.to_dict()  # a config that could not be loaded says so only when used
+        ranges.check(config)  # also a config that could not be loaded says so only when used
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         raise ValueError(message(error)) from error
     return config

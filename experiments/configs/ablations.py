@@ -3,7 +3,6 @@
 `python -m experiments.main --list_ablations` prints them; docs/ablations.md explains them.
 """
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments.configs import changes
 from experiments.configs.changes import Change
 from experiments.configs.published import TABLES
+from experiments.configs.ranges import suggestion
 
 
 class Ablation(NamedTuple):
@@ -264,9 +264,7 @@ GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
 
 
 def _unknown(name: str, known: Mapping[str, object], kind: str) -> ValueError:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"there is no {kind} {name!r}.{hint} Choose one of: {', '.join(known)}.")
+    return ValueError(f"there is no {kind} {name!r}. {suggestion(name, known)}")
 
 
 def apply(config: ConfigDict, ablation: str) -> ConfigDict:

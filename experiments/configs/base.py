@@ -2,7 +2,8 @@
 
 A choice of code is a subtree {name, **keywords}; changing it means replacing the whole subtree, so
 that no keyword of the old choice stays behind. The other files of this folder say how a data set
-differs; `ablations.py` says how a row of a table does, and `published.py` what it gave there.
+differs; `ablations.py` says how a row of a table does, and `published.py` what it gave there. What
+a field may hold is in `ranges.py`.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -77,9 +77,11 @@ def open_split(split: str, path: str, image_size: int, test_fraction: float) -> 
     """Opens "train" or "test" of the pictures below a local folder.
 
     Raises:
-      FileNotFoundError: there is no such folder, or no picture in it.
+      FileNotFoundError: no folder is named, there is none, or no picture in it.
       ValueError: every picture fell into the other split.
     """
+    if not path:  # which would be the current folder
+        raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
     folder = os.path.abspath(os.path.expanduser(path))
     every = list_images(folder)
     paths = [name for name in every if is_test(name, test_fraction) == (split == "test")]

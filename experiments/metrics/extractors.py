@@ -12,8 +12,6 @@ from experiments.metrics import inception
 from experiments.metrics.classifier import Classifier, check_labels, load_classifier
 from experiments.metrics.inception_weights import find, load_inception
 
-EXTRACTORS = ("auto", "inception", "classifier")
-
 
 class Extractor(NamedTuple):
     """A network that is the same for everything that is compared.
@@ -46,11 +44,6 @@ class Extractor(NamedTuple):
 
 def choose_extractor(choice: str, weights: str | None, dataset: data.Dataset) -> str:
     """Which one `load_extractor` would load, "inception" or "classifier"; raises as it does."""
-    if choice not in EXTRACTORS:
-        raise ValueError(
-            f"config.evaluate.extractor = {choice!r} is not known. Choose one of: "
-            f"{', '.join(EXTRACTORS)}."
-        )
     if choice == "auto" and weights is None:
         try:
             find(None)
@@ -71,7 +64,7 @@ def load_extractor(choice: str, weights: str | None, dataset: data.Dataset) -> E
         weights: path of the Inception weights; None looks where `inception_weights.find` says.
 
     Raises:
-        ValueError: for an unknown choice, or a data set without labels where a classifier is asked.
+        ValueError: for a data set without labels where a classifier is asked.
         FileNotFoundError: for Inception weights that are asked for and missing.
     """
     if choose_extractor(choice, weights, dataset) == "inception":

@@ -309,10 +309,8 @@ def test_the_floor_samples_have_the_statistics_of_their_model(trained: tuple) ->
 def test_metrics_are_checked_before_anything_runs(trained: tuple) -> None:
     config = trained[0]
     for fields, message in (
-        (dict(metrics="bpd,fdi"), r"evaluate\.metrics = 'fdi' is not known"),
+        (dict(metrics="bpd,fdi"), r"evaluate\.metrics = 'bpd,fdi' names 'fdi', which is not known"),
         (dict(metrics=""), r"evaluate\.metrics = '' is not known"),
-        (dict(num_draws=0), r"num_draws = 0 must be at least 1"),
-        (dict(timesteps_per_call=0), r"timesteps_per_call = 0 must be at least 1"),
         (dict(metrics="bpd_fast", num_strata=8), r"num_strata = 8 must be 1 to 7"),
         (dict(num_images=10_000), r"num_images = 10000.*has 300 images.*0 for all"),
     ):
@@ -341,5 +339,3 @@ def test_the_flow_s_likelihood_is_measured_as_another_quantity(trained: tuple) -
     mu.parameterization, mu.train.preview_num_steps = ConfigDict({"name": "mu"}), 0
     with pytest.raises(ValueError, match=r"evaluate\.metrics.*mu"):
         evaluate.check(build(mu))
-    with pytest.raises(ValueError, match=r"ode_tolerance = 0\.0 must be between"):
-        evaluate.check(build(changed(config, ode_tolerance=0.0)))

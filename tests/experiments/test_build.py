@@ -18,7 +18,7 @@ DATA_CONFIGS = (
 )
 OTHERS = (
     *("base", "images256", "ablations", "changes", "catalogue", "published"),
-    *("saved", "files", "protocols"),
+    *("saved", "files", "protocols", "ranges"),
 )
 
 
@@ -101,7 +101,11 @@ def test_the_papers_rows_are_the_base_config() -> None:
             dict(name="cosine", num_timesteps=10, beta_start=1e-4),
             ["config.schedule has 'beta_start'", "'cosine' does not take", "offset, beta_max"],
         ),
-        ("schedule", dict(name="linear", num_timesteps=10, beta_start=-0.1), ["beta[0] = -0.1"]),
+        (
+            "schedule",
+            dict(name="linear", num_timesteps=10, beta_start=1.0),
+            ["config.schedule: beta[0] = 1.0"],
+        ),
         (
             "parameterization",
             dict(name="epsilon"),

@@ -178,10 +178,9 @@ def test_fashion_mnist_padding_is_even_and_zero(arguments):
     assert np.array_equal(padded["label"], plain["label"])
 
 
-@pytest.mark.parametrize("pad_to", [27, 31])
-def test_fashion_mnist_padding_refused(pad_to):
-    with pytest.raises(ValueError, match=f"pad_to is {pad_to}.*28 or a larger even number"):
-        data.fashion_mnist(pad_to=pad_to)
+def test_fashion_mnist_padding_refused():
+    with pytest.raises(ValueError, match="config.data.pad_to = 31 must be even"):
+        data.fashion_mnist(pad_to=31)
 
 
 def test_celeb_a_hq_held_out_part(arguments):
@@ -194,13 +193,6 @@ def test_celeb_a_hq_held_out_part(arguments):
         assert np.array_equal(np.concatenate(parts), whole)
     with pytest.raises(ValueError, match="nothing in split 'test'; change test_f.*evaluate.split"):
         data.celeb_a_hq_256(**kwargs, test_fraction=0).open("test")
-
-
-@pytest.mark.parametrize("test_fraction", [-0.1, 1])
-def test_fractions_refused(test_fraction):
-    for make in (data.celeb_a_hq_256, lambda **kw: data.image_folder("here", 8, **kw)):
-        with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
-            make(test_fraction=test_fraction)
 
 
 def test_folder_round_trip(tmp_path):
@@ -235,6 +227,8 @@ def test_folder_split_ignores_the_other_pictures(tmp_path):
 
 
 def test_folder_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.data\.path = '' must name the folder"):
+        data.image_folder("", 8).open("train")
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         data.image_folder(str(tmp_path / "nowhere"), 8).open("train")
     with pytest.raises(FileNotFoundError, match=r"No picture \(.jpg, .*is in .* or below"):
@@ -253,8 +247,6 @@ def test_folder_errors(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="more than 8 bits a channel"):
         data.image_folder(str(tmp_path), 8, test_fraction=0).open("train")[0]
-    with pytest.raises(ValueError, match="image_size is 0"):
-        data.image_folder(str(tmp_path), 0)
 
 
 # Batches.
@@ -336,7 +328,7 @@ def test_threads_change_nothing(num_threads, arguments):
     source = data.digits(**arguments["digits"]).open("train")
     kwargs = {"seed": 5, "batch_size": 16}
     assert equal(take(8, source, **kwargs, num_threads=num_threads, prefetch=8),
-                 take(8, data.load_in_memory(source), **kwargs))  # fmt: skip
+                 take(8, data.load_in_memory(source, num_threads), **kwargs))  # fmt: skip
 
 
 def test_workers_change_nothing(arguments):
@@ -345,18 +337,15 @@ def test_workers_change_nothing(arguments):
     source = data.digits(**arguments["digits"]).open("train")
     kwargs = {"seed": 6, "batch_size": 16, "start_step": 2, "steps_per_call": 2}
     assert equal(take(5, source, **kwargs, num_workers=2), take(5, source, **kwargs))
+    assert equal(take(5, source, **kwargs, num_workers=1, prefetch=0), take(5, source, **kwargs))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"batch_size": 6, "process_count": 4}, "batch_size 6 .*number of processes, 4"),
-        ({"batch_size": 0}, "batch_size 0 must be a positive"),
+        ({"batch_size": 6, "process_count": 4}, "batch_size = 6 .*number of processes, 4"),
         ({"process_index": 2, "process_count": 2}, r"process_index 2 is not in 0\.\.1"),
         ({"start_step": -1}, "start_step -1 must be >= 0"),
-        ({"steps_per_call": 0}, "steps_per_call 0 >= 1"),
-        ({"seed": -1}, "seed -1 must be in 0"),
-        ({"seed": 2**32}, "must be in 0"),
     ],
 )
 def test_batches_refuses(kwargs, words):

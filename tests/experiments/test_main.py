@@ -97,7 +97,9 @@ def test_sampling_needs_only_the_working_directory(run: tuple) -> None:
     ("arguments", "words"),
     [
         (["--config.optimizer.lerning_rate=1"], ["lerning_rate", "Did you mean", "learning_rate"]),
-        (["--config.schedule.beta_start=-0.1"], ["config.schedule: beta[0] = -0.1", "(0, 1)"]),
+        (["--config.schedule.beta_start=1"], ["config.schedule: beta[0] = 1.0", "(0, 1)"]),
+        (["--config.optimizer.learning_rate=nan"], ["config.optimizer.learning_rate = nan must"]),
+        (["--config.train.finish_with=(1,2)"], ["config.train.finish_with = (1, 2) holds 1"]),
         (["--config.schedule.name=liner"], ["config.schedule.name = 'liner'", "'linear'"]),
         (["--config.distributed=yes"], ["config.distributed = 'yes'", "'off', 'auto'"]),
         (

@@ -88,8 +88,6 @@ def test_only_inception_s_numbers_have_its_names(extractor) -> None:
 
 def test_an_extractor_that_cannot_be_is_refused(config, tmp_path: pathlib.Path) -> None:
     dataset = build(config).dataset
-    with pytest.raises(ValueError, match=r"extractor = 'vgg' is not known.*auto, inception"):
-        load_extractor("vgg", None, dataset)
     with pytest.raises(FileNotFoundError, match=r"(?s)not downloaded silently.*curl"):
         load_extractor("inception", None, dataset)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -358,12 +356,10 @@ def test_damaged_features_are_said_to_be(config, workdir, extractor, tmp_path, m
     [
         (dict(protocol="ddpm"), "protocol = 'ddpm' is not known.*custom, paper"),
         (dict(quantize="ceil"), "quantize = 'ceil' is not known.*round, floor, none"),
-        (dict(num_samples=3), "num_samples = 3 must be at least 4"),
         (dict(drop=301), "drop = 301 leaves 0 of the 300 images of the test split"),
         (dict(reference="nowhere.npz"), "reference = 'nowhere.npz' does not exist"),
         (dict(extractor="vgg"), r"extractor = 'vgg' is not known.*auto, inception"),
         (dict(num_samples=5, num_splits=10), "num_samples = 5 must be at least num_splits = 10"),
-        (dict(chain_points=0), "chain_points = 0 must be positive"),
     ],
 )
 def test_a_protocol_that_cannot_be_is_refused(config, fields: dict, message: str) -> None:

@@ -212,19 +212,18 @@ def test_what_cannot_be_is_refused(config, trained, tmp_path: pathlib.Path) -> N
     with pytest.raises(ValueError, match=r"train\.validate_with = 'fid' is not known.*bpd_fast"):
         train(build(other), tmp_path / "a")
     other = ConfigDict(config.to_dict())
-    other.train.validate_images = 0
-    with pytest.raises(ValueError, match=r"validate_images = 0 must be at least 1 for bpd_fast"):
-        validation.Validation(build(other), tmp_path / "c", devices.make_mesh())
     other.train.validate_images = 1497
     with pytest.raises(ValueError, match=r"validate_images = 1497 leaves none of the 1497 images"):
         train(build(other), tmp_path / "d")
     other.train.validate_every = 3
-    with pytest.raises(ValueError, match=r"train\.validate_every = 3 must be a positive multiple"):
+    with pytest.raises(ValueError, match=r"train\.validate_every = 3 must be a multiple"):
         train(build(other), tmp_path / "b")
     other = ConfigDict(config.to_dict())
     other.checkpoint = "first"
-    with pytest.raises(ValueError, match=r"config\.checkpoint = 'first' must be"):
-        load_ema(build(other), trained, devices.make_mesh())
+    with pytest.raises(
+        ValueError, match=r"config\.checkpoint = 'first' is not known.*latest, best"
+    ):
+        build(other)
     other.checkpoint = "best"
     with pytest.raises(CheckpointError, match="holds no best checkpoint"):
         load_ema(build(other), tmp_path / "none", devices.make_mesh())

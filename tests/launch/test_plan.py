@@ -67,6 +67,7 @@ def test_without_an_ablation_a_run_bears_the_config_s_name() -> None:
         (dict(grid={"optimizer.lr": ["1"]}), ["no field", "lr"]),
         (dict(grid={"train.num_steps": ["many"]}), ["many"]),
         (dict(settings={"optimizer.rate": "1"}), ["no field", "rate"]),
+        (dict(grid={"ema_decay": ["0.9", "1"]}), ["config.ema_decay = 1.0", "below 1"]),
         (dict(settings={"seed": "1"}), ["--seeds"]),
         (dict(grid={"seed": ["1", "2"]}), ["--seeds"]),
         (dict(grid={"ema_decay": ["0.9"]}, settings={"ema_decay": "0.9"}), ["both", "ema_decay"]),
