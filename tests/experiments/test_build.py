@@ -176,7 +176,7 @@ def test_the_config_cannot_set_what_the_program_supplies() -> None:
 
 
 def test_the_start_up_lines_warn_of_a_chain_cut_short() -> None:
-    config = digits.get_config()
+    config = digits.get_config("linear_1000")  # the paper's chain
     good = logs.describe_start(build(config))
     assert not any("WARNING" in line for line in good)
     assert any("alpha_bar_T = 4.04e-05" in line for line in good)
