@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.unet import UNet, timestep_embedding
+from diffusion.unet import Settings, UNet, group_norm, timestep_embedding
 
 TINY = dict(channels=32, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,))
 
@@ -121,6 +121,17 @@ def test_rematerialisation_and_bfloat16_change_rounding_only() -> None:
     assert result.dtype == jnp.float32
     assert float(jnp.abs(result - expected).max()) < 0.1 * float(jnp.abs(expected).max())
     assert {leaf.dtype for leaf in jax.tree.leaves(init(half))} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_norm_of_values_far_from_zero_keeps_its_digits() -> None:
+    """E[x^2] - E[x]^2 in float32 gives 8 in place of 1 here."""
+    norm = group_norm("norm", Settings(0.0, 1, 32, False, jnp.float32))
+    x = 100 + 0.01 * jax.random.normal(jax.random.key(1), (1, 8, 8, 32))
+    result = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x))
+    exact = np.asarray(x, np.float64)
+    deviation = np.sqrt(exact.var(axis=(1, 2), keepdims=True) + 1e-6)
+    exact = (exact - exact.mean(axis=(1, 2), keepdims=True)) / deviation
+    np.testing.assert_allclose(result, exact, atol=5e-3)
 
 
 def test_dropout_is_for_training_and_by_key() -> None:
