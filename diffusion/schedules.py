@@ -33,7 +33,7 @@ def quadratic(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.
 
 
 def sigmoid(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
-    """A logistic rise over [-6, 6], scaled to [beta_start, beta_end]."""
+    """A logistic rise over [-6, 6], scaled to [beta_start, beta_end] (DDIM's code)."""
     _check_length(num_timesteps)
     rise = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps, dtype=np.float64)))
     return beta_start + (beta_end - beta_start) * rise

@@ -38,13 +38,15 @@ class Dataset(NamedTuple):
     image_shape: H, W, C.
     num_classes: labels are 0..num_classes - 1; None where every label is 0.
     open: "train" | "test" -> Source; the two are disjoint. Raises FileNotFoundError where the
-      data is missing and ValueError for another split.
+      data is missing and ValueError for another split, or one without an image.
+    splits: the splits that have images; ("train",) where nothing is held out.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int | None
     open: Callable[[str], Source]
+    splits: tuple[str, ...] = SPLITS
 
 
 def _open(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
@@ -123,6 +125,7 @@ def celeb_a_hq_256(data_dir: str | None = None, test_fraction: float = 0.1) -> D
         image_shape=_celeb_a_hq.IMAGE_SHAPE,
         num_classes=None,
         open=partial(_open, _celeb_a_hq.open_split, kwargs),
+        splits=SPLITS if test_fraction else ("train",),
     )
 
 
@@ -135,7 +138,7 @@ def image_folder(path: str, image_size: int, test_fraction: float = 0.05) -> Dat
     Args:
       path: the folder, e.g. an LSUN category exported to files.
       image_size: side in pixels.
-      test_fraction: expected part held out, in [0, 1).
+      test_fraction: expected part held out, in [0, 1); 0 trains on all.
     Raises:
       ValueError: image_size or test_fraction is out of range.
     """
@@ -148,6 +151,7 @@ def image_folder(path: str, image_size: int, test_fraction: float = 0.05) -> Dat
         image_shape=(image_size, image_size, 3),
         num_classes=None,
         open=partial(_open, _image_folder.open_split, kwargs),
+        splits=SPLITS if test_fraction else ("train",),
     )
 
 

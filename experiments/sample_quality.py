@@ -79,7 +79,7 @@ class Judge(NamedTuple):
     extractor: Extractor
     feature_fn: Callable[..., Any]
     train: Features
-    test: Features
+    test: Features | None  # None where nothing is held out
     train_statistics: Statistics
     scale: np.ndarray  # f64[D], by which features are divided
     batch_size: int
@@ -120,12 +120,13 @@ def make_judge(experiment: Experiment, mesh: Any, drop: int) -> Judge:
         count = len(dataset.open(split)) // drop * drop
         return real_features(extractor, dataset, split, count, feature_fn, batch_size, mesh)
 
-    train, test = real("train"), real("test")
+    train = real("train")
+    test = real("test") if "test" in dataset.splits else None
     reference = statistics(train.features, {"split": "train"})
     deviation = np.sqrt(np.diag(reference.covariance))
     scale = np.ones_like(deviation) if extractor.is_inception else np.where(deviation, deviation, 1)
     fingerprints = {
-        split: data.fingerprint(dataset.name, dataset.open(split)) for split in data.SPLITS
+        split: data.fingerprint(dataset.name, dataset.open(split)) for split in dataset.splits
     }
     return Judge(extractor, feature_fn, train, test, reference, scale, batch_size, fingerprints)
 
@@ -217,35 +218,32 @@ def _few(features: np.ndarray) -> np.ndarray:
 
 def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[str, Any]]:
     """Every number of one set of samples, as Inception's are called."""
-    scaled = {
-        name: features / judge.scale
-        for name, features in (
-            ("fake", found.features),
-            ("train", judge.train.features),
-            ("test", judge.test.features),
-        )
-    }
+    train, every = judge.train.features / judge.scale, found.features / judge.scale
     score = scores.inception_score(found.logits, num_splits)
-    real, fake = _few(scaled["train"]), _few(scaled["fake"])
+    real, fake = _few(train), _few(every)
     covered, counts = scores.precision_recall(real, fake), dict(real=len(real), fake=len(fake))
-    kid = scores.kernel_distance(scaled["fake"], real)
-    ratio = scores.nearest_neighbour_ratio(fake, scaled["train"], _few(scaled["test"]))
-    test = statistics(judge.test.features, {"split": "test"})
-    return {
-        "fid_train": number(judge.distance(found.features)),
-        "fid_test": number(judge.distance(found.features, test)),
+    kid = scores.kernel_distance(every, real)
+    values = {"fid_train": number(judge.distance(found.features))}
+    if judge.test:
+        test = statistics(judge.test.features, {"split": "test"})
+        values["fid_test"] = number(judge.distance(found.features, test))
+    values |= {
         "is": number(score.mean, None, deviation_over_splits=score.std),
         "kid": number(kid.mean, None, deviation_over_subsets=kid.std, subset=kid.subset_size),
         "precision": number(covered.precision, **counts),
         "recall": number(covered.recall, **counts),
-        "nearest_neighbour_ratio": number(ratio),
     }
+    if judge.test:
+        held_out = _few(judge.test.features / judge.scale)
+        ratio = scores.nearest_neighbour_ratio(fake, train, held_out)
+        values["nearest_neighbour_ratio"] = number(ratio)
+    return values
 
 
 def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The distance to the train split of what no model should lose to, and of real images.
 
-    The numbers of images are as many as the samples, or all held-out images where there are fewer.
+    As many images as samples, or all held-out images where there are fewer; none without any.
     """
     dataset = context.experiment.dataset
     train, seed = dataset.open("train"), context.experiment.config.seed
@@ -254,8 +252,10 @@ def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str,
         "gaussian_pixels": baselines.pixel_samples(train, seed),
         "noise": baselines.noise_samples(dataset.image_shape, seed),
     }
-    held_out = judge.test.features[:n]
-    floors = {"held_out": number(judge.distance(held_out), num_images=len(held_out))}
+    floors = {}
+    if judge.test:
+        held_out = judge.test.features[:n]
+        floors["held_out"] = number(judge.distance(held_out), num_images=len(held_out))
     for name, read in made.items():
         found = features_of(judge.feature_fn, read, n, judge.batch_size, context.mesh)
         floors[name] = number(judge.distance(found.features), num_images=n)
@@ -298,16 +298,16 @@ def judge_protocol(judge: Judge) -> dict[str, Any]:
         "extractor": judge.extractor.name,
         "extractor_sha256": judge.extractor.sha256,
         "train_fingerprint": judge.fingerprints["train"],
-        "test_fingerprint": judge.fingerprints["test"],
+        "test_fingerprint": judge.fingerprints.get("test"),
         "train_images": len(judge.train.features),
-        "test_images": len(judge.test.features),
+        "test_images": len(judge.test.features) if judge.test else 0,
     } | ({} if accuracy is None else {"extractor_accuracy": accuracy})
 
 
 def _describe(judge: Judge, fields: dict[str, Any], values: dict[str, Any]) -> list[str]:
     extractor, n = judge.extractor, fields["num_samples"]
-    head = f"samples   {n} x {fields['num_sets']}, features of {extractor.name}"
-    lines = [head]
+    note = "" if judge.test else "; nothing is held out (config.data.test_fraction)"
+    lines = [f"samples   {n} x {fields['num_sets']}, features of {extractor.name}{note}"]
     for name, value in values.items():
         short, of = name.removesuffix(f"_{extractor.name}"), value.get("num_images")
         lines.append(line(short, value, f"  (of {of} images)" if of else ""))
@@ -391,7 +391,7 @@ def check(experiment: Experiment) -> None:
             f"config.evaluate.reference = {config.reference!r} does not exist. Name an npz of mu "
             "and sigma, or none."
         )
-    for split in data.SPLITS:
+    for split in experiment.dataset.splits:
         count, drop = len(experiment.dataset.open(split)), protocol_fields(config)["drop"]
         if count // drop * drop < 4:
             raise ValueError(

@@ -4,15 +4,15 @@
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.configs import changes
+from experiments.configs.changes import Change
 from experiments.configs.published import TABLES
-
-Change = Callable[[ConfigDict], None]
 
 
 class Ablation(NamedTuple):
@@ -23,82 +23,6 @@ class Ablation(NamedTuple):
     keys: tuple[str, ...]  # dotted fields or subtrees that differ from the config of some data set
     change: Change
     expected: str = ""  # published numbers with their data set, or "unstable"
-
-
-# --- The changes ---
-
-
-def _objective(parameterization: str, loss: str, variance: str) -> Change:
-    """What the network predicts, the loss and the variance, whatever the data set's config has."""
-
-    def change(config: ConfigDict) -> None:
-        num_timesteps = config.schedule.num_timesteps
-        losses = {
-            "simple": dict(name="simple", weighting=dict(name="uniform")),
-            "vlb": dict(name="vlb", scale=1.0 / num_timesteps),  # the original's: without T
-            "hybrid": dict(name="hybrid", vlb_coefficient=1e-3, weighting=dict(name="uniform")),
-        }
-        config.parameterization = ConfigDict(dict(name=parameterization))
-        config.loss = ConfigDict(losses[loss])
-        config.variance = ConfigDict(dict(name=variance))
-        if parameterization == "mu" or variance == "learned":
-            config.train.preview_num_steps = 0  # such a network knows single steps only
-
-    return change
-
-
-def _schedule(name: str, num_timesteps: int) -> Change:
-    """The chain; betas meant for T = 1000 are scaled by 1000 / T, so that it ends in noise."""
-    start, end = 1e-4 * 1000 / num_timesteps, 0.02 * 1000 / num_timesteps
-    keywords: dict[str, float] = dict(beta_start=start, beta_end=end)
-    if name == "constant":
-        keywords = dict(beta=end)
-    if name == "cosine":
-        keywords = {}
-
-    def change(config: ConfigDict) -> None:
-        config.schedule = ConfigDict(dict(name=name, num_timesteps=num_timesteps, **keywords))
-
-    return change
-
-
-def _improved(loss: str, timesteps: str) -> Change:
-    """IDDPM's chain and variance, on as many timesteps as the config has."""
-
-    def change(config: ConfigDict) -> None:
-        _schedule("cosine", config.schedule.num_timesteps)(config)
-        _objective("eps", loss, "learned_range")(config)
-        config.timesteps = ConfigDict(dict(name=timesteps))
-
-    return change
-
-
-def _min_snr(config: ConfigDict) -> None:
-    config.loss.weighting = ConfigDict(dict(name="min_snr", gamma=5.0))
-
-
-def _dropout(rate: float) -> Change:
-    def change(config: ConfigDict) -> None:
-        config.model.dropout = rate
-
-    return change
-
-
-def _faithful(config: ConfigDict) -> None:
-    config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, num_cores=8))
-    config.optimizer.epsilon_hat = True
-    config.model.dtype = "float32"
-
-
-def _modern(config: ConfigDict) -> None:
-    config.clip = ConfigDict(dict(name="global", max_norm=1.0))
-    config.optimizer.epsilon_hat = False
-    config.model.dtype = "bfloat16"
-
-
-def _large(config: ConfigDict) -> None:
-    config.model.channels = 192
-    config.train.num_steps = min(config.train.num_steps, 1_150_000)
 
 
 # --- The table ---
@@ -137,7 +61,7 @@ def _axes(
     if parameterization == "mu" or variance == "learned":
         keys = (*keys, "train.preview_num_steps")
     known = _published(published) if published else _Published(source, "")
-    return Ablation(words, known.source, keys, _objective(*axes), known.expected)
+    return Ablation(words, known.source, keys, changes.objective(*axes), known.expected)
 
 
 _OBJECTIVES = {
@@ -193,39 +117,48 @@ _OBJECTIVES = {
     ),
 }
 
-# IDDPM's own recipes are `iddpm` (L_hybrid, t uniform) and `iddpm_vlb` (L, t by importance).
+# IDDPM's own methods are `iddpm` (L_hybrid, t uniform) and `iddpm_vlb` (L, t by importance).
 _IMPROVED = {
     "iddpm": Ablation(
-        "cosine schedule, learned_range variance, L_hybrid",
-        "IDDPM sections 3.1, 3.2",
-        ("schedule", "loss", "variance"),
-        _improved("hybrid", "uniform"),
+        "cosine schedule, learned_range, L_hybrid, no clipping; rate and dropout stay the config's",
+        "IDDPM sections 3.1, 3.2 and its code",
+        ("schedule", "loss", "variance", "clip"),
+        changes.improved("hybrid", "uniform"),
     ),
     "iddpm_importance": Ablation(
         "iddpm with t drawn by the second moments of its loss, which IDDPM did for L only",
         "IDDPM section 3.3",
-        ("schedule", "loss", "variance", "timesteps"),
-        _improved("hybrid", "loss_second_moment"),
+        ("schedule", "loss", "variance", "timesteps", "clip"),
+        changes.improved("hybrid", "loss_second_moment"),
     ),
     "iddpm_vlb": Ablation(
         "iddpm with the bound L for its loss, t drawn by its second moments",
         "IDDPM section 3.3",
-        ("schedule", "loss", "variance", "timesteps"),
-        _improved("vlb", "loss_second_moment"),
+        ("schedule", "loss", "variance", "timesteps", "clip"),
+        changes.improved("vlb", "loss_second_moment"),
         "CIFAR-10: bits/dim, test 2.94 with T = 4000",
+    ),
+    "iddpm_cifar10": Ablation(
+        "iddpm with T = 4000, rate 1e-4, dropout 0.3, batch 128, EMA 0.9999, 500,000 steps",
+        "IDDPM App. A, for CIFAR-10",
+        (
+            *("schedule", "loss", "variance", "clip", "optimizer.learning_rate", "model.dropout"),
+            *("ema_decay", "train.batch_size", "train.num_steps"),
+        ),
+        changes.improved_cifar10,
     ),
     "min_snr": Ablation(
         "squared error weighted by min(SNR, 5), within the config's own loss",
         "Hang et al. 2023, Eq. 6",
         ("loss.weighting",),
-        _min_snr,
+        changes.min_snr,
     ),
 }
 
 _SHAPES = {  # name: (words, source)
     "linear": ("β rises linearly", "DDPM section 4"),
     "quadratic": ("√β rises linearly", "DDPM App. B"),
-    "sigmoid": ("β rises along a logistic curve", "the original's code"),
+    "sigmoid": ("β rises along a logistic curve", "DDIM's code"),
     "constant": ("β stays the same", "DDPM App. B"),
     "cosine": ("ᾱ falls as a squared cosine", "IDDPM Eq. 17"),
 }
@@ -234,7 +167,7 @@ _SCHEDULES = {
         f"{words}, T = {length}",
         source,
         () if (name, length) == ("linear", 1000) else ("schedule",),  # which every config has
-        _schedule(name, length),
+        changes.schedule(name, length),
     )
     for name, (words, source) in _SHAPES.items()
     for length in (100, 1000)
@@ -245,9 +178,24 @@ _DROPOUT = {
         f"dropout {rate} in every residual block",
         "DDPM App. B",
         ("model.dropout",),
-        _dropout(float(rate)),
+        changes.dropout(float(rate)),
     )
-    for rate in ("0", "0.1", "0.2", "0.3")
+    for rate in ("0", "0.1", "0.2", "0.3", "0.4")
+}
+
+_FLIPS = {
+    "flip": Ablation(
+        "training images mirrored at random",
+        "DDPM App. B",
+        ("train.flip",),
+        changes.flip(True),
+    ),
+    "no_flip": Ablation(
+        "training images as they are",
+        "DDPM App. B",
+        ("train.flip",),
+        changes.flip(False),
+    ),
 }
 
 _TRAINING = {
@@ -255,25 +203,37 @@ _TRAINING = {
         "the original's updates: gradients clipped per core of 8, its Adam, float32",
         "the original's code",
         ("clip",),
-        _faithful,
+        changes.faithful,
     ),
     "modern": Ablation(
         "today's updates: gradient clipped once, optax's Adam, bfloat16",
         "",
         ("clip", "optimizer.epsilon_hat", "model.dtype"),
-        _modern,
+        changes.modern,
+    ),
+    "clip_none": Ablation(
+        "gradients as they are, not clipped",
+        "IDDPM's code",
+        ("clip",),
+        changes.clip_none,
+    ),
+    "rmsprop": Ablation(
+        "RMSProp with its standard values, at the config's own learning rate",
+        "DDPM App. B",
+        ("optimizer",),
+        changes.rmsprop,
     ),
     "large": Ablation(
         "width 192 and at most 1.15 million steps: the paper's large network (Bedroom)",
         _published("large").source,
         ("model.channels", "train.num_steps"),
-        _large,
+        changes.large,
         _published("large").expected,
     ),
 }
 
 ABLATIONS: MappingProxyType[str, Ablation] = MappingProxyType(
-    _OBJECTIVES | _IMPROVED | _SCHEDULES | _DROPOUT | _TRAINING
+    _OBJECTIVES | _IMPROVED | _SCHEDULES | _DROPOUT | _FLIPS | _TRAINING
 )
 
 
@@ -294,7 +254,8 @@ GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         "schedules": tuple(_SCHEDULES),
         **{name: (f"{name}_100", f"{name}_1000") for name in _SHAPES},
         "dropout": tuple(_DROPOUT),
-        "updates": ("faithful", "modern"),
+        "flips": tuple(_FLIPS),
+        "updates": ("faithful", "modern", "clip_none", "rmsprop"),
     }
 )
 

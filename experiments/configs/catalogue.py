@@ -32,12 +32,17 @@ do: the config of CIFAR-10 already is `eps_simple`, the one of the digits is not
   noise. `constant` has the last beta of `linear`. Nothing else is adapted to T: a chain of 100
   steps is also sampled in 100.
 - **IDDPM.** `iddpm` (L_hybrid, t uniform) and `iddpm_vlb` (the bound, t by importance) are that
-  paper's two recipes; it drew t by importance for the bound only. T and the network stay those of
-  the config, where that paper had T = 4000 and a network of its own.
+  paper's two methods; it drew t by importance for the bound only. None of them clips gradients, as
+  its code does not. T, learning rate, dropout, batch, EMA and steps stay those of the config;
+  `iddpm_cifar10` takes the values that the paper trained CIFAR-10 with. All keep the config's
+  network, warm-up and form of Adam.
 - **min-SNR.** The weighting only: parameterization, variance and loss stay those of the config.
 - **Updates.** `faithful` clips as on the original's 8 cores, an eighth of the batch on each. The
   configs of CIFAR-10 and of the 256×256 models have it already; those of the digits and of
-  Fashion-MNIST clip the gradient of the whole batch.
+  Fashion-MNIST clip the gradient of the whole batch. `rmsprop` is what the authors tried beside
+  Adam, as TensorFlow 1 has it: decay 0.9, no momentum, ε = 1e-10 inside the root.
+- **Flips.** `flip` mirrors digits and clothes too, whose configs do not (see there why): it is for
+  comparison.
 """
 
 

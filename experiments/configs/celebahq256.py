@@ -15,6 +15,6 @@ def get_config(ablation: str = "") -> ConfigDict:
     """The 256x256 network for half a million steps."""
     config = images256.get_config()
     config.data.name = "celeb_a_hq/256"
-    config.data.test_fraction = 0.1  # held out from the end of the folder; 0 trains on all images
+    config.data.test_fraction = 0.0  # held out from the end of the folder
     config.train.num_steps = 500_000
     return ablations.apply(config, ablation)

@@ -24,6 +24,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.model.attention_resolutions = (14,)
 
     config.train.num_steps = 50_000
+    config.train.flip = False  # its shoes point to the left: a mirrored boot is of other data
     config.ema_decay = 0.999
     config.clip = ConfigDict(dict(name="global", max_norm=1.0))
     config.train.preview_every = 2_000

@@ -1,4 +1,8 @@
-"""What the paper's 256x256 runs share: 113.7 million parameters, no dropout, fixed_small."""
+"""What the paper's 256x256 runs share: 113.7 million parameters, no dropout, fixed_small.
+
+They train on all images. With data.test_fraction above 0 a part of them is held out, and
+evaluate.split=test names it.
+"""
 
 from ml_collections import ConfigDict
 
@@ -19,6 +23,7 @@ def get_config() -> ConfigDict:
     config.loader.num_workers = 8  # decoding processes
     config.sample.num_images = 64
     config.sample.batch_size = 32
+    config.evaluate.split = "train"  # there is no other
     config.evaluate.num_images = 200
     config.evaluate.batch_size = 50
     return config

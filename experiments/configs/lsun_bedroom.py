@@ -15,7 +15,7 @@ from experiments.configs import ablations, images256
 def get_config(ablation: str = "") -> ConfigDict:
     """The 256x256 network for 2.4 million steps."""
     config = images256.get_config()
-    config.data = ConfigDict(dict(name="image_folder", path="", image_size=256))
+    config.data = ConfigDict(dict(name="image_folder", path="", image_size=256, test_fraction=0.0))
     config.train.num_steps = 2_400_000
     config.train.flip = False  # as the paper says; the original's script flips
     return ablations.apply(config, ablation)

@@ -14,6 +14,6 @@ from experiments.configs import ablations, images256
 def get_config(ablation: str = "") -> ConfigDict:
     """The 256x256 network for 1.2 million steps."""
     config = images256.get_config()
-    config.data = ConfigDict(dict(name="image_folder", path="", image_size=256))
+    config.data = ConfigDict(dict(name="image_folder", path="", image_size=256, test_fraction=0.0))
     config.train.num_steps = 1_200_000
     return ablations.apply(config, ablation)

@@ -81,7 +81,8 @@ def open_split(split: str, data_dir: str | None, test_fraction: float) -> prepar
     if start == stop:
         raise ValueError(
             f"{DATASET} with {len(whole)} images and test_fraction={test_fraction} has nothing in "
-            f"split {split!r}; change test_fraction."
+            f"split {split!r}; change test_fraction (config.data.test_fraction), or use the other "
+            "split (config.evaluate.split)."
         )
     return prepared.open_prepared(
         DATASET, f"train[{start}:{stop}]", IMAGE_SHAPE, data_dir, how_to_get

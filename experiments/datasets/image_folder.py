@@ -86,6 +86,7 @@ def open_split(split: str, path: str, image_size: int, test_fraction: float) -> 
     if not paths:
         raise ValueError(
             f"None of the {len(every)} pictures in {folder} is in split {split!r} with "
-            f"test_fraction={test_fraction}; change test_fraction or add pictures."
+            f"test_fraction={test_fraction}; change test_fraction (config.data.test_fraction), add "
+            "pictures, or use the other split (config.evaluate.split)."
         )
     return ImageFolder(folder, paths, image_size)

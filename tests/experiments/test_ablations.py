@@ -1,6 +1,7 @@
 """Every ablation fits every data set's config, and changes there what it names and nothing else."""
 
 import importlib
+import inspect
 import json
 import pathlib
 import re
@@ -17,6 +18,7 @@ from diffusion import schedules
 from experiments.build import build, lookup
 from experiments.configs import ablations, catalogue, published
 from experiments.configs.ablations import ABLATIONS, GROUPS
+from experiments.optimizers import OPTIMIZERS
 from tests.experiments.test_build import DATA_CONFIGS, get
 from tests.experiments.test_main import program
 
@@ -155,6 +157,42 @@ def test_iddpm_takes_one_step_at_a_time() -> None:
         assert hybrid.schedule.num_timesteps == get(name).schedule.num_timesteps
 
 
+@pytest.mark.parametrize("ablation", [name for name in ABLATIONS if name.startswith("iddpm")])
+def test_iddpm_does_not_clip_and_says_which_values_stay(ablation: str) -> None:
+    values = ("optimizer.learning_rate", "model.dropout", "ema_decay", "train.batch_size")
+    for name in DATA_CONFIGS:
+        own, config = flat(get(name).to_dict()), flat(get(name, ablation).to_dict())
+        assert config["clip.name"] == "none"
+        if ablation == "iddpm_cifar10":  # IDDPM App. A
+            assert [config[value] for value in values] == [1e-4, 0.3, 0.9999, 128]
+            assert (config["schedule.num_timesteps"], config["train.num_steps"]) == (4000, 500_000)
+        else:
+            assert [config[value] for value in values] == [own[value] for value in values]
+
+
+def test_rmsprop_keeps_the_rate_and_takes_the_optimizers_own_defaults() -> None:
+    defaults = inspect.signature(OPTIMIZERS["rmsprop"]).parameters
+    for name in DATA_CONFIGS:
+        own, other = get(name).optimizer, get(name, "rmsprop").optimizer
+        assert (other.learning_rate, other.warmup_steps) == (own.learning_rate, own.warmup_steps)
+        for field in ("decay", "momentum", "eps"):
+            assert other[field] == defaults[field].default
+
+
+def test_only_what_is_symmetric_is_mirrored() -> None:
+    mirrored = [name for name in DATA_CONFIGS if get(name).train.flip]
+    assert mirrored == ["cifar10", "celebahq256", "lsun_church", "lsun_cat"]
+    for name in DATA_CONFIGS:
+        assert get(name, "flip").train.flip and not get(name, "no_flip").train.flip
+
+
+def test_the_256_models_train_on_every_image_and_are_measured_on_them() -> None:
+    for name in ("celebahq256", "lsun_bedroom", "lsun_church", "lsun_cat"):
+        config = get(name)
+        assert config.data.test_fraction == 0 and config.evaluate.split == "train"
+        assert build(config).dataset.splits == ("train",)
+
+
 def test_weights_and_updates_are_changed_alone() -> None:
     for name in DATA_CONFIGS:
         assert get(name, "min_snr").loss.name == get(name).loss.name
@@ -234,10 +272,20 @@ def test_published_rows_can_be_run_here() -> None:
         assert row.cells and set(row.cells) <= set(table.columns)
 
 
+def test_what_the_paper_quotes_is_no_row_of_ours() -> None:
+    for table in published.TABLES.values():
+        labels = [row.label for row in (*table.rows, *table.quoted)]
+        assert len(set(labels)) == len(labels)
+        for row in table.quoted:
+            assert row.cells and set(row.cells) <= set(table.columns)
+    assert [len(table.quoted) for table in published.TABLES.values()] == [14, 0, 8, 0]
+
+
 def test_a_cell_says_its_value() -> None:
-    for _, row in ROWS:
+    quoted = [row for table in published.TABLES.values() for row in table.quoted]
+    for row in (*(row for _, row in ROWS), *quoted):
         for text, value in row.cells.values():
-            number = re.fullmatch(r"(?:≤ )?([\d.]+)(?: ± [\d.]+)?", text)
+            number = re.fullmatch(r"(?:≤ )?([\d.]+)(?: ± [\d.]+|\*)?", text)
             assert (float(number[1]) == value) if number else (text, value) == ("unstable", None)
 
 

@@ -16,7 +16,10 @@ DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
-OTHERS = ("base", "images256", "ablations", "catalogue", "published", "saved", "files", "protocols")
+OTHERS = (
+    *("base", "images256", "ablations", "changes", "catalogue", "published"),
+    *("saved", "files", "protocols"),
+)
 
 
 def get(name: str, ablation: str = "") -> ConfigDict:

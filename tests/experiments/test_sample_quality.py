@@ -160,6 +160,29 @@ def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> Non
     assert not any(name.startswith(("fid", "kid", "is")) for name in section["values"])
 
 
+def test_without_held_out_images_the_other_numbers_stay(config, workdir) -> None:
+    """As under the 256x256 configs, which train on every image."""
+    experiment = build(changed(config, split="train"))
+    whole = evaluate.evaluate(experiment, workdir)["samples"]
+
+    dataset = experiment.dataset
+
+    def open_train(split: str) -> data.Source:
+        assert split == "train"
+        return dataset.open(split)
+
+    experiment = experiment._replace(dataset=dataset._replace(open=open_train, splits=("train",)))
+    evaluate.check(experiment)
+    found = evaluate.evaluate(experiment, workdir)["samples"]
+    missing = {name for name in whole if name not in found}
+    assert {name.partition("_digits")[0] for name in missing} == {
+        *("fd_test", "nearest_neighbour_ratio", "fd_train_of_held_out")
+    }
+    assert found == {name: value for name, value in whole.items() if name not in missing}
+    protocol = json.loads((workdir / "results.json").read_text())["samples"]["protocol"]
+    assert (protocol["test_images"], protocol["test_fingerprint"]) == (0, None)
+
+
 def test_two_processes_judge_samples_like_one(
     config, workdir, tmp_path: pathlib.Path, monkeypatch
 ) -> None:
