@@ -225,7 +225,7 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
     covered, counts = scores.precision_recall(real, fake), dict(real=len(real), fake=len(fake))
     kid = scores.kernel_distance(every, real)
     values = {"fid_train": number(judge.distance(found.features))}
-    if judge.test is not None:
+    if judge.test:
         test = statistics(judge.test.features, {"split": "test"})
         values["fid_test"] = number(judge.distance(found.features, test))
     values |= {
@@ -234,7 +234,7 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
         "precision": number(covered.precision, **counts),
         "recall": number(covered.recall, **counts),
     }
-    if judge.test is not None:
+    if judge.test:
         held_out = _few(judge.test.features / judge.scale)
         ratio = scores.nearest_neighbour_ratio(fake, train, held_out)
         values["nearest_neighbour_ratio"] = number(ratio)
@@ -244,8 +244,7 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
 def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The distance to the train split of what no model should lose to, and of real images.
 
-    The numbers of images are as many as the samples, or all held-out images where there are fewer;
-    where there are none, there is no such floor.
+    As many images as samples, or all held-out images where there are fewer; none without any.
     """
     dataset = context.experiment.dataset
     train, seed = dataset.open("train"), context.experiment.config.seed
@@ -255,7 +254,7 @@ def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str,
         "noise": baselines.noise_samples(dataset.image_shape, dataset.num_levels, seed),
     }
     floors = {}
-    if judge.test is not None:
+    if judge.test:
         held_out = judge.test.features[:n]
         floors["held_out"] = number(judge.distance(held_out), num_images=len(held_out))
     for name, read in made.items():
@@ -302,14 +301,14 @@ def judge_protocol(judge: Judge) -> dict[str, Any]:
         "train_fingerprint": judge.fingerprints["train"],
         "test_fingerprint": judge.fingerprints.get("test"),
         "train_images": len(judge.train.features),
-        "test_images": 0 if judge.test is None else len(judge.test.features),
+        "test_images": len(judge.test.features) if judge.test else 0,
     } | ({} if accuracy is None else {"extractor_accuracy": accuracy})
 
 
 def _describe(judge: Judge, fields: dict[str, Any], values: dict[str, Any]) -> list[str]:
     extractor, n = judge.extractor, fields["num_samples"]
-    head = f"samples   {n} x {fields['num_sets']}, features of {extractor.name}"
-    lines = [head]
+    note = "" if judge.test else "; nothing is held out (config.data.test_fraction)"
+    lines = [f"samples   {n} x {fields['num_sets']}, features of {extractor.name}{note}"]
     for name, value in values.items():
         short, of = name.removesuffix(f"_{extractor.name}"), value.get("num_images")
         lines.append(line(short, value, f"  (of {of} images)" if of else ""))
