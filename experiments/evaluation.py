@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import data, devices, parts, runs
@@ -88,6 +89,25 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "precision": devices.REPORTED,
         "num_timesteps": context.experiment.model.schedule.num_timesteps,
     }
+
+
+def check_finite(context: Context, first: int, finite: np.ndarray) -> None:
+    """Refuses to judge samples of which some are not finite; what was drawn is kept.
+
+    Args:
+        first: index of the first sample.
+        finite: bool[B], of each.
+
+    Raises:
+        ValueError: saying how many they are, and what may help.
+    """
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of the samples {first} to {first + len(finite) - 1} are not finite, so "
+            f"that nothing can be said of them; the {context.origin.weights} weights of step "
+            f"{context.step:,} give such images. Evaluate another checkpoint, set "
+            "config.sample.clip_denoised = True where it is off, or config.model.dtype = 'float32'."
+        )
 
 
 def which_images(context: Context) -> str:
