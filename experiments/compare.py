@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs.files import read_json
-from experiments.configs.protocols import FREE, differences
+from experiments.configs.protocols import FREE, differences, written
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -69,7 +69,7 @@ def compare(names: Sequence[str], all_results: Sequence[Results]) -> str:
                 for results in all_results
             ]
             if len(set(map(str, values))) > 1:
-                lines.append(f"{section}: {field} = {' / '.join(map(str, values))}")
+                lines.append(f"{section}: {field} = {' / '.join(map(written, values))}")
     head = ["quantity", *names, "comparable?"]
     table = [head, ["---"] * len(head)]
     for section in dict.fromkeys(name for results in all_results for name in results):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs.files import write_json
+from experiments.configs.protocols import written
 from launch import layout, page, pictures
 from launch.collect import Collection, Run, collect, to_summary
 from launch.layout import HEADLINE, full_table, headline_table, paper_cells, reached, run_table
@@ -44,7 +45,7 @@ def _caption(part: Group) -> str:
 
 def _section_caption(section: Section) -> str:
     """The protocol that all values share."""
-    fields = ", ".join(f"{name} = {value}" for name, value in section.protocol.items())
+    fields = ", ".join(f"{name} = {written(value)}" for name, value in section.protocol.items())
     extractor = section.protocol.get("extractor", INCEPTION)
     warning = (
         "" if extractor == INCEPTION else f" Features of {extractor}: not comparable with FID."

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.configs.protocols import differences
+from experiments.configs.protocols import differences, written
 from launch.collect import Run
 from launch.rows import Row
 
@@ -130,7 +130,7 @@ def _odd_protocols(rows: Sequence[Row], section: str) -> dict[int, str]:
     unlike = differences(list(first.values()))
     if not unlike:
         return {}
-    seen = {i: tuple(str(first[i].get(field, "absent")) for field in unlike) for i in first}
+    seen = {i: tuple(written(first[i].get(field, "absent")) for field in unlike) for i in first}
     usual = _most_common(seen.values())
     return {
         i: "; ".join(

@@ -41,6 +41,14 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def written(value: Any) -> str:
+    """A protocol's value for people: a choice {name, **options} as name or name(option=...)."""
+    if not isinstance(value, Mapping) or "name" not in value:
+        return str(value)
+    options = ", ".join(f"{key}={option}" for key, option in value.items() if key != "name")
+    return f"{value['name']}({options})" if options else str(value["name"])
+
+
 def differences(
     protocols: Sequence[Mapping[str, Any] | None], free: Sequence[str] = FREE
 ) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.compare import compare, main, read
-from experiments.configs.protocols import differences
+from experiments.configs.protocols import differences, written
 
 
 def section(value: float, **protocol: Any) -> dict[str, Any]:
@@ -78,3 +78,9 @@ def test_files_and_folders_are_read_and_others_refused(tmp_path: pathlib.Path, c
     assert "no measured values yet" in capsys.readouterr().err
     assert main(["compare", str(tmp_path)]) == 2
     assert "usage" in capsys.readouterr().out
+
+
+def test_a_choice_of_code_is_written_by_its_name() -> None:
+    assert written({"name": "ancestral"}) == "ancestral"
+    assert written({"name": "ddim", "eta": 0.5}) == "ddim(eta=0.5)"
+    assert written(1000) == "1000"
