@@ -137,7 +137,8 @@ def test_flips_noise_and_timesteps_change_with_the_step_and_the_example(tiny: Ma
     config = tiny()
     config.train.flip = True
     experiment = build(config)
-    image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1).repeat(64, axis=0)
+    rising = 32 * np.arange(8, dtype=np.uint8)  # to the right, in steps of two levels
+    image = np.broadcast_to(rising[:, None], (64, 8, 8, 1))
     batch = {"image": jnp.asarray(image), "label": jnp.zeros(64, jnp.int32)}
     state = train.init_state(experiment)
     first = train.draw_examples(experiment, state, batch)
