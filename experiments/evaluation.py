@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments import data, parts, runs
 from experiments.build import Experiment
 from experiments.origin import Origin
@@ -79,6 +81,25 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "variance": context.experiment.config.variance.name,
         "num_timesteps": context.experiment.model.schedule.num_timesteps,
     }
+
+
+def check_finite(context: Context, first: int, finite: np.ndarray) -> None:
+    """Refuses to judge samples of which some are not finite; what was drawn is kept.
+
+    Args:
+        first: index of the first sample.
+        finite: bool[B], of each.
+
+    Raises:
+        ValueError: saying how many they are, and what may help.
+    """
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of the samples {first} to {first + len(finite) - 1} are not "
+            f"finite, so that nothing can be said of them; the {context.origin.weights} weights of "
+            f"step {context.step:,} give such images. Evaluate another checkpoint, set "
+            "config.sample.clip_denoised = True where it is off, or config.model.dtype = 'float32'."
+        )
 
 
 def which_images(context: Context) -> str:

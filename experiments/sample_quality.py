@@ -11,7 +11,7 @@ import numpy as np
 from diffusion.schedules import evenly_spaced
 from experiments import baselines, data, devices, images, logs, plots
 from experiments.build import Experiment
-from experiments.evaluation import Context, Result, line, number
+from experiments.evaluation import Context, Result, check_finite, line, number
 from experiments.metrics import frechet, scores
 from experiments.metrics.extractors import (
     Extractor,
@@ -137,9 +137,6 @@ def sample_batches(
 
     With `record`, the estimates of x_0 at those timesteps instead: [K, B, H, W, C]. While one batch
     is handed out, the next is being drawn.
-
-    Raises:
-        ValueError: if a sample is not finite; all that were drawn are kept.
     """
     experiment, mesh = context.experiment, context.mesh
     config = experiment.config.sample
@@ -160,21 +157,12 @@ def sample_batches(
         return draw(context.params, devices.put_global(indices, devices.sharded(mesh)))
 
     def finish(first: int, started: Any) -> tuple[int, np.ndarray]:
-        part = started
-        if not isinstance(part, dict):
+        if not isinstance(started, dict):
             samples, progress, finite = devices.fetch(started)
-            part = {"samples": progress if record else samples, "finite": finite}
-            parts.write(f"{first:08d}", part)
-        judged = part["finite"][: count - first]
-        if not judged.all():
-            raise ValueError(
-                f"{(~judged).sum()} of the samples {first} to {first + len(judged) - 1} are not "
-                f"finite, so that nothing can be said of them; the {context.origin.weights} "
-                f"weights of step {context.step:,} give such images. Evaluate another checkpoint, "
-                "config.sample.clip_denoised = True where that is off, or config.model.dtype = "
-                "'float32'."
-            )
-        return first, part["samples"]
+            started = {"samples": progress if record else samples, "finite": finite}
+            parts.write(f"{first:08d}", started)
+        check_finite(context, first, started["finite"][: count - first])
+        return first, started["samples"]
 
     waiting = None
     for first in logs.track(list(firsts), "samples"):
