@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_dict
 from diffusion.variances import VARIANCES
 from experiments.configs.files import read_json, write_json
 from experiments.configs.protocols import MODEL, renewed
+from experiments.devices import REPORTED
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
 
@@ -156,6 +157,10 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
         "config": config_to_dict(config),
         "seed": config.seed,
         "commit": _git_commit(),
+        "precision": {
+            "training and sampling": config.precision,
+            "likelihoods and distances": REPORTED,
+        },
         "versions": {name: metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
         "hardware": {

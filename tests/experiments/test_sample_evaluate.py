@@ -60,6 +60,7 @@ def test_sampling_writes_what_it_says(trained: tuple) -> None:
     provenance = section["provenance"]
     assert provenance["config"]["train"]["num_steps"] == config.train.num_steps
     assert {"commit", "versions", "hardware", "seed", "date"} <= set(provenance)
+    assert provenance["precision"]["likelihoods and distances"] == "highest"
 
 
 def test_progress_ends_in_the_sample(trained: tuple, params) -> None:

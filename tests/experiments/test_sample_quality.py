@@ -112,6 +112,22 @@ def test_features_do_not_depend_on_batches_or_devices(config, extractor) -> None
     assert reference.features.shape == (21, 16) and reference.logits.shape == (21, 10)
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(256, 250), (64, 50), (1497, 150), (7, 10)])
+def test_features_are_computed_once(count: int, batch_size: int) -> None:
+    """Batches share the images out: hardly more than `count` go through the network."""
+    mesh, sizes = devices.make_mesh(jax.devices()[:1]), []
+
+    def feature_fn(pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+        sizes.append(len(pictures))
+        return pictures[:, 0, 0], pictures[:, 0, 0]
+
+    pictures = np.arange(count, dtype=np.float32)[:, None, None, None].repeat(3, axis=3)
+    found = features_of(feature_fn, lambda a, b: pictures[a:b], count, batch_size, mesh)
+    np.testing.assert_array_equal(found.features[:, 0], np.arange(count))
+    assert len(set(sizes)) == 1 and max(sizes) <= batch_size
+    assert count <= sum(sizes) < count + len(sizes)
+
+
 def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> None:
     """Every value again from the images that the program's sampler draws, by the definitions."""
     experiment = build(config)
