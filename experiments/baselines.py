@@ -20,6 +20,11 @@ def _training_images(train: data.Source) -> Iterator[np.ndarray]:
         yield data.gather(train, part.tolist())["image"]
 
 
+def _level_numbers(pictures: np.ndarray, num_levels: int) -> np.ndarray:
+    """Stored u8[...] as level numbers 0 .. num_levels - 1, f64[...]; see `images.to_model`."""
+    return np.rint(pictures * ((num_levels - 1) / 255.0))
+
+
 def fit_gaussian(train: data.Source, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance f64[H, W, C] of every pixel and channel in [-1, 1].
 
@@ -28,7 +33,7 @@ def fit_gaussian(train: data.Source, num_levels: int) -> tuple[np.ndarray, np.nd
     first, second = np.zeros((2, *train[0]["image"].shape))
     count = 0
     for part in _training_images(train):
-        x = np.asarray(images.to_model(jnp.asarray(part), num_levels), np.float64)
+        x = _level_numbers(part, num_levels) / ((num_levels - 1) / 2.0) - 1.0
         first, second = first + x.sum(axis=0), second + np.square(x).sum(axis=0)
         count += len(x)
     mean = first / count
@@ -72,18 +77,19 @@ def histogram_per_pixel(
     Counted on `train`, one more than seen of every level (Laplace's rule), so that no level is
     impossible. It knows the levels and nothing of how pixels go together.
     """
-    shape = train[0]["image"].shape
-    counts = np.ones((int(np.prod(shape)), num_levels))
-    position = np.arange(len(counts))
+    position = np.arange(train[0]["image"].size)
+    counts, seen = np.ones((position.size, num_levels), np.uint32), num_levels
 
     def levels(pictures: np.ndarray) -> np.ndarray:
-        x = np.asarray(images.to_model(jnp.asarray(pictures), num_levels), np.float64)
-        return np.rint((x + 1) / 2 * (num_levels - 1)).astype(int).reshape(len(pictures), -1)
+        return _level_numbers(pictures, num_levels).astype(int).reshape(len(pictures), -1)
 
     for part in _training_images(train):
-        np.add.at(counts, (position, levels(part)), 1)
-    log_share = np.log(counts / counts.sum(axis=1, keepdims=True))
-    return _bits_per_dim(test, num_images, lambda part: -log_share[position, levels(part)])
+        seen += len(part)
+        for level in levels(part):  # one image at a time: no position comes twice
+            counts[position, level] += 1
+    return _bits_per_dim(
+        test, num_images, lambda part: -np.log(counts[position, levels(part)] / seen)
+    )
 
 
 def uniform_over_levels(num_levels: int) -> float:
@@ -120,7 +126,7 @@ def noise_samples(shape: tuple[int, ...], num_levels: int, seed: int) -> Read:
     """Images of independent uniform levels."""
 
     def draw(random: np.random.Generator) -> np.ndarray:
-        level = random.integers(0, num_levels, shape)
+        level = random.integers(0, num_levels, shape, np.uint8)
         return np.floor(level * (255 / (num_levels - 1)) + 0.5).astype(np.uint8)
 
     return _each(draw, seed)
