@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -102,15 +103,17 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{what: item}))[what]
         except Exception as error:
-            others = [other for other in self._manager.all_steps() if other != step]
-            remedy = (
-                f"Older steps exist: {others}. To use one, move {self.folder / str(step)} away."
-                if others
-                else "No other step exists; start again in another --workdir."
-            )
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} cannot be read ({what}): {error}\n{remedy}"
+                f"checkpoint {self.folder / str(step)} cannot be read ({what}): {error}\n"
+                f"{self._remedy(step)}"
             ) from error
+
+    def _remedy(self, step: int) -> str:
+        """What to do about a step that cannot be used."""
+        others = [other for other in self._manager.all_steps() if other != step]
+        if not others:
+            return "No other step exists; start again in another --workdir."
+        return f"Older steps exist: {others}. To use one, move {self.folder / str(step)} away."
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a step.
@@ -150,7 +153,21 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} is damaged: {what} differs from what was "
                 f"saved in {damaged[:3]}. Move the folder away to use an older step."
             )
+        if not all(np.isfinite(leaf).all() for leaf in _floats(tree)):
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} was saved with numbers that are not finite "
+                f"({what}): its training had diverged. {self._remedy(step)}"
+            )
         return tree
+
+
+def _floats(tree: Any) -> list[np.ndarray]:
+    """The leaves of floating point, on the host."""
+    return [
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
 
 
 def abstract_like(make: Callable[[], Any], sharding: jax.sharding.Sharding) -> Any:

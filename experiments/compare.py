@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs.files import read_json
-from experiments.configs.protocols import FREE, differences, written
+from experiments.configs.protocols import FREE, differences, renewed_protocol, written
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -33,7 +33,10 @@ def read(path: Path) -> Results:
     sections = {name: section for name, section in read_json(path).items() if "values" in section}
     if not sections:
         raise ValueError(f"{path} holds no measured values yet: run --mode=evaluate.")
-    return sections
+    return {
+        name: section | {"protocol": renewed_protocol(section["protocol"])}
+        for name, section in sections.items()
+    }
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:

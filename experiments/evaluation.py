@@ -105,8 +105,8 @@ def check_finite(context: Context, first: int, finite: np.ndarray) -> None:
         raise ValueError(
             f"{(~finite).sum()} of the samples {first} to {first + len(finite) - 1} are not "
             f"finite, so that nothing can be said of them; the {context.origin.weights} weights of "
-            f"step {context.step:,} give such images. Evaluate another checkpoint, set "
-            "config.sample.clip_denoised = True where it is off, or config.model.dtype = 'float32'."
+            f"step {context.step:,} give such images. Evaluate another checkpoint, or set "
+            "config.sample.clip_denoised = True where it is off."
         )
 
 

@@ -17,10 +17,12 @@ class Origin(NamedTuple):
 
     weights: one of KINDS.
     selected_on: what the checkpoint was chosen by among those of its training, or NOTHING.
+    held_out: how many images of the train split it was not trained on.
     """
 
     weights: str
     selected_on: str
+    held_out: int = 0
 
 
 def of_checkpoint(meta: Mapping[str, Any], results: Mapping[str, Any]) -> Origin:
@@ -34,7 +36,8 @@ def of_checkpoint(meta: Mapping[str, Any], results: Mapping[str, Any]) -> Origin
     converted = meta.get("fingerprint") is None
     known = not converted or results.get("convert", {}).get("weights") == BOTH
     weights = meta.get("weights", EMA if known else AS_PUBLISHED)
-    return Origin(weights, meta.get("selected_on", _selected_before(meta)))
+    selected_on = meta.get("selected_on", _selected_before(meta))
+    return Origin(weights, selected_on, meta.get("held_out", 0))
 
 
 def _selected_before(meta: Mapping[str, Any]) -> str:

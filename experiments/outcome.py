@@ -84,6 +84,11 @@ class Watch:
         )
         return Divergence(step, reason, self._last)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last window's loss was above the bound, but not yet for long enough."""
+        return self._since is not None
+
     def check(self, step: int, finite: dict[str, Any]) -> Divergence | None:
         """What is wrong with the state of a step, from what `finite_fields` found of it."""
         broken = [name for name, is_finite in finite.items() if not is_finite]
@@ -125,7 +130,7 @@ def diverged_before(workdir: Path) -> str | None:
     where = f"of step {sound[-1]:,}, in {workdir / 'checkpoints'}" if sound else "none at all"
     return (
         f"DIVERGED  at step {step:,} when it was last trained: {section['reason']}. The last sound "
-        f"checkpoint is {where}. The same settings would diverge again: choose another --workdir "
-        "and other settings, a smaller config.optimizer.learning_rate for instance. To go on from "
-        "that checkpoint all the same, move results.json away."
+        f"checkpoint is {where}. The same settings would diverge again, and others need another "
+        "--workdir: a smaller config.optimizer.learning_rate for instance. To go on from that "
+        "checkpoint all the same, move results.json and later checkpoints away."
     )

@@ -162,7 +162,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
 
     Finished and diverged trainings are recorded in the section "train" of results.json; one that
     was stopped by a signal has saved a checkpoint first. Nothing is saved before the losses that
-    led to it and the state itself were found in order, so that every checkpoint is sound. A
+    led to it and the state itself were found in order, so that every checkpoint is sound; only the
+    last one, of a training that ends or is stopped, may have a loss above diverged_above. A
     training that diverged before is left alone.
 
     Raises:
@@ -290,6 +291,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                     window = None
                     if divergence is not None:
                         break
+                if watch.in_doubt and not (finished or stopping):
+                    saving = validating = False  # it may yet turn out to have diverged
                 if previewing:
                     with meter.paused():
                         preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments.configs import published
-from experiments.configs.protocols import differences
+from experiments.configs.protocols import differences, renewed_protocol
 from launch.collect import Run, training_fields
 
 INCEPTION = "inception-2015-12-05"
@@ -38,7 +38,7 @@ class Column(NamedTuple):
 _SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": {"name": "ancestral"}}
 _BOUND = {"decoder": "tanh", "split": "test"}
 _ESTIMATE = ("bpd_fast", "bits_per_dim_estimate")
-_COMMON = {"weights": "ema", "clip_denoised": True}
+_COMMON = {"weights": "ema", "clip_denoised": True, "held_out": 0}
 COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
     {
         "is": Column("samples", ("is", "classifier_score"), _SAMPLES),
@@ -75,7 +75,7 @@ def deviations(run: Run, row: published.Row) -> dict[str, list[Any]]:
 
 def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
     """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
-    protocol = run.sections[column.section]["protocol"]
+    protocol = renewed_protocol(run.sections[column.section]["protocol"])
     wanted = dict(column.protocol) | _COMMON
     # The config tells what the training was to be, these what was measured of it.
     wanted["checkpoint_step"] = run.training.get("train.num_steps")

@@ -4,7 +4,6 @@ Also how a config that was saved long ago reads under the names that fields have
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from experiments.origin import NOTHING
@@ -16,8 +15,6 @@ TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
     *("precision", "train.batch_size", "train.flip"),
 )
-# What older protocols mean by the absence of a field.
-OLDER = MappingProxyType({"selected_on": NOTHING})
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
@@ -41,6 +38,25 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """An older protocol with the fields that it lacks, as they were when it was written.
+
+    The sampler was its name, its timesteps always evenly spaced; every data set counted as one of
+    256 levels; nothing was held out of train, but the best checkpoint was chosen by something that
+    the protocol does not tell.
+    """
+    renewed = dict(protocol)
+    if isinstance(renewed.get("sampler"), str):
+        renewed |= {"sampler": {"name": renewed["sampler"]}, "spacing": "even"}
+    if "sampler" in renewed or "decoder" in renewed:
+        latest = renewed.get("checkpoint", "latest") == "latest"
+        selected_on = NOTHING if latest else "not recorded"
+        renewed = {"precision": "default", "held_out": 0, "selected_on": selected_on} | renewed
+    if "decoder" in renewed:
+        renewed = {"num_levels": 256} | renewed
+    return renewed
+
+
 def written(value: Any) -> str:
     """A protocol's value for people: a choice {name, **options} as name or name(option=...)."""
     if not isinstance(value, Mapping) or "name" not in value:
@@ -58,12 +74,12 @@ def differences(
         protocols: of one quantity, run by run; None where a run lacks it.
         free: fields that may differ.
     """
+    protocols = [None if protocol is None else renewed_protocol(protocol) for protocol in protocols]
     present = [protocol for protocol in protocols if protocol is not None]
     names = sorted({name for protocol in present for name in protocol} - set(free))
     result = {}
     for name in names:
-        absent = OLDER.get(name, "absent")
-        values = [None if p is None else p.get(name, absent) for p in protocols]
+        values = [None if p is None else p.get(name, "absent") for p in protocols]
         if len({repr(v) for v, p in zip(values, protocols, strict=True) if p is not None}) > 1:
             result[name] = values
     return result

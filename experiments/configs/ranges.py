@@ -127,6 +127,7 @@ class Many(NamedTuple):
 POSITIVE = Range(0, FLOAT32_MAX, whole=False, above=True)
 BETA = Range(0, 1, whole=False, above=True)  # only the last beta may be 1
 DECAY = Range(0, 1, whole=False, below=True)
+MOMENT = Range(0, 1 - 1e-6, whole=False)  # nearer to 1 float32 has no bias correction left
 FRACTION = Range(0, 1, whole=False, below=True)
 
 FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
@@ -177,11 +178,11 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "optimizer.name": Text(),
         "optimizer.learning_rate": POSITIVE,
         "optimizer.warmup_steps": Range(1, STEPS, zero="none"),
-        "optimizer.b1": DECAY,
-        "optimizer.b2": DECAY,
+        "optimizer.b1": MOMENT,
+        "optimizer.b2": MOMENT,
         "optimizer.eps": POSITIVE,
         "optimizer.epsilon_hat": Flag(),
-        "optimizer.decay": DECAY,
+        "optimizer.decay": MOMENT,
         "optimizer.momentum": DECAY,
         "clip.name": Text(),
         "clip.max_norm": POSITIVE,

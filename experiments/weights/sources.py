@@ -24,7 +24,7 @@ from experiments.weights.restricted import read_torch
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 RUN = "training_run.json"  # what this program adds to a diffusers folder that it writes
-EMA_NAME = re.compile(r"(?<![a-z])ema(?![a-z])")
+EMA_NAME = re.compile(r"(?<![a-z])(?<!non.)(?<!not.)(?<!no.)(?<!without.)ema(?![a-z])")
 EMA_SUFFIX = "/ExponentialMovingAverage"
 # What a checkpoint of the original holds besides the network's two sets of weights.
 TRAINING_STATE = re.compile(

@@ -80,6 +80,22 @@ def test_files_and_folders_are_read_and_others_refused(tmp_path: pathlib.Path, c
     assert "usage" in capsys.readouterr().out
 
 
+def test_older_protocols_are_read_as_what_they_meant() -> None:
+    old = {"sampler": "ancestral", "weights": "ema", "checkpoint": "latest"}
+    new = {
+        **{"sampler": {"name": "ancestral"}, "spacing": "even", "precision": "default"},
+        **{"weights": "ema", "checkpoint": "latest", "selected_on": "nothing", "held_out": 0},
+    }
+    assert differences([old, new], free=()) == {}
+    # The best checkpoint was chosen on the test split, which the protocol did not say.
+    best = differences([old | {"checkpoint": "best"}, new])
+    assert best == {"selected_on": ["not recorded", "nothing"]}
+    bound = {"decoder": "tanh", "checkpoint": "latest"}
+    assert differences([bound, bound | {"num_levels": 17}]) == {"num_levels": [256, 17]}
+    assert differences([bound, bound | {"num_levels": 256}]) == {}
+    assert differences([new, new | {"held_out": 250}]) == {"held_out": [0, 250]}
+
+
 def test_a_choice_of_code_is_written_by_its_name() -> None:
     assert written({"name": "ancestral"}) == "ancestral"
     assert written({"name": "ddim", "eta": 0.5}) == "ddim(eta=0.5)"

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import devices, outcome, runs, train, validation
+from experiments import devices, logs, outcome, runs, train, validation
 from experiments.build import build
-from experiments.checkpoint import Checkpoints, abstract_like
+from experiments.checkpoint import CheckpointError, Checkpoints, abstract_like
 from experiments.outcome import EXIT_STATUS, Outcome, Watch
+from experiments.sample import load_ema
 
 Make = Callable[[], ConfigDict]
 
@@ -213,6 +214,44 @@ def test_what_diverged_is_never_saved(
     assert f"step {section['step']}" in said and section["reason"] in said
     assert f"of step {max(found)}" in said if found else "none at all" in said
     assert "another --workdir" in said and said.count("\n") == 1
+
+
+def test_nothing_is_saved_while_a_loss_is_above_its_bound(
+    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite, but for too long: what was saved before stays the newest."""
+    config = tiny()
+    config.train.num_steps, config.train.keep_checkpoints = 40, 2
+    config.train.log_every = config.train.checkpoint_every = 4
+    config.train.diverged_above, config.train.diverged_for = 50.0, 12
+    read = logs.Window.read
+
+    def rising(window: logs.Window, num_steps: int, seconds: float) -> dict[str, float]:
+        return read(window, num_steps, seconds) | ({"loss": 1e6} if window.step > 12 else {})
+
+    monkeypatch.setattr(logs.Window, "read", rising)
+    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    section = runs.read_results(tmp_path)["train"]
+    assert section["step"] == 28 and section["metrics"]["step"] == 12
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [8, 12]
+    assert "of step 12" in (outcome.diverged_before(tmp_path) or "")
+
+
+def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(
+    tiny: Make, tmp_path: pathlib.Path
+) -> None:
+    """As older versions saved them; the message leads to the one before."""
+    config = tiny()
+    config.train.num_steps = 8
+    assert train.train(build(config), tmp_path) is Outcome.FINISHED
+    with Checkpoints(tmp_path) as checkpoints:
+        meta = checkpoints.meta(8)
+        state, ema = numbers(tmp_path, config)[8]
+        broken = jax.tree.map(lambda x: x.at[...].set(jnp.nan), ema)
+        checkpoints.save(12, state, broken, meta | {"step": 12})
+    with pytest.raises(CheckpointError, match=r"(?s)/12 was saved with .*not finite.*\[8\]"):
+        load_ema(build(config), tmp_path, devices.make_mesh())
 
 
 def test_a_signal_saves_nothing_that_diverged(

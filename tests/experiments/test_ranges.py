@@ -49,6 +49,7 @@ NEEDED = MappingProxyType(
 )
 NONSENSE = (
     *(math.nan, math.inf, -math.inf, -1, -1.0, 0, 0.0, 0.5, 1e30, 10**30, True, None),
+    1 - 1e-9,  # in float32 it is 1
     *("", "no such name", (), (0,), (-1,), (1e30,), (math.nan,), ("no such name",), {"no": "such"}),
 )
 

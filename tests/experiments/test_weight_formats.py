@@ -183,6 +183,9 @@ def test_what_the_weights_are_follows_the_source_and_the_user(
         ("plain/cifar10-EMA.safetensors", "ema"),
         ("schema/model.safetensors", "as published"),
         ("cinema/emanation.safetensors", "as published"),
+        ("plain/model_non_ema.safetensors", "as published"),
+        ("without-ema/model.safetensors", "as published"),
+        ("no_ema/model.safetensors", "as published"),
     ],
 )
 def test_a_file_called_ema_is_one(name: str, weights: str, tmp_path: pathlib.Path) -> None:
