@@ -29,7 +29,8 @@ def stop_requested() -> Iterator[list[float]]:
     before: dict[int, Any] = {}
     if jax.process_count() == 1:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+        untouched = (signal.SIG_IGN, None)  # None: a handler that is not Python's
+        before = {number: old for number, old in before.items() if old not in untouched}
         for number in before:
             signal.signal(number, handler)
     try:
