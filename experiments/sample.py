@@ -152,8 +152,8 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
         if step is None:
             raise CheckpointError(
                 f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
-                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged before "
-                "it leaves none."
+                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged "
+                "before it leaves none."
             )
         meta = checkpoints.meta(step)
         runs.check_same(meta["config"], experiment.config, MODEL, workdir)
