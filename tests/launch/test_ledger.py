@@ -168,7 +168,7 @@ def test_other_data_stand_apart_with_the_papers_cell(tmp_path: pathlib.Path) -> 
     text = page(tmp_path)
     assert cell(text, EPS.label, "FID")[4] == "not measured"
     found = cell(text, "digits", "eps_simple", "1/1 finished", "bits_per_dim")
-    assert found[4:7] == ["≤ 3.75", "**4.5**", "3,000"] and found[-1] == "other data"
+    assert found[4:7] == ["≤ 3.75", "**4.5**", "4,000"] and found[-1] == "other data"
     assert cell(text, "digits", "mu_mse", "0/1 finished, 1 diverged")[-1] == "other data"
     assert "v_simple" not in text
 

@@ -119,6 +119,6 @@ def test_a_sweep_grows_and_refuses_other_settings(tmp_path: pathlib.Path) -> Non
     other = make(seeds=(2, 1), settings={"train.num_steps": "10"})
     with pytest.raises(ValueError) as error:
         plan.write(tmp_path, other)
-    for word in ("eps_simple-seed1", "num_steps: 3000 then, 10 now", "--workdir"):
+    for word in ("eps_simple-seed1", "num_steps: 4000 then, 10 now", "--workdir"):
         assert word in str(error.value)
     assert not (tmp_path / "runs" / "eps_simple-seed2").exists()  # nothing was written

@@ -93,7 +93,7 @@ def test_a_half_done_sweep_is_reported_as_it_is(tmp_path: pathlib.Path) -> None:
     for words in ("3/3 finished", "0/3 finished, 3 diverged", "2/3 finished, 1 failed"):
         assert words in text
     assert "mu_mse, seed 1: diverged at step 400: the loss is nan" in text
-    assert "step 300 of 3,000, loss 3.25" in text  # the last that was in order
+    assert "step 300 of 4,000, loss 3.25" in text  # the last that was in order
     assert "eps_vlb_fixed, seed 2: failed after 2 attempts: exit status 1" in text
     assert "MemoryError: <no> room" in text
     assert "mu_vlb_fixed, seed 0, 1: waiting\n" in text
@@ -361,7 +361,7 @@ def test_a_run_being_written_is_read(tmp_path: pathlib.Path) -> None:
 def test_what_defines_a_training_leaves_places_and_the_seed_out() -> None:
     config = made_runs.resolved("digits", "eps_simple", 3)
     fields = training_fields(config)
-    assert fields["data.name"] == "digits" and fields["train.num_steps"] == 3000
+    assert fields["data.name"] == "digits" and fields["train.num_steps"] == 4000
     assert fields["schedule.num_timesteps"] == 1000 and fields["model.channels"] == 32
     assert not {"seed", "data.data_dir", "train.log_every", "sample.num_images"} & set(fields)
 

@@ -303,7 +303,7 @@ def test_the_table_shows_every_run() -> None:
     with Board(Console(file=text, force_terminal=True, width=120)) as board:
         board.show(rows)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
-    for word in ("mu_mse-seed0", "1,200/3,000", "0.0312", "1:15", "the loss is nan", "1 diverged"):
+    for word in ("mu_mse-seed0", "1,200/4,000", "0.0312", "1:15", "the loss is nan", "1 diverged"):
         assert word in shown
     assert [format_duration(s) for s in (59.6, 3723)] == ["1:00", "1:02:03"]
 

@@ -78,7 +78,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
         return denoise(params, x, t)
 
     table = jnp.asarray(draws)
-    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t])
+    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
     actual = jax.jit(
         lambda: diffusion.samplers.sample(experiment.sampler, chain, bound, keys, shape).x_0
@@ -226,7 +226,7 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
     draws = noise(shape, NUM_STEPS + 1)
     chain, denoise = experiment.sampling_chain(NUM_STEPS)
     table = jnp.asarray(draws)
-    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t])
+    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 2)
     actual = jax.jit(
         lambda: (
