@@ -15,7 +15,7 @@ import optax
 from diffusion import likelihood, losses, samplers, schedules
 from diffusion.losses import Model
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.reverse import Denoise, make_denoise
+from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Sampler, Schedule, TimestepSampler
 from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
@@ -157,6 +157,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         schedule = schedules.from_betas(betas)
     parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
     variance = lookup(VARIANCES, config.variance, "variance")
+    with blame("schedule"):
+        check_signal(schedule, parameterization)
     model = Model(schedule, parameterization, variance)
     network = _network(config, dataset, variance.extra_channels)
 

@@ -22,7 +22,12 @@ CONFIG = {"train": {"validate_with": "bpd_fast", "validate_images": 9, "preview_
 )
 def test_weights(meta: dict[str, Any], convert: str | None, weights: str) -> None:
     results = {} if convert is None else {"convert": {"weights": convert}}
-    assert origin.of_checkpoint(meta, results) == (weights, "nothing")
+    assert origin.of_checkpoint(meta, results) == (weights, "nothing", 0)
+
+
+def test_what_was_held_out_is_told() -> None:
+    meta = {"fingerprint": "0123", "held_out": 250}
+    assert origin.of_checkpoint(meta, {}).held_out == 250
 
 
 def test_what_an_older_best_was_chosen_by() -> None:
