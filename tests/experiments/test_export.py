@@ -124,7 +124,7 @@ def test_training_goes_on_from_converted_weights(measured, tmp_path: pathlib.Pat
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "as published"}))
     importer.import_weights(str(tmp_path / "model"), tmp_path / "run", experiment.config, None)
     found = load_ema(experiment, tmp_path / "run", devices.make_mesh())
-    assert found.origin == ("as published", "nothing")
+    assert found.origin == ("as published", "nothing", 0)
     config = runs.config_from_dict(runs.config_to_dict(experiment.config))
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 0  # another state of the optimizer
