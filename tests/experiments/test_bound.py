@@ -251,8 +251,8 @@ def splits(trained: tuple) -> tuple[data.Source, data.Source]:
 def test_the_gaussian_baseline_is_its_formula(trained: tuple) -> None:
     train_, test = splits(trained)
     actual = baselines.gaussian_per_pixel(train_, test, 6, 17)
-    fit = np.rint(data.read(train_, 0, len(train_))["image"] * 16 / 255) / 8 - 1
-    x = np.rint(data.read(test, 0, 6)["image"] * 16 / 255) / 8 - 1
+    fit = np.rint(data.read(train_, 0, len(train_))["image"] / 255 * 16) / 8 - 1
+    x = np.rint(data.read(test, 0, 6)["image"] / 255 * 16) / 8 - 1
     mean, std = fit.mean(axis=0), np.sqrt(fit.var(axis=0) + (2 / 16) ** 2)
     upper = np.where(x > 0.999, np.inf, x + 1 / 16)
     lower = np.where(x < -0.999, -np.inf, x - 1 / 16)
@@ -264,7 +264,7 @@ def test_the_histogram_baseline_counts(trained: tuple) -> None:
     train_, test = splits(trained)
     actual = baselines.histogram_per_pixel(train_, test, 6, 17)
     fit, x = (
-        np.rint(data.read(source, 0, n)["image"][..., 0] * 16 / 255).astype(int)
+        np.rint(data.read(source, 0, n)["image"][..., 0] / 255 * 16).astype(int)
         for source, n in ((train_, len(train_)), (test, 6))
     )
     expected = [

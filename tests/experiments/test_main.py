@@ -78,7 +78,7 @@ def test_training_ends_in_samples_and_numbers(run: tuple) -> None:
     assert any(line.startswith("chain     linear, T = 8") for line in lines)
     assert any(line.startswith("step") and "ETA" in line and "images/s" in line for line in lines)
     assert any("this model (bound)" in line for line in lines)
-    assert any("Gaussian per pixel" in line for line in lines)
+    assert any("histogram per pixel" in line for line in lines)
     assert any(line.startswith("WARNING") and "first 6 of 300 test" in line for line in lines)
     # Off a terminal: plain lines, no bar, no control characters.
     assert "\x1b" not in result.stdout and "━" not in result.stdout

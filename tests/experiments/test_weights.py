@@ -50,7 +50,7 @@ def test_the_network_repeats_the_output_of_diffusers(name, converted, outputs) -
 def given_noise(monkeypatch: pytest.MonkeyPatch, draws: np.ndarray) -> None:
     """The sampler's noise at timestep t is draws[t], and x_T the last of them."""
     table = jnp.asarray(draws)
-    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t])
+    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
 
 
 @pytest.mark.parametrize("name", NAMES)
