@@ -42,7 +42,7 @@ def test_the_bound_stays(
     model = build(config(data_dir, ablation))
     assert train.train(model, tmp_path) is Outcome.FINISHED
     mesh = devices.make_mesh(jax.devices()[:1])
-    _, params = load_ema(model, tmp_path, mesh)
+    params = load_ema(model, tmp_path, mesh).params
     source = model.dataset.open("test")
 
     def bits(experiment: Experiment) -> np.ndarray:

@@ -12,6 +12,7 @@ from experiments.configs.protocols import differences, written
 
 def section(value: float, **protocol: Any) -> dict[str, Any]:
     fields = {"dataset": "digits", "split": "test", "num_images": 100, "checkpoint_step": 5}
+    fields["decoder"] = "tanh"
     return {"values": {"bits_per_dim": {"value": value}}, "protocol": fields | protocol}
 
 
