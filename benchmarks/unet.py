@@ -34,12 +34,13 @@ from benchmarks.torch_unet import (
     their_sample,
     their_train,
 )
-from diffusion.losses import Model, make_loss_fn, simple
+from diffusion.losses import make_loss_fn, simple
+from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral, sample
 from diffusion.schedules import evenly_spaced, from_betas, respace
-from diffusion.unet import UNet
+from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 from experiments import devices
 from experiments.optimizers import adam, update_ema
@@ -107,7 +108,7 @@ def our_train(case: Case) -> Ours:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam(2e-4))
     loss_fn = make_loss_fn(
         apply_network(network),
-        Model(from_betas(BETAS), EPS, FIXED_LARGE),
+        Process(from_betas(BETAS), EPS, FIXED_LARGE),
         simple,
     )
 

@@ -13,32 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion.forward import q_sample, snr
-from diffusion.likelihood import (
-    Decoder,
-    mean_per_example,
-    tanh_decoder,
-    to_bits_per_dim,
-    vlb_term,
-)
+from diffusion.likelihood import Decoder, mean_per_example, tanh_decoder, to_bits_per_dim, vlb_term
 from diffusion.reverse import check_signal, predict, split_output
-from diffusion.structs import Parameterization, Schedule, TimestepSampler, Variance
+from diffusion.structs import Process, TimestepSampler
 
 X = Float[Array, "b *x"]
 PerExample = Float[Array, " b"]
 T = Int[Array, " b"]
-
 ALLOWED = (
     "Allowed: simple with fixed_small or fixed_large; vlb with any variance; hybrid with learned "
     "or learned_range; weighting `vlb` with a fixed variance."
 )
-
-
-class Model(NamedTuple):
-    """A chain and how the network's output is read on it."""
-
-    schedule: Schedule
-    parameterization: Parameterization
-    variance: Variance
 
 
 class Noised(NamedTuple):
@@ -53,19 +38,19 @@ class Noised(NamedTuple):
 # --- Weightings of the simple loss: functions of (model, t), f32[B] ---
 
 
-def _output_to_x_0(model: Model, t: T) -> PerExample:
+def _output_to_x_0(model: Process, t: T) -> PerExample:
     """|d x_0 / d output|: how far x_0 moves when the network's output moves by 1."""
     zero, one = jnp.zeros(t.shape), jnp.ones(t.shape)
     decode = model.parameterization.decode
     return jnp.abs(decode(model.schedule, one, zero, t) - decode(model.schedule, zero, zero, t))
 
 
-def uniform_weight(model: Model, t: T, /) -> PerExample:
+def uniform_weight(model: Process, t: T, /) -> PerExample:
     """1, the paper's L_simple (DDPM Eq. 14)."""
     return jnp.ones(t.shape)
 
 
-def vlb_weight(model: Model, t: T, /) -> PerExample:
+def vlb_weight(model: Process, t: T, /) -> PerExample:
     """The weight that the bound gives the squared error of the output.
 
     (d mean / d output)^2 / (2 sigma_t^2), which for eps is
@@ -81,7 +66,7 @@ def vlb_weight(model: Model, t: T, /) -> PerExample:
     return jnp.square(slope) * jnp.exp(-log_variance) / 2.0
 
 
-def min_snr_weight(model: Model, t: T, /, gamma: float = 5.0) -> PerExample:
+def min_snr_weight(model: Process, t: T, /, gamma: float = 5.0) -> PerExample:
     """min(SNR, gamma) on the squared error of x_0, carried over to the output (minSNR Eq. 6)."""
     ratio = jnp.minimum(snr(model.schedule, t), gamma)
     return ratio * jnp.square(_output_to_x_0(model, t))
@@ -90,19 +75,19 @@ def min_snr_weight(model: Model, t: T, /, gamma: float = 5.0) -> PerExample:
 # --- Losses: functions of (model, output, noised, decoder), f32[B]; decoder is L_0's ---
 
 
-def _squared_error(model: Model, value: X, noised: Noised) -> PerExample:
+def _squared_error(model: Process, value: X, noised: Noised) -> PerExample:
     x_0, eps, x_t, t = noised
     target = model.parameterization.target(model.schedule, x_0, eps, x_t, t)
     return mean_per_example(jnp.square(target - value))
 
 
 def simple(
-    model: Model,
+    model: Process,
     output: Float[Array, "b ..."],
     noised: Noised,
     decoder: Decoder = tanh_decoder,
     /,
-    weighting: Callable[[Model, T], PerExample] = uniform_weight,
+    weighting: Callable[[Process, T], PerExample] = uniform_weight,
 ) -> PerExample:
     """Weighted mean squared error between the network's output and its target (DDPM Eq. 14).
 
@@ -118,7 +103,7 @@ def simple(
 
 
 def vlb(
-    model: Model,
+    model: Process,
     output: Float[Array, "b ..."],
     noised: Noised,
     decoder: Decoder = tanh_decoder,
@@ -138,13 +123,13 @@ def vlb(
 
 
 def hybrid(
-    model: Model,
+    model: Process,
     output: Float[Array, "b ..."],
     noised: Noised,
     decoder: Decoder = tanh_decoder,
     /,
     vlb_coefficient: float = 1e-3,
-    weighting: Callable[[Model, T], PerExample] = uniform_weight,
+    weighting: Callable[[Process, T], PerExample] = uniform_weight,
 ) -> PerExample:
     """L_simple + vlb_coefficient * L_vlb, the mean held still in the second part (IDDPM Eq. 16).
 
@@ -162,7 +147,7 @@ def hybrid(
 
 def make_loss_fn(
     apply: Callable[..., jax.Array],
-    model: Model,
+    model: Process,
     loss: Callable[..., PerExample],
     decoder: Decoder = tanh_decoder,
 ) -> Callable[..., PerExample]:

@@ -101,3 +101,11 @@ class Sampler(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     step: Callable[..., tuple[jax.Array, Prediction, Any]]
+
+
+class Process(NamedTuple):
+    """A chain and how the network's output is read on it."""
+
+    schedule: Schedule
+    parameterization: Parameterization
+    variance: Variance

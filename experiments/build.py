@@ -1,9 +1,7 @@
 """From a config to code. The only file that turns names into functions."""
 
-import contextlib
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,16 +11,16 @@ import ml_collections
 import optax
 
 from diffusion import likelihood, losses, samplers, schedules
-from diffusion.losses import Model
+from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import Denoise, check_signal, make_denoise
-from diffusion.structs import Sampler, Schedule, TimestepSampler
-from diffusion.unet import UNet
+from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.variances import VARIANCES
 from experiments.configs import ranges
-from experiments.data import DATASETS, Dataset
-from experiments.gradients import CLIPS, GradientFn
-from experiments.optimizers import OPTIMIZERS
+from experiments.data.dataset import Dataset
+from experiments.data.datasets import DATASETS
+from experiments.lookup import choose, lookup, naming_field
+from experiments.optimizers import CLIPS, OPTIMIZERS, GradientFn
 
 NETWORKS = MappingProxyType({"unet": UNet})
 SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, by `build`
@@ -35,7 +33,7 @@ class Experiment(NamedTuple):
     config: ml_collections.ConfigDict
     dataset: Dataset
     network: UNet
-    model: Model
+    model: Process
     loss_fn: Callable[..., jax.Array]  # (params, x_0, t, eps, **inputs) -> f32[B]
     timesteps: TimestepSampler
     optimizer: optax.GradientTransformation
@@ -56,67 +54,6 @@ class Experiment(NamedTuple):
         return {} if self.network.num_classes is None else {"labels": labels}
 
 
-def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
-    """The entry of `table` called `name`.
-
-    Raises:
-        ValueError: saying what came, what is accepted, and where in the config.
-    """
-    if name not in table:
-        raise ValueError(
-            f"config.{where} = {name!r} is not known. {ranges.suggestion(name, table)}"
-        )
-    return table[name]
-
-
-def keywords(entry: Any, supplied: tuple[str, ...] = ()) -> list[str]:
-    """The parameters of a table's entry that a config may set.
-
-    Those that are positional-only, or listed in `supplied`, belong to the program.
-    """
-    if not callable(entry):
-        return []
-    return [
-        parameter.name
-        for parameter in inspect.signature(entry).parameters.values()
-        if parameter.kind is not parameter.POSITIONAL_ONLY and parameter.name not in supplied
-    ]
-
-
-def lookup(
-    table: Mapping[str, Any], spec: Mapping[str, Any], where: str, supplied: tuple[str, ...] = ()
-) -> Any:
-    """The entry of `table` that `spec` = {name, **keywords} asks for, its keywords bound.
-
-    Every keyword that the config sets must be one of the entry's `keywords`.
-
-    Raises:
-        ValueError: saying what came, what is accepted, and where in the config.
-    """
-    given = dict(spec)
-    name = given.pop("name", None)
-    entry = choose(table, name, f"{where}.name")
-    accepted = keywords(entry, supplied)
-    unknown = [keyword for keyword in given if keyword not in accepted]
-    if unknown:
-        raise ValueError(
-            f"config.{where} has {', '.join(map(repr, unknown))}, which {name!r} does not take. "
-            f"It accepts: {', '.join(accepted) or 'no keyword'}."
-        )
-    return functools.partial(entry, **given) if callable(entry) else entry
-
-
-@contextlib.contextmanager
-def blame(where: str) -> Iterator[None]:
-    """Puts the config's field in front of the message of a ValueError that does not name it."""
-    try:
-        yield
-    except ValueError as error:
-        if str(error).startswith("config."):
-            raise
-        raise ValueError(f"config.{where}: {error}") from error
-
-
 def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels: int) -> UNet:
     spec = config.model.to_dict()
     dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
@@ -131,7 +68,7 @@ def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels
         dtype=dtype,
         num_classes=dataset.num_classes if conditional else None,
     )
-    with blame("model"):
+    with naming_field("model"):
         network.check(dataset.image_shape)
     return network
 
@@ -152,14 +89,14 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
-    with blame("schedule"):
+    with naming_field("schedule"):
         betas = lookup(schedules.BETAS, config.schedule, "schedule")()
         schedule = schedules.from_betas(betas)
     parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
     variance = lookup(VARIANCES, config.variance, "variance")
-    with blame("schedule"):
+    with naming_field("schedule"):
         check_signal(schedule, parameterization)
-    model = Model(schedule, parameterization, variance)
+    model = Process(schedule, parameterization, variance)
     network = _network(config, dataset, variance.extra_channels)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, **inputs: Any) -> Any:
@@ -201,9 +138,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         sampler=lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")(),
         sampling_chain=sampling_chain,
     )
-    with blame("sample.num_steps"):
+    with naming_field("sample.num_steps"):
         sampling_chain(config.sample.num_steps)
-    with blame("train.preview_num_steps"):
+    with naming_field("train.preview_num_steps"):
         sampling_chain(config.train.preview_num_steps)
     jax.eval_shape(lambda: _one_loss(experiment))  # refuses combinations that have no meaning
     return experiment

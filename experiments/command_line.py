@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.configs import catalogue
+from experiments.configs import ablations
 
 SAVED = Path(__file__).parent / "configs" / "saved.py"
 
@@ -19,15 +19,8 @@ class ListAblations(flags.BooleanFlag):
     def parse(self, argument: str | bool) -> None:
         super().parse(argument)
         if self.value:
-            print(catalogue.listing(), end="")
+            print(ablations.listing(), end="")
             sys.exit(0)
-
-
-def format_duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def fail(error: BaseException | str) -> int:

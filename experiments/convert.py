@@ -16,13 +16,14 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import command_line, runs
+from experiments import command_line
 from experiments.build import build
-from experiments.checkpoint import CheckpointError
 from experiments.configs import saved
-from experiments.origin import EMA, RAW
 from experiments.weights import export
 from experiments.weights.importer import import_weights
+from experiments.workdir.checkpoint import CheckpointError
+from experiments.workdir.config import read_config
+from experiments.workdir.origin import EMA, RAW
 
 FROM = flags.DEFINE_string("from", None, "What to read: a path, or hf:ORGANISATION/MODEL.")
 TO = flags.DEFINE_string("to", None, "The working directory to write, or `diffusers`.")
@@ -65,7 +66,7 @@ def convert() -> None:
         return import_weights(source, workdir, CONFIG.value, STEP.value, WEIGHTS.value)
     if out is None:
         raise ValueError("--to=diffusers needs --out=FOLDER, where to write.")
-    config = runs.read_config(source)
+    config = read_config(source)
     if "parameterization" not in config:
         raise ValueError(f"--from={source} is no working directory of this program.")
     config = saved.complete(config)

@@ -6,20 +6,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments import devices, likelihoods, logs, parts, runs, sample_quality
-from experiments.build import Experiment, blame
-from experiments.checkpoint import checksums
-from experiments.command_line import format_duration
-from experiments.evaluation import Context, Result, metric_names
-from experiments.sample import load_ema
+from experiments import console, devices
+from experiments.build import Experiment
+from experiments.console import format_duration
+from experiments.lookup import naming_field
+from experiments.metrics import bound, chain, flow, parts, sample_quality
+from experiments.metrics.metric import Context, Result, metric_names
+from experiments.state import load_ema
+from experiments.workdir.checkpoint import checksums
+from experiments.workdir.results import write_results
 
 METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
     {
-        "bpd": likelihoods.bits_per_dim,
-        "bpd_fast": likelihoods.estimated_bits_per_dim,
-        "ode": likelihoods.flow_bits_per_dim,
+        "bpd": bound.bits_per_dim,
+        "bpd_fast": bound.estimated_bits_per_dim,
+        "ode": flow.flow_bits_per_dim,
         "samples": sample_quality.sample_quality,
-        "chain": sample_quality.chain_quality,
+        "chain": chain.chain_quality,
     }
 )
 
@@ -40,8 +43,8 @@ def check(experiment: Experiment) -> None:
             "that there are beside 0."
         )
     if "ode" in names:
-        with blame("evaluate.metrics"):
-            likelihoods.make_flow_fn(experiment, devices.make_mesh())
+        with naming_field("evaluate.metrics"):
+            flow.make_flow_fn(experiment, devices.make_mesh())
     sample_quality.check(experiment)
     source = experiment.dataset.open(config.split)
     if config.num_images > len(source):
@@ -64,7 +67,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     step, params, origin = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
     if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(config)):
-        logs.say(
+        console.log(
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
         )
@@ -83,10 +86,10 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
             "seconds": round(seconds, 2),
         }
         if devices.is_main_process():
-            runs.write_results(workdir, name, section, experiment.config)
+            write_results(workdir, name, section, experiment.config)
         for text in result.lines:
-            logs.say(text)
-        logs.say(f"  ({name}: {format_duration(seconds)})")
+            console.log(text)
+        console.log(f"  ({name}: {format_duration(seconds)})")
         results[name] = result.values
         scratch += result.scratch
     for folder in scratch:

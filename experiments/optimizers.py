@@ -1,11 +1,126 @@
-"""Optimizers, the original's Adam and RMSProp as they were, and the average of what they find."""
+"""Optimizers and gradient clipping, the original's as they were, and the average of parameters."""
 
+import math
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+Objective = Callable[..., tuple[jax.Array, jax.Array]]  # (params, examples, key) -> mean, f32[B]
+
+
+class Gradient(NamedTuple):
+    """The clipped gradient of one batch."""
+
+    value: Any  # pytree like the parameters
+    losses: jax.Array  # f32[B], loss of every example
+    norm: jax.Array  # f32[], global norm before clipping (mean over the groups)
+    clipped_share: jax.Array  # f32[], share of the groups whose norm was above the limit
+
+
+GradientFn = Callable[[Mesh, Objective, Any, Any, jax.Array], Gradient]
+
+
+def _clip(grads: Any, max_norm: float) -> tuple[Any, jax.Array, jax.Array]:
+    """The gradient scaled down to `max_norm` where its norm is above; its norm; whether it was."""
+    norm = optax.tree.norm(grads)
+    above = norm > max_norm
+    scale = jnp.where(above, max_norm / norm, 1.0)
+    return jax.tree.map(lambda g: g * scale, grads), norm, above.astype(jnp.float32)
+
+
+def clip_global(max_norm: float = 1.0) -> GradientFn:
+    """Clips the gradient of the whole batch to `max_norm`."""
+
+    def gradients(mesh: Mesh, objective: Objective, params: Any, examples: Any, key: Any) -> Any:
+        (_, losses), grads = jax.value_and_grad(objective, has_aux=True)(params, examples, key)
+        grads, norm, clipped = _clip(grads, max_norm)
+        return Gradient(grads, losses, norm, clipped)
+
+    return gradients
+
+
+def clip_none() -> GradientFn:
+    """The gradient of the whole batch as it is."""
+    return clip_global(math.inf)
+
+
+def _cut_mesh(mesh: Mesh, batch_size: int, num_cores: int) -> Mesh:
+    """The same devices in rows: "group", which have groups of their own, and "within" a group.
+
+    Raises:
+        ValueError: if the batch cannot be cut into the groups, or the devices do not fit them.
+    """
+    if batch_size % num_cores:
+        raise ValueError(
+            f"clip per_core cuts a batch of {batch_size} into num_cores = {num_cores} equal "
+            f"groups. Choose a config.train.batch_size that is a multiple of {num_cores}, another "
+            "config.clip.num_cores, or config.clip = dict(name='global')."
+        )
+    devices = mesh.size
+    if num_cores % devices and devices % num_cores:
+        raise ValueError(
+            f"clip per_core has num_cores = {num_cores} groups for {devices} devices: one number "
+            "must divide the other. Use another number of devices, set config.clip.num_cores to a "
+            f"multiple or a divisor of {devices}, or config.clip = dict(name='global')."
+        )
+    rows = mesh.devices.reshape(min(devices, num_cores), -1)
+    return Mesh(rows, ("group", "within"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def clip_per_core(max_norm: float = 1.0, num_cores: int = 8) -> GradientFn:
+    """Clips the gradient of every one of `num_cores` equal parts of the batch, then averages.
+
+    The original's way, on a TPU v3-8. A device has several parts, or several devices share one:
+    then they compute its gradient together, as if they were one.
+
+    When it is traced, it refuses a batch or devices that cannot be cut so.
+    """
+
+    def gradients(mesh: Mesh, objective: Objective, params: Any, examples: Any, key: Any) -> Any:
+        batch_size = jax.tree.leaves(examples)[0].shape[0]
+        mesh = _cut_mesh(mesh, batch_size, num_cores)
+
+        def local(params: Any, examples: Any, indices: jax.Array, key: jax.Array) -> Any:
+            params = jax.lax.pcast(params, "group", to="varying")
+            cut = jax.tree.map(
+                lambda x: x.reshape(len(indices), batch_size // num_cores, *x.shape[1:]), examples
+            )
+
+            def one(total: Any, group: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+                index, examples = group
+                (_, losses), grads = jax.value_and_grad(objective, has_aux=True)(
+                    params, examples, jax.random.fold_in(key, index)
+                )
+                grads, norm, clipped = _clip(grads, max_norm)
+                return jax.tree.map(jnp.add, total, grads), (losses, norm, clipped)
+
+            def mean(x: jax.Array) -> jax.Array:
+                return jax.lax.psum(x, "group") / num_cores
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            total, (losses, norms, clipped) = jax.lax.scan(one, zeros, (indices, cut))
+            value = jax.tree.map(mean, total)
+            return value, losses.reshape(-1), mean(jnp.sum(norms)), mean(jnp.sum(clipped))
+
+        by_row, all_ = PartitionSpec("group"), PartitionSpec()
+        mapped = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(all_, by_row, by_row, all_),
+            out_specs=(all_, by_row, all_, all_),
+            axis_names={"group"},
+        )
+        return Gradient(*mapped(params, examples, jnp.arange(num_cores), key))
+
+    return gradients
+
+
+CLIPS = MappingProxyType({"global": clip_global, "per_core": clip_per_core, "none": clip_none})
 
 
 class AdamHatState(NamedTuple):

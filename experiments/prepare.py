@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from absl import app, flags
 
-from experiments.datasets import celeb_a_hq, cifar10, digits, fashion_mnist
+from experiments.data import celeb_a_hq, cifar10, digits, fashion_mnist
 
 # name -> prepare(source or None, data_dir or None) -> folder
 PREPARE: MappingProxyType[str, Callable[[str | None, str | None], str]] = MappingProxyType(

@@ -12,10 +12,10 @@ import numpy as np
 
 from diffusion import random, samplers
 from diffusion.schedules import evenly_spaced
-from experiments import devices, images, logs, origin, runs
+from experiments import console, devices, images
 from experiments.build import Experiment
-from experiments.checkpoint import CheckpointError, Checkpoints, abstract_like
-from experiments.configs.protocols import MODEL
+from experiments.state import load_ema
+from experiments.workdir.results import write_results
 
 SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array, jax.Array]]
 
@@ -38,18 +38,10 @@ class Drawn(NamedTuple):
     def warn(self) -> None:
         """Says that there are some."""
         if self.not_finite:
-            logs.say(
+            console.log(
                 f"WARNING   {self.not_finite} of {len(self.finite)} samples are not finite; what "
                 "is no number in them is drawn grey."
             )
-
-
-class Loaded(NamedTuple):
-    """The EMA parameters of a checkpoint."""
-
-    step: int
-    params: Any
-    origin: origin.Origin
 
 
 def make_sample_fn(
@@ -118,57 +110,6 @@ def draw(
     )
 
 
-def make_preview(experiment: Experiment, mesh: Any) -> Callable[[Any, Path], None]:
-    """(params, path) -> None, which writes a grid of the same few samples every time."""
-    train = experiment.config.train
-    sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
-    batch_size = devices.round_up(train.preview_images, mesh)
-
-    def preview(params: Any, path: Path) -> None:
-        drawn = draw(sample_fn, params, 0, train.preview_images, batch_size, mesh)
-        drawn.warn()
-        if devices.is_main_process():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images.save_grid(path, drawn.samples)
-
-    return preview
-
-
-def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
-    """The EMA parameters of the newest checkpoint, or of the best where the config says so.
-
-    Raises:
-        CheckpointError: if there is none, or it cannot be read.
-        ValueError: if it was trained under a config that describes another model.
-    """
-    which = experiment.config.checkpoint
-    with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None and which == "best":
-            raise CheckpointError(
-                f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, "
-                "or set config.checkpoint to 'latest'."
-            )
-        if step is None:
-            raise CheckpointError(
-                f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
-                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged "
-                "before it leaves none."
-            )
-        meta = checkpoints.meta(step)
-        runs.check_same(meta["config"], experiment.config, MODEL, workdir)
-        if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
-            raise ValueError(
-                f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "
-                f"describes {experiment.dataset.image_shape}."
-            )
-        abstract = abstract_like(
-            lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
-        )
-        where_from = origin.of_checkpoint(meta, runs.read_results(workdir))
-        return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
-
-
 def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Draws config.sample.num_images samples from the newest checkpoint into `workdir`/samples.
 
@@ -212,7 +153,9 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         images.save_grid(folder / "samples.png", drawn.samples[:256])
         by_row = recorded.progress.swapaxes(0, 1).reshape(-1, *drawn.samples.shape[1:])
         images.save_grid(folder / "progress.png", by_row, columns=columns)
-        runs.write_results(workdir, "sample", results, experiment.config)
+        write_results(workdir, "sample", results, experiment.config)
     drawn.warn()
-    logs.say(f"sampled   {config.num_images} images in {seconds:.1f} s: {folder / 'samples.png'}")
+    console.log(
+        f"sampled   {config.num_images} images in {seconds:.1f} s: {folder / 'samples.png'}"
+    )
     return results

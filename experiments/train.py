@@ -9,28 +9,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion import random
-from experiments import data, devices, images, logs, outcome, runs
+from experiments import console, devices, images
 from experiments.build import Experiment
-from experiments.checkpoint import Checkpoints, abstract_like
-from experiments.configs.protocols import MODEL, TRAINING
+from experiments.console import stop_requested
+from experiments.data import loader
+from experiments.data.dataset import fingerprint, load_in_memory
+from experiments.hooks import Validation, make_preview
 from experiments.optimizers import update_ema
-from experiments.origin import EMA
-from experiments.outcome import Divergence, Outcome, Watch
-from experiments.sample import make_preview
-from experiments.stopping import stop_requested
-from experiments.validation import Validation, held_out, training_images
-
-
-class TrainState(NamedTuple):
-    """All that changes during training. No key: randomness is a function of (seed, step)."""
-
-    step: jax.Array  # i32[], updates done
-    params: Any
-    ema_params: Any
-    opt_state: Any
-    timestep_state: Any  # what the timestep sampler remembers
+from experiments.state import TrainState, fresh_state, held_out, restore, training_images
+from experiments.workdir import outcome, training_log
+from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.config import config_to_dict, write_config
+from experiments.workdir.origin import EMA
+from experiments.workdir.outcome import Divergence, Outcome, Watch
+from experiments.workdir.results import write_results
 
 
 class Examples(NamedTuple):
@@ -41,25 +36,6 @@ class Examples(NamedTuple):
     eps: jax.Array  # f32[B, H, W, C]
     weight: jax.Array  # f32[B], of each example's loss in the mean
     labels: jax.Array  # i32[B]
-
-
-def init_state(experiment: Experiment) -> TrainState:
-    """The state before the first step; the EMA starts at the initial parameters."""
-    params = experiment.init_params(random.stream(experiment.config.seed, "init"))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
-        opt_state=experiment.optimizer.init(params),
-        timestep_state=experiment.timesteps.init(),
-    )
-
-
-def fresh_state(experiment: Experiment, sharding: Any) -> TrainState:
-    """`init_state` on the devices."""
-    return devices.jit(
-        lambda: init_state(experiment), precision="highest", out_shardings=sharding
-    )()
 
 
 def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, Any]) -> Examples:
@@ -176,15 +152,15 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     watch = Watch(config.train)
     before = outcome.diverged_before(workdir)
     if before is not None:
-        logs.say(before)
+        console.log(before)
         return Outcome.DIVERGED
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
     source = training_images(experiment)
-    fingerprint = data.fingerprint(experiment.dataset.name, source)
+    data_fingerprint = fingerprint(experiment.dataset.name, source)
     if config.loader.in_memory:
-        source = data.load_in_memory(source, config.loader.num_threads)
+        source = load_in_memory(source, config.loader.num_threads)
 
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
         # State: restored where there is one.
@@ -193,8 +169,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             step = 0
             state = fresh_state(experiment, everywhere)
         else:
-            state = restore(experiment, checkpoints, step, fingerprint, everywhere)
-            logs.say(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
+            state = restore(experiment, checkpoints, step, data_fingerprint, everywhere)
+            console.log(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
         if step >= config.train.num_steps:
             return Outcome.FINISHED
         if step % config.train.steps_per_call:
@@ -204,8 +180,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 f"divisor of {step}, such as the one before."
             )
         meta = {
-            "config": runs.config_to_dict(config),
-            "fingerprint": fingerprint,
+            "config": config_to_dict(config),
+            "fingerprint": data_fingerprint,
             "image_shape": experiment.dataset.image_shape,
             "held_out": held_out(experiment),
             "weights": EMA,  # of whatever it began from, this training goes on averaging
@@ -216,7 +192,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 step, state._replace(ema_params=()), state.ema_params, meta | {"step": step}
             )
 
-        batches = data.batches(
+        batches = loader.batches(
             source,
             seed=config.seed,
             batch_size=config.train.batch_size,
@@ -235,22 +211,22 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             outcome.finite_fields, precision="highest", out_shardings=everywhere
         )
         check = finite_fn.lower(state).compile()
-        logs.say(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
+        console.log(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
         preview = make_preview(experiment, mesh)
         validation = Validation(experiment, workdir, mesh) if config.train.validate_every else None
         if devices.is_main_process():
-            runs.write_config(workdir, config)
+            write_config(workdir, config)
 
         # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
         # call before it, so that the device always has work and the host never runs far ahead.
         # A window of metrics is read when the next call is already running, but for one that ends
         # where something is saved, which has to be in order first.
         images_per_call = config.train.batch_size * config.train.steps_per_call
-        meter, window, previous = logs.Meter(), None, None
+        meter, window, previous = training_log.Meter(), None, None
         seen: dict[str, float] = {}
         divergence: Divergence | None = None
         with (
-            logs.TrainingLog(workdir, step, config.train.num_steps) as log,
+            training_log.TrainingLog(workdir, step, config.train.num_steps) as log,
             stop_requested() as stop,
         ):
             watch.remember(workdir / "metrics.jsonl")
@@ -311,58 +287,18 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         if validation is not None:
             validation.close()
     if divergence is not None:
-        outcome.record(workdir, Outcome.DIVERGED, config, **divergence._asdict())
-        logs.say(f"DIVERGED  at step {divergence.step:,}: {divergence.reason}")
+        record(workdir, Outcome.DIVERGED, config, **divergence._asdict())
+        console.log(f"DIVERGED  at step {divergence.step:,}: {divergence.reason}")
         return Outcome.DIVERGED
     if finished:
         last = {"step": step} | seen
-        outcome.record(workdir, Outcome.FINISHED, config, step=step, metrics=last)
+        record(workdir, Outcome.FINISHED, config, step=step, metrics=last)
     if stopping:
-        logs.say(f"stopped   at step {step:,}, which is saved; the same command continues")
+        console.log(f"stopped   at step {step:,}, which is saved; the same command continues")
     return Outcome.STOPPED if stopping else Outcome.FINISHED
 
 
-def restore(
-    experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprint: str, sharding: Any
-) -> TrainState:
-    """The training state of a step, verified.
-
-    Raises:
-        ValueError: if it was trained on other data, or under a config of another run.
-        CheckpointError: if it cannot be read.
-    """
-    meta = checkpoints.meta(step)
-    saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
-    fields = MODEL if saved is None else TRAINING
-    runs.check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
-    before, now = meta.get("held_out", 0), held_out(experiment)
-    if saved is not None and before != now:
-        raise ValueError(
-            f"{checkpoints.folder.parent} was trained on all but {before} images of the train "
-            f"split, and {now} are held out of it now: what a validation is of must not have been "
-            "trained on. Set config.train.validate_every, validate_with and validate_images as "
-            "they were (validate_every = 0 holds out none), or choose another --workdir."
-        )
-    if saved not in (None, fingerprint):
-        raise ValueError(
-            f"the checkpoint was trained on data with fingerprint {saved}, but "
-            f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set and "
-            "config.data (test_fraction, where it has one) as they were, or choose another "
-            "--workdir."
-        )
-    state = checkpoints.restore(step, "state", saved_layout(experiment, meta, sharding))
-    if saved is None:
-        fresh = fresh_state(experiment, sharding)
-        state = fresh._replace(step=state.step, params=state.params)
-    abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
-    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
-
-
-def saved_layout(experiment: Experiment, meta: dict[str, Any], sharding: Any) -> TrainState:
-    """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
-    nothing was trained with here, neither the optimizer's state nor the timestep sampler's.
-    """
-    layout = abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
-    if meta["fingerprint"] is None:
-        return layout._replace(opt_state=(), timestep_state=())
-    return layout
+def record(workdir: Path, outcome: Outcome, config: ConfigDict, **facts: Any) -> None:
+    """Writes the section "train" of results.json."""
+    if devices.is_main_process():
+        write_results(workdir, "train", {"state": outcome.value} | facts, config)

@@ -14,7 +14,7 @@ from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
-from experiments.configs.files import read_json
+from experiments.files.atomic import read_json
 from launch import status
 from launch.status import Status
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch import cells, page
+from experiments.reports import ledger, render
 
 OUT = flags.DEFINE_string("out", None, "File to write; standard output where not given.")
 
@@ -18,7 +18,7 @@ OUT = flags.DEFINE_string("out", None, "File to write; standard output where not
 def main(argv: list[str]) -> int:
     """Prints the ledger of the summaries and folders that the command line names."""
     try:
-        text = page.to_markdown(cells.document(cells.load(argv[1:])))
+        text = render.to_markdown(ledger.document(ledger.load(argv[1:])))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.command_line import message
 from experiments.configs import ranges
-from experiments.configs.files import read_json, write_json
+from experiments.files.atomic import read_json, write_json
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and some files beside it have longer names
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch import contents
+from experiments.reports import report
 
 OUT = flags.DEFINE_string("out", None, "Folder to write to; WORKDIR/report where not given.")
 LINKS = flags.DEFINE_bool(
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     workdir = Path(argv[1]).expanduser()
     out = Path(OUT.value).expanduser() if OUT.value else workdir / "report"
     try:
-        contents.write(workdir, out, LINKS.value)
+        report.write(workdir, out, LINKS.value)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,11 @@
 
 import contextlib
 import fcntl
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.configs.files import read_json, write_json
+from experiments.files.atomic import read_json, write_json
 
 FINAL = ("finished", "diverged")  # states that starting the sweep again leaves alone
 STATES = ("waiting", "queued", "running", "stopping", "stopped", "failed", *FINAL)
@@ -46,29 +44,6 @@ def read(folder: Path) -> Status:
 def write(folder: Path, status: Status) -> None:
     """Replaces the status of the run in `folder`."""
     write_json(folder / "status.json", status._asdict())
-
-
-class Progress(NamedTuple):
-    """The last line of a run's log of metrics."""
-
-    step: int = 0
-    loss: float | None = None
-    eta_seconds: float | None = None  # of the training
-
-
-def progress(folder: Path) -> Progress:
-    """How far the training in `folder` is; a line that is half written does not count."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return Progress()
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError):
-            metrics = json.loads(line)
-            return Progress(metrics["step"], metrics["loss"], metrics["eta_seconds"])
-    return Progress()
 
 
 @contextlib.contextmanager

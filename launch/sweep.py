@@ -21,13 +21,14 @@ from types import FrameType
 from typing import Any
 
 from experiments.configs import ablations
-from experiments.configs.files import read_json, write_json
+from experiments.files.atomic import read_json, write_json
+from experiments.workdir.metrics_file import progress
 from launch import plan, status
-from launch.board import Board, Row, summary
+from launch.live_table import Board, Row, summary
 from launch.plan import Run
 
 try:
-    from launch.machines import Debug, Local, Machine, Slurm, Task
+    from launch.executors import Debug, Local, Machine, Slurm, Task
 except ModuleNotFoundError as missing:
     if missing.name != "submitit":
         raise
@@ -149,7 +150,7 @@ class Sweep:
 
     def rows(self) -> list[Row]:
         """What there is to show."""
-        return [Row(run, status.read(f), status.progress(f)) for f, run in self.runs.items()]
+        return [Row(run, status.read(f), progress(f)) for f, run in self.runs.items()]
 
     def step(self) -> bool:
         """Looks after every run once; returns whether any has not ended."""

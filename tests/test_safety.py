@@ -6,9 +6,9 @@ import pytest
 
 from tests.test_imports import PACKAGES, ROOT
 
-# Modules whose readers run their input; `experiments/pickles.py` alone derives from one of them.
+# Modules whose readers run their input; RESTRICTED alone derives from one of them.
 RUNNERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-RESTRICTED = "experiments/pickles.py"
+RESTRICTED = "experiments/files/pickles.py"
 
 
 def runners(source: str) -> list[str]:

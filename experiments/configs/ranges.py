@@ -6,13 +6,14 @@ of sizes are generous: beyond them int32 or any machine's memory overflows. What
 or a field and the data, is checked where both are known.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
+
+from experiments.lookup import suggestion
 
 FLOAT32_MAX = 3.4028234e38
 STEPS = 10**9  # of training: they are counted in int32
@@ -22,14 +23,6 @@ BATCH = 10**6  # images at a time
 SIDE = 8192  # pixels of an image
 CHANNELS = 16_384  # of a level of the network
 LONGEST = 200  # letters of a value in a message
-
-
-def suggestion(name: object, known: Iterable[str]) -> str:
-    """What ends the message of an error where `name` is none of those that are known."""
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Choose one of: {', '.join(names)}."
 
 
 class Rule(Protocol):
@@ -129,7 +122,6 @@ BETA = Range(0, 1, whole=False, above=True)  # only the last beta may be 1
 DECAY = Range(0, 1, whole=False, below=True)
 MOMENT = Range(0, 1 - 1e-6, whole=False)  # nearer to 1 float32 has no bias correction left
 FRACTION = Range(0, 1, whole=False, below=True)
-
 FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
     {
         "seed": Range(0, 2**32 - 1),

@@ -7,8 +7,8 @@
 
 from ml_collections import ConfigDict
 
-from experiments import runs
 from experiments.configs import base
+from experiments.workdir.config import read_config
 
 # Sections that say what is done with a model, not what it is.
 SECTIONS = ("loader", "train", "sample", "evaluate")
@@ -34,4 +34,4 @@ def get_config(workdir: str) -> ConfigDict:
         FileNotFoundError: if there is none, saying how a run is started.
         ValueError: if it is damaged.
     """
-    return complete(runs.read_config(workdir))
+    return complete(read_config(workdir))

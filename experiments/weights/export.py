@@ -9,15 +9,18 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from experiments import devices, logs, runs
+from experiments import console, devices
 from experiments.build import Experiment
-from experiments.checkpoint import Checkpoints
-from experiments.origin import AS_PUBLISHED, EMA, RAW
-from experiments.sample import load_ema
-from experiments.train import saved_layout
-from experiments.weights import diffusers_folder
-from experiments.weights.names import NAMINGS, tensors_from_params
+from experiments.files.atomic import check_new, whole_folder
+from experiments.files.parameters import tensors_from_params
+from experiments.state import load_ema, saved_layout
+from experiments.weights import diffusers_config
 from experiments.weights.sources import RUN, WEIGHTS
+from experiments.weights.unet_names import NAMINGS
+from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.config import config_to_dict
+from experiments.workdir.origin import AS_PUBLISHED, EMA, RAW
+from experiments.workdir.results import read_results
 
 CARD = """---
 library_name: diffusers
@@ -48,8 +51,6 @@ images = DDPMPipeline.from_pretrained("FOLDER")(batch_size=4, num_inference_step
 
 The whole config is in `{run}`.
 """
-
-
 SAID = MappingProxyType(
     {
         EMA: "these are the EMA weights",
@@ -94,7 +95,7 @@ def _provenance_list(results: dict[str, Any]) -> str:
 
 def _public_config(experiment: Experiment) -> dict[str, Any]:
     """The config without the folders of this machine."""
-    config = runs.config_to_dict(experiment.config)
+    config = config_to_dict(experiment.config)
     for name, nowhere in (("data_dir", None), ("path", "")):
         if name in config["data"]:
             config["data"][name] = nowhere
@@ -103,7 +104,7 @@ def _public_config(experiment: Experiment) -> dict[str, Any]:
 
 def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Path) -> str:
     """README.md of the folder: what the model is, how to open it, its numbers and their origin."""
-    results = runs.read_results(workdir)
+    results = read_results(workdir)
     height, width, channels = experiment.dataset.image_shape
     return CARD.format(
         title=name,
@@ -144,10 +145,10 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         ValueError: if `out` is neither new nor empty, or diffusers has no such model.
         CheckpointError: if there is no checkpoint, or it cannot be read.
     """
-    runs.check_new(out, "--out")
+    check_new(out, "--out")
     network, shape = experiment.network, experiment.dataset.image_shape
-    unet = diffusers_folder.unet_config(network, shape)
-    scheduler = diffusers_folder.scheduler_config(experiment.config)
+    unet = diffusers_config.unet_config(network, shape)
+    scheduler = diffusers_config.scheduler_config(experiment.config)
     step, params, kind = _load(experiment, workdir, weights)
     levels = len(network.channel_multipliers)
     tensors = tensors_from_params(jax.device_get(params), NAMINGS["diffusers"], levels)
@@ -155,12 +156,12 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
     text = card(experiment, out.name, step, kind, workdir)
     index = {
         "_class_name": "DDPMPipeline",
-        "_diffusers_version": diffusers_folder.DIFFUSERS_VERSION,
+        "_diffusers_version": diffusers_config.DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
     run = {"config": _public_config(experiment), "step": step, "weights": kind}
-    with runs.whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         for name in ("unet", "scheduler"):
             (folder / name).mkdir()
         safetensors.numpy.save_file(tensors, folder / "unet" / WEIGHTS[0], {"format": "pt"})
@@ -172,4 +173,4 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         }.items():
             (folder / path).write_text(json.dumps(content, indent=2) + "\n")
         (folder / "README.md").write_text(text)
-    logs.say(f"written   {out}: {len(tensors)} tensors of step {step:,} ({kind})")
+    console.log(f"written   {out}: {len(tensors)} tensors of step {step:,} ({kind})")

@@ -13,15 +13,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import schedules
-from experiments import logs, runs
-from experiments.build import Experiment, build, lookup
-from experiments.checkpoint import Checkpoints
+from experiments import console
+from experiments.build import Experiment, build
 from experiments.configs import saved
-from experiments.data import DATASETS
-from experiments.origin import AS_PUBLISHED, BOTH, EMA, ONE, RAW
-from experiments.train import TrainState
+from experiments.data.datasets import DATASETS
+from experiments.files.atomic import check_new, whole_folder
+from experiments.files.parameters import params_from_tensors
+from experiments.lookup import lookup
+from experiments.state import TrainState
 from experiments.weights import sources
-from experiments.weights.names import NAMINGS, params_from_tensors
+from experiments.weights.unet_names import NAMINGS
+from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.config import config_to_dict, write_config
+from experiments.workdir.origin import AS_PUBLISHED, BOTH, EMA, ONE, RAW
+from experiments.workdir.results import write_results
 
 # What a published model's name contains -> the config of the data set that it was trained on.
 PUBLISHED = MappingProxyType(
@@ -56,7 +61,7 @@ def config_by_name(where: str, image_shape: tuple[int, ...] | None) -> ConfigDic
             f"{', '.join(sorted(set(PUBLISHED.values()) - {'cifar10'}))}, or your own)."
         )
     chosen = found.pop()
-    logs.say(f"config    experiments/configs/{chosen}.py; --config=FILE chooses another")
+    console.log(f"config    experiments/configs/{chosen}.py; --config=FILE chooses another")
     return importlib.import_module(f"experiments.configs.{chosen}").get_config()
 
 
@@ -153,17 +158,17 @@ def write_workdir(
     """A working directory that `sample`, `evaluate` and `train` accept; Adam starts afresh."""
     state = TrainState(jnp.asarray(step, jnp.int32), params, (), (), ())
     meta = {
-        "config": runs.config_to_dict(experiment.config),
+        "config": config_to_dict(experiment.config),
         "fingerprint": None,  # of no training data: whatever follows starts a training of its own
         "image_shape": experiment.dataset.image_shape,
         "step": step,
         "weights": facts["weights"],
     }
-    with runs.whole_folder(workdir) as folder:
+    with whole_folder(workdir) as folder:
         with Checkpoints(folder) as checkpoints:
             checkpoints.save(step, state, ema, meta)
-        runs.write_config(folder, experiment.config)
-        runs.write_results(folder, "convert", dict(facts), experiment.config)
+        write_config(folder, experiment.config)
+        write_results(folder, "convert", dict(facts), experiment.config)
 
 
 def import_weights(
@@ -184,7 +189,7 @@ def import_weights(
     Raises:
         ValueError, FileNotFoundError, ImportError: saying what is wrong with the source.
     """
-    runs.check_new(workdir, "--to")
+    check_new(workdir, "--to")
     source = sources.read(where)
     sets = ONE if source.ema is None else BOTH
     source, kind = choose_set(source, weights, where)
@@ -210,11 +215,11 @@ def import_weights(
         "step": step,
     }
     write_workdir(experiment, workdir, step, params, ema, facts)
-    logs.say(f"read      {facts['tensors']} tensors, {count:,} parameters: {sets}")
+    console.log(f"read      {facts['tensors']} tensors, {count:,} parameters: {sets}")
     unknown = "; --weights=ema or raw says what they are, where you know" * (kind == AS_PUBLISHED)
-    logs.say(f"weights   {kind}, as the protocol of every number will say{unknown}")
-    logs.say(
+    console.log(f"weights   {kind}, as the protocol of every number will say{unknown}")
+    console.log(
         f"process   schedule {config.schedule.name}, {config.parameterization.name}, "
         f"{config.variance.name} ({facts['process']})"
     )
-    logs.say(f"written   {workdir}, which --mode=sample and --mode=evaluate take as --workdir")
+    console.log(f"written   {workdir}, which --mode=sample and --mode=evaluate take as --workdir")

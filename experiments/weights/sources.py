@@ -4,7 +4,6 @@ Reading gives tensors and what the source says about them; nothing here knows a 
 """
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +11,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from ml_collections import ConfigDict
 
-from experiments import runs
-from experiments.configs.files import read_json
-from experiments.origin import AS_PUBLISHED, EMA, KINDS
-from experiments.weights import diffusers_folder
-from experiments.weights.names import NAMINGS
-from experiments.weights.restricted import read_torch
+from experiments.files.atomic import read_json
+from experiments.files.tensors import READERS, sha256
+from experiments.weights import diffusers_config
+from experiments.weights.unet_names import NAMINGS
+from experiments.workdir.config import config_from_dict
+from experiments.workdir.origin import AS_PUBLISHED, EMA, KINDS
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 RUN = "training_run.json"  # what this program adds to a diffusers folder that it writes
@@ -63,33 +61,6 @@ class Source(NamedTuple):
     step: int | None = None
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if len(set(archive.files)) != len(archive.files):
-                raise ValueError("it names one array twice")
-            return {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
-        raise ValueError(f"{path} is damaged or no npz of plain arrays: {error}.") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except OSError:
-        raise
-    except Exception as error:  # of the format, or a dtype that NumPy has not
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
-
-
 def _read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
     try:
         import tensorflow
@@ -101,18 +72,6 @@ def _read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
         ) from None
     reader = tensorflow.train.load_checkpoint(str(prefix))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-
-READERS = MappingProxyType(
-    {
-        ".safetensors": _read_safetensors,
-        ".npz": _read_npz,
-        ".bin": read_torch,
-        ".pt": read_torch,
-        ".pth": read_torch,
-        ".ckpt": read_torch,
-    }
-)
 
 
 def _naming_of(names: Mapping[str, Any], path: Path) -> str:
@@ -195,14 +154,14 @@ def read_folder(folder: Path) -> Source:
             f"{folder} is a working directory of this program already. --to=diffusers --out=FOLDER "
             "writes it for diffusers."
         )
-    fields = diffusers_folder.unet_fields(config, unet / "config.json")
-    shape = diffusers_folder.sample_shape(config)
+    fields = diffusers_config.unet_fields(config, unet / "config.json")
+    shape = diffusers_config.sample_shape(config)
     tensors, files = _read_unet(unet)
     source = Source("diffusers", tensors, files, model=fields, image_shape=shape)
 
     averaged = folder / "unet_ema" / "config.json"
     if unet != folder and averaged.is_file():
-        if diffusers_folder.unet_fields(read_json(averaged), averaged) != fields:
+        if diffusers_config.unet_fields(read_json(averaged), averaged) != fields:
             raise ValueError(f"{averaged} describes another network than {unet / 'config.json'}.")
         ema, ema_files = _read_unet(averaged.parent)
         files = {**files, **{f"unet_ema/{name}": value for name, value in ema_files.items()}}
@@ -211,7 +170,7 @@ def read_folder(folder: Path) -> Source:
     schedulers = [folder / name / "scheduler_config.json" for name in ("scheduler", ".")]
     found = [path for path in schedulers if path.is_file()]
     if found:
-        process = diffusers_folder.scheduler_fields(read_json(found[0]), found[0])
+        process = diffusers_config.scheduler_fields(read_json(found[0]), found[0])
         doubled = 2 if process["variance"]["name"] == "learned_range" else 1
         if config["out_channels"] != doubled * config["in_channels"]:
             raise ValueError(
@@ -229,7 +188,7 @@ def read_folder(folder: Path) -> Source:
             raise ValueError(
                 f"{folder / RUN}: weights = {weights!r} must be one of: {', '.join(KINDS)}."
             )
-        config = runs.config_from_dict(run["config"])
+        config = config_from_dict(run["config"])
         source = source._replace(run=config, step=run["step"], weights=weights)
     return source
 

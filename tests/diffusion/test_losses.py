@@ -8,10 +8,11 @@ import pytest
 from diffusion import losses
 from diffusion.forward import q_sample, snr
 from diffusion.likelihood import to_bits_per_dim, variational_bound
-from diffusion.losses import LOSSES, WEIGHTINGS, Model, Noised, make_loss_fn
+from diffusion.losses import LOSSES, WEIGHTINGS, Noised, make_loss_fn
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.schedules import BETAS, from_betas
+from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 
 SCHEDULE = from_betas(BETAS["linear"](100, beta_start=1e-3, beta_end=0.2))
@@ -23,8 +24,8 @@ def allowed(variance: str, loss: str) -> bool:
     return loss == "vlb" or (loss == "hybrid") == (variance in LEARNED)
 
 
-def model(parameterization: str, variance: str) -> Model:
-    return Model(SCHEDULE, PARAMETERIZATIONS[parameterization], VARIANCES[variance])
+def model(parameterization: str, variance: str) -> Process:
+    return Process(SCHEDULE, PARAMETERIZATIONS[parameterization], VARIANCES[variance])
 
 
 def apply(params: dict, x_t: jax.Array, t: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from scipy.special import ndtr, ndtri
 from diffusion import random
 from diffusion.forward import q_sample
 from diffusion.likelihood import exact_decoder
+from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.probability_flow import (
     Flow,
@@ -27,7 +28,6 @@ from diffusion.probability_flow import (
 )
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Gaussian, Prediction, Schedule
-from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
 from tests.diffusion.correlated import (
     CONSTANT,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from diffusion import random
+from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS, ancestral, sample
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Prediction, Sampler
-from diffusion.unet import UNet
 from diffusion.variances import VARIANCES
 
 SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import bound, data, devices, likelihoods, sample, train
+from experiments import devices, sample, train
 from experiments.build import Experiment, build
 from experiments.configs import digits
-from experiments.metrics.extractors import Extractor, make_feature_fn
-from experiments.metrics.inception import extract
-from experiments.metrics.inception_weights import params_from_state
+from experiments.data.dataset import read_images
+from experiments.features.extractors import Extractor, make_feature_fn
+from experiments.features.inception import extract
+from experiments.features.inception_weights import params_from_state
+from experiments.metrics import bound, flow
+from experiments.state import TrainState, init_state
 from tests.fixtures import make_inception
 
 ROWS = 32_769  # one more than is summed right
@@ -73,12 +76,12 @@ def differences(data_dir: str) -> dict[str, float]:
     """Of the bound, the flow, the samples, the train step and the features."""
     model, mesh = experiment(data_dir), devices.make_mesh()
     params = shaken(model.init_params(jax.random.key(0)))
-    batch = jax.tree.map(np.asarray, data.read(model.dataset.open("train"), 0, BATCH))
+    batch = jax.tree.map(np.asarray, read_images(model.dataset.open("train"), 0, BATCH))
     indices = np.arange(BATCH, dtype=np.int32)
     timesteps = np.arange(3, dtype=np.int32)[:, None].repeat(BATCH, 1)
 
-    def state() -> train.TrainState:
-        new = train.init_state(model)._replace(params=params, ema_params=params)
+    def state() -> TrainState:
+        new = init_state(model)._replace(params=params, ema_params=params)
         return jax.tree.map(jnp.copy, new)  # it is donated, so that no two leaves may be one
 
     def first_moment(result: Any) -> Any:
@@ -96,7 +99,7 @@ def differences(data_dir: str) -> dict[str, float]:
         "train step": lambda: first_moment(
             train.make_train_call(model, mesh)(state(), jax.tree.map(lambda x: x[None], batch))
         ),
-        "flow": lambda: likelihoods.make_flow_fn(model, mesh)(params, batch, indices)[0],
+        "flow": lambda: flow.make_flow_fn(model, mesh)(params, batch, indices)[0],
     }
     weights = params_from_state(make_inception.random_state())
     extractor = Extractor("inception-2015-12-05", "", weights, extract)

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from experiments import devices, train
 from experiments.build import Experiment, build
 from experiments.configs import digits
-from experiments.outcome import Outcome
-from experiments.sample import load_ema
+from experiments.state import load_ema
+from experiments.workdir.outcome import Outcome
 
 
 @pytest.fixture(scope="session")

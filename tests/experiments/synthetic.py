@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.datasets import celeb_a_hq, cifar10, fashion_mnist
-from tests.experiments import pickles
+from experiments.data import celeb_a_hq, cifar10, fashion_mnist
+from tests.experiments.files import pickles
 
 CIFAR_RECORDS = 6  # per file, instead of 10,000
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import bound, devices, train
+from experiments import devices, train
 from experiments.build import Experiment, build
 from experiments.configs import digits
-from experiments.outcome import Outcome
-from experiments.sample import load_ema
+from experiments.metrics import bound
+from experiments.state import load_ema
+from experiments.workdir.outcome import Outcome
 
 IMAGES = 100
 

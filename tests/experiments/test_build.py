@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import configs, logs
-from experiments.build import build, lookup
+from experiments import configs, main
+from experiments.build import build
 from experiments.configs import ablations, base, digits, fashion_mnist
+from experiments.lookup import lookup
 
 DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
 OTHERS = (
-    *("base", "images256", "ablations", "changes", "catalogue", "published"),
-    *("saved", "files", "protocols", "ranges"),
+    *("base", "images256", "ablations", "changes", "published"),
+    *("saved", "ranges"),
 )
 
 
@@ -177,9 +178,9 @@ def test_the_config_cannot_set_what_the_program_supplies() -> None:
 
 def test_the_start_up_lines_warn_of_a_chain_cut_short() -> None:
     config = digits.get_config("linear_1000")  # the paper's chain
-    good = logs.describe_start(build(config))
+    good = main.describe_start(build(config))
     assert not any("WARNING" in line for line in good)
     assert any("alpha_bar_T = 4.04e-05" in line for line in good)
     config.schedule.num_timesteps = 100
-    bad = logs.describe_start(build(config))
+    bad = main.describe_start(build(config))
     assert any(line.startswith("WARNING") and "1000 / T" in line for line in bad)

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.unet import UNet
+from diffusion.networks.unet import UNet
 from experiments import devices
-from experiments.gradients import CLIPS, Gradient, clip_global, clip_none, clip_per_core
+from experiments.optimizers import CLIPS, Gradient, clip_global, clip_none, clip_per_core
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARAMS = {"w": jnp.array([0.5, -2.0, 3.0])}

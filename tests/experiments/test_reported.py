@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import runs
 from experiments.build import build
 from experiments.evaluate import evaluate
+from experiments.reports import report
+from experiments.reports.collect import collect, training_fields
+from experiments.reports.tables import last_loss
 from experiments.sample import sample
-from launch import contents
-from launch.collect import collect, training_fields, windows
-from launch.layout import last_loss
+from experiments.workdir.config import config_to_dict
+from experiments.workdir.metrics_file import windows
 
 
 def test_a_report_reads_a_run(
@@ -26,7 +27,7 @@ def test_a_report_reads_a_run(
     (run,) = collection.runs
     assert collection.problems == ()
     assert (run.state, run.seed, run.num_steps) == ("finished", 0, config.train.num_steps)
-    assert run.training == training_fields(runs.config_to_dict(config))
+    assert run.training == training_fields(config_to_dict(config))
     for name, values in found.items():
         assert run.sections[name]["values"] == values
     assert run.sample["num_steps"] == config.schedule.num_timesteps
@@ -36,7 +37,7 @@ def test_a_report_reads_a_run(
     records, damaged = windows(run)
     assert [r["step"] for r in records] == [4, 8] and damaged == 0
     assert last_loss(run) == (8, pytest.approx(records[-1]["loss"]))
-    contents.write(workdir, tmp_path / "report")
+    report.write(workdir, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert f"{found['bpd']['bits_per_dim']['value']:.4g}" in text
     with np.load(workdir / "samples" / "samples.npz", allow_pickle=False) as stored:

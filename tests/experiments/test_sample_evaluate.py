@@ -13,9 +13,13 @@ from PIL import Image
 from diffusion import samplers
 from experiments import devices
 from experiments.build import build
-from experiments.checkpoint import CheckpointError
+from experiments.data.dataset import load_in_memory
 from experiments.evaluate import check
-from experiments.sample import draw, load_ema, make_preview, make_sample_fn, sample
+from experiments.hooks import make_preview
+from experiments.sample import draw, make_sample_fn, sample
+from experiments.state import load_ema
+from experiments.workdir.checkpoint import CheckpointError
+from experiments.workdir.config import config_to_dict
 
 Make = Callable[[], ConfigDict]
 
@@ -181,10 +185,9 @@ def test_levels_survive_the_way_to_the_model_and_back(num_levels: int) -> None:
 
 
 def test_the_digits_have_the_levels_that_they_name(trained: tuple) -> None:
-    from experiments import data
 
     dataset = build(trained[0]).dataset
-    stored = np.unique(data.load_in_memory(dataset.open("train")).images)
+    stored = np.unique(load_in_memory(dataset.open("train")).images)
     assert stored.size == dataset.num_levels == 17
     expected = np.floor(np.arange(17) * 255 / 16 + 0.5)
     np.testing.assert_array_equal(stored, expected)
@@ -206,10 +209,10 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_config_older_than_a_field_gets_its_default(trained: tuple, tmp_path) -> None:
-    from experiments import runs
+
     from experiments.configs import saved
 
-    content = runs.config_to_dict(trained[0])
+    content = config_to_dict(trained[0])
     del content["checkpoint"], content["evaluate"]["num_strata"], content["train"]["validate_every"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     config = saved.get_config(str(tmp_path))

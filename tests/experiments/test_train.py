@@ -9,20 +9,25 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, devices, logs, runs, stopping, train
+from experiments import console, devices, train
 from experiments.build import build
-from experiments.checkpoint import Checkpoints, abstract_like
-from experiments.configs import files
-from experiments.configs.protocols import TRAINING
-from experiments.outcome import Outcome
-from launch import collect
+from experiments.data import dataset, loader
+from experiments.data.dataset import load_in_memory
+from experiments.files.atomic import write_json
+from experiments.reports import collect
+from experiments.state import init_state
+from experiments.workdir import training_log
+from experiments.workdir.checkpoint import Checkpoints, abstract_like
+from experiments.workdir.config import check_same, config_to_dict, read_config
+from experiments.workdir.outcome import Outcome
+from experiments.workdir.protocols import TRAINING
 
 Make = Callable[[], ConfigDict]
 
 
 def host_batches(config: ConfigDict, calls: int) -> list[dict[str, np.ndarray]]:
-    source = data.load_in_memory(build(config).dataset.open("train"))
-    stream = data.batches(
+    source = load_in_memory(build(config).dataset.open("train"))
+    stream = loader.batches(
         source,
         seed=config.seed,
         batch_size=config.train.batch_size,
@@ -36,7 +41,7 @@ def host_batches(config: ConfigDict, calls: int) -> list[dict[str, np.ndarray]]:
 def run_steps(config: ConfigDict, count: int, calls: int = 2):
     """The state after some calls on the first `count` devices, and the metrics of each."""
     experiment, mesh = build(config), devices.make_mesh(jax.devices()[:count])
-    state = jax.jit(lambda: train.init_state(experiment), out_shardings=devices.replicated(mesh))()
+    state = jax.jit(lambda: init_state(experiment), out_shardings=devices.replicated(mesh))()
     call = train.make_train_call(experiment, mesh)
     metrics = []
     for batch in host_batches(config, calls):
@@ -48,7 +53,7 @@ def run_steps(config: ConfigDict, count: int, calls: int = 2):
 def final_state(workdir: pathlib.Path, config: ConfigDict):
     experiment = build(config)
     everywhere = devices.replicated(devices.make_mesh())
-    abstract = abstract_like(lambda: train.init_state(experiment), everywhere)
+    abstract = abstract_like(lambda: init_state(experiment), everywhere)
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
         state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
@@ -81,7 +86,7 @@ def test_the_log_says_how_often_the_gradient_was_clipped(
     config = tiny()
     config.clip = ConfigDict(dict(name="per_core", max_norm=limit, num_cores=4))
     calls = run_steps(config, 1)[1]
-    window = logs.Window(4, calls, images=64, data_seconds=0.0)
+    window = training_log.Window(4, calls, images=64, data_seconds=0.0)
     assert window.read(num_steps=8, seconds=1.0)["clipped_share"] == share
 
 
@@ -89,15 +94,15 @@ def test_a_checkpoint_older_than_num_cores_goes_on(tiny: Make, tmp_path: pathlib
     """Its clip had the images of a core where the number of cores is now."""
     config = tiny()
     config.clip = ConfigDict(dict(name="per_core", max_norm=1.0, num_cores=4))
-    old = runs.config_to_dict(config)
+    old = config_to_dict(config)
     old["clip"] = dict(name="per_core", max_norm=1.0, images_per_core=4)  # of 16
-    runs.check_same(old, config, TRAINING, tmp_path)
-    files.write_json(tmp_path / "config.json", old)
-    assert runs.read_config(tmp_path).clip.to_dict() == config.clip.to_dict()
-    assert collect.training_fields(old) == collect.training_fields(runs.config_to_dict(config))
+    check_same(old, config, TRAINING, tmp_path)
+    write_json(tmp_path / "config.json", old)
+    assert read_config(tmp_path).clip.to_dict() == config.clip.to_dict()
+    assert collect.training_fields(old) == collect.training_fields(config_to_dict(config))
     config.clip.num_cores = 8
     with pytest.raises(ValueError, match=r"clip: .*'num_cores': 4.* then, .*'num_cores': 8.* now"):
-        runs.check_same(old, config, TRAINING, tmp_path)
+        check_same(old, config, TRAINING, tmp_path)
 
 
 def test_several_steps_in_one_call_are_the_same_steps(tiny: Make) -> None:
@@ -120,7 +125,7 @@ def test_ema_is_the_recursion_from_the_initial_parameters(tiny: Make) -> None:
     config.train.steps_per_call = 1
     states = [run_steps(config, 1, calls=n)[0] for n in range(1, 4)]
     experiment = build(config)
-    initial = jax.device_get(jax.jit(lambda: train.init_state(experiment))())
+    initial = jax.device_get(jax.jit(lambda: init_state(experiment))())
     ema = initial.params
     for state in states:
         ema = jax.tree.map(
@@ -140,7 +145,7 @@ def test_flips_noise_and_timesteps_change_with_the_step_and_the_example(tiny: Ma
     rising = 32 * np.arange(8, dtype=np.uint8)  # to the right, in steps of two levels
     image = np.broadcast_to(rising[:, None], (64, 8, 8, 1))
     batch = {"image": jnp.asarray(image), "label": jnp.zeros(64, jnp.int32)}
-    state = train.init_state(experiment)
+    state = init_state(experiment)
     first = train.draw_examples(experiment, state, batch)
     again = train.draw_examples(experiment, state, batch)
     later = train.draw_examples(experiment, state._replace(step=state.step + 1), batch)
@@ -219,13 +224,13 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_kills_unless_it_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm sends SIGTERM twice within milliseconds; a user who insists takes longer."""
-    with stopping.stop_requested() as stop:
+    with console.stop_requested() as stop:
         assert not stop
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop
-    monkeypatch.setattr(stopping, "REPEATED", 0.0)
-    with pytest.raises(KeyboardInterrupt), stopping.stop_requested():
+    monkeypatch.setattr(console, "REPEATED", 0.0)
+    with pytest.raises(KeyboardInterrupt), console.stop_requested():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
@@ -234,7 +239,7 @@ def test_a_second_signal_kills_unless_it_follows_at_once(monkeypatch: pytest.Mon
 def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
     """As one that a script started in the background does; SIGTERM still stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stopping.stop_requested() as stop:
+    with console.stop_requested() as stop:
         signal.raise_signal(signal.SIGINT)
         assert not stop and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         signal.raise_signal(signal.SIGTERM)
@@ -248,18 +253,18 @@ def test_a_signal_saves_and_the_same_call_continues(
 ) -> None:
     config = tiny()
     assert train.train(build(config), tmp_path / "whole") is Outcome.FINISHED
-    advance = logs.TrainingLog.advance
+    advance = training_log.TrainingLog.advance
 
-    def interrupt(self: logs.TrainingLog, step: int) -> None:
+    def interrupt(self: training_log.TrainingLog, step: int) -> None:
         advance(self, step)
         if step == 6:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(logs.TrainingLog, "advance", interrupt)
+    monkeypatch.setattr(training_log.TrainingLog, "advance", interrupt)
     handler = signal.getsignal(signal.SIGINT)
     assert train.train(build(config), tmp_path / "parts") is Outcome.STOPPED
     assert signal.getsignal(signal.SIGINT) is handler
-    monkeypatch.setattr(logs.TrainingLog, "advance", advance)
+    monkeypatch.setattr(training_log.TrainingLog, "advance", advance)
     assert final_state(tmp_path / "parts", config)[0] == 6
     assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
     whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
@@ -272,21 +277,21 @@ def test_the_loop_compiles_once_and_transfers_nothing_unasked(
     config = tiny()
     config.train.num_steps, config.train.log_every, config.train.checkpoint_every = 16, 4, 16
     guard = jax.transfer_guard("disallow")
-    enter, leave = logs.TrainingLog.__enter__, logs.TrainingLog.__exit__
+    enter, leave = training_log.TrainingLog.__enter__, training_log.TrainingLog.__exit__
 
-    def inside(self: logs.TrainingLog):
+    def inside(self: training_log.TrainingLog):
         guard.__enter__()
         caplog.clear()
         return enter(self)
 
-    def outside(self: logs.TrainingLog, *error) -> None:
+    def outside(self: training_log.TrainingLog, *error) -> None:
         compiled = [r.message for r in caplog.records if "Finished XLA compilation" in r.message]
         assert not compiled, compiled
         guard.__exit__(*error)
         leave(self, *error)
 
-    monkeypatch.setattr(logs.TrainingLog, "__enter__", inside)
-    monkeypatch.setattr(logs.TrainingLog, "__exit__", outside)
+    monkeypatch.setattr(training_log.TrainingLog, "__enter__", inside)
+    monkeypatch.setattr(training_log.TrainingLog, "__exit__", outside)
     with jax.log_compiles(), caplog.at_level("DEBUG", logger="jax"):
         assert train.train(build(config), tmp_path) is Outcome.FINISHED
 
@@ -334,7 +339,7 @@ def test_other_data_do_not_continue_a_run(
     config = tiny()
     config.train.num_steps = 4
     assert train.train(build(config), tmp_path) is Outcome.FINISHED
-    monkeypatch.setattr(data, "fingerprint", lambda name, source: "another")
+    monkeypatch.setattr(dataset, "fingerprint", lambda name, source: "another")
     config.train.num_steps = 8
     with pytest.raises(ValueError, match="'digits' has another now"):
         train.train(build(config), tmp_path)
@@ -346,6 +351,6 @@ def test_a_class_conditional_run_uses_the_labels(tiny: Make) -> None:
     state, _ = run_steps(config, 1, calls=2)
     table = state.params["class_embedding"]["embedding"]
     experiment = build(config)
-    initial = jax.device_get(jax.jit(lambda: train.init_state(experiment))())
+    initial = jax.device_get(jax.jit(lambda: init_state(experiment))())
     changed = (table != initial.params["class_embedding"]["embedding"]).any(axis=1)
     assert table.shape[0] == 11 and changed[:10].sum() >= 8 and not changed[10]

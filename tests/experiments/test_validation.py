@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import bound, data, devices, evaluate, runs, validation
+from experiments import devices, evaluate, hooks, state
 from experiments.build import build
-from experiments.checkpoint import CheckpointError, Checkpoints
-from experiments.metrics import classifier
-from experiments.outcome import Outcome
-from experiments.sample import load_ema
+from experiments.data.dataset import fingerprint, hold_out
+from experiments.features import classifier
+from experiments.metrics import bound
+from experiments.state import load_ema
 from experiments.train import train
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints
+from experiments.workdir.config import config_to_dict
+from experiments.workdir.outcome import Outcome
+from experiments.workdir.results import read_results
 
 Make = Callable[[], ConfigDict]
 
@@ -62,16 +66,16 @@ def test_the_number_is_the_estimate_of_the_images_held_out(config, trained) -> N
     other.checkpoint, other.evaluate.metrics = "best", "bpd_fast"
     experiment, mesh = build(other), devices.make_mesh()
     source = experiment.dataset.open("train")
-    kept, held = data.hold_out(source, 10)
+    kept, held = hold_out(source, 10)
     best, values = load_ema(experiment, trained, mesh), validations(trained)
     assert values[best.step] == min(values.values())
     bits = bound.make_estimate(experiment, held, 10, mesh)(best.params)
     assert bits.mean() == pytest.approx(values[best.step], rel=1e-5)
     with Checkpoints(trained) as checkpoints:
-        assert checkpoints.meta(8)["fingerprint"] == data.fingerprint("digits", kept)
-    training = validation.training_images(experiment)
+        assert checkpoints.meta(8)["fingerprint"] == fingerprint("digits", kept)
+    training = state.training_images(experiment)
     assert len(training) == len(kept) == len(source) - 10
-    every = [validation.held_out(build(config)), len(held)]
+    every = [state.held_out(build(config)), len(held)]
     assert every == [10, 10]
 
 
@@ -82,12 +86,12 @@ def test_every_number_says_what_its_checkpoint_was_chosen_by(config, trained, tm
         other = ConfigDict(config.to_dict())
         other.checkpoint, other.evaluate.metrics = which, "bpd_fast"
         evaluate.evaluate(build(other), run)
-        said[which] = runs.read_results(run)["bpd_fast"]["protocol"]["selected_on"]
+        said[which] = read_results(run)["bpd_fast"]["protocol"]["selected_on"]
     assert said == {"latest": "nothing", "best": "bits/dim of 10 images held out of train"}
     other.train.validate_with = "samples"
-    chosen = validation.selected_on(build(other))
+    chosen = hooks.selected_on(build(other))
     assert chosen == "distance of 10 samples to the train split, 4 steps"
-    assert len(validation.training_images(build(other))) == 1497
+    assert len(state.training_images(build(other))) == 1497
 
 
 @pytest.mark.parametrize(
@@ -134,20 +138,20 @@ def test_a_best_chosen_by_what_is_measured_no_more_is_refused(config, trained, t
     del meta["selected_on"]
     path.write_text(json.dumps(meta))
     with pytest.raises(ValueError, match=r"first 10 test images, and .*held out of train now"):
-        validation.Validation(build(config), tmp_path, devices.make_mesh())
+        hooks.Validation(build(config), tmp_path, devices.make_mesh())
 
 
 def test_a_later_and_worse_step_leaves_the_best_alone(config, trained, tmp_path) -> None:
     experiment, mesh = build(config), devices.make_mesh()
     params = load_ema(experiment, trained, mesh).params
-    content = runs.config_to_dict(config)
+    content = config_to_dict(config)
     meta = {"config": content, "fingerprint": "x", "image_shape": (8, 8, 1)}
-    first = validation.Validation(experiment, tmp_path, mesh)
+    first = hooks.Validation(experiment, tmp_path, mesh)
     value = first.run(1, {"w": np.zeros(2)}, params, meta)
     worse = jax.tree.map(lambda x: x + 3.0, params)
     assert first.run(2, {"w": np.zeros(2)}, worse, meta) > value
     first.close()
-    again = validation.Validation(experiment, tmp_path, mesh)
+    again = hooks.Validation(experiment, tmp_path, mesh)
     assert again.best == value and again.step == 1
     again.close()
     with Checkpoints(tmp_path / "best") as checkpoints:
@@ -158,9 +162,9 @@ def test_what_is_no_number_is_never_the_best(config, tmp_path, monkeypatch) -> N
     """Nothing is smaller than NaN, which would stay the best; and a repeated step is no news."""
     values = iter([float("nan"), 5.0, 4.0, 3.0])
     fixed = {"bpd_fast": lambda experiment, mesh: lambda params: next(values)}
-    monkeypatch.setattr(validation, "VALIDATIONS", fixed)
-    validate = validation.Validation(build(config), tmp_path, devices.make_mesh())
-    arrays, meta = {"w": np.zeros(2)}, {"config": runs.config_to_dict(config)}
+    monkeypatch.setattr(hooks, "VALIDATIONS", fixed)
+    validate = hooks.Validation(build(config), tmp_path, devices.make_mesh())
+    arrays, meta = {"w": np.zeros(2)}, {"config": config_to_dict(config)}
     validate.run(1, arrays, arrays, meta)
     assert validate.best is None
     validate.run(4, arrays, arrays, meta)
@@ -185,11 +189,11 @@ def test_the_best_of_another_run_or_number_is_refused(config, trained, path, val
     other = ConfigDict(config.to_dict())
     other.update_from_flattened_dict({path: value})
     with pytest.raises(ValueError, match=rf"best holds a run under .*\n  {path}: .* {value} now"):
-        validation.Validation(build(other), trained, devices.make_mesh())
+        hooks.Validation(build(other), trained, devices.make_mesh())
     other = ConfigDict(config.to_dict())
     other.train.validate_with, other.evaluate.extractor = "samples", "classifier"
     with pytest.raises(ValueError, match=r"validate_with: bpd_fast then, samples now"):
-        validation.Validation(build(other), trained, devices.make_mesh())
+        hooks.Validation(build(other), trained, devices.make_mesh())
 
 
 def test_samples_can_be_what_is_validated(config, trained, tmp_path, monkeypatch) -> None:
@@ -198,7 +202,7 @@ def test_samples_can_be_what_is_validated(config, trained, tmp_path, monkeypatch
     other = ConfigDict(config.to_dict())
     other.train.validate_with = "samples"
     experiment, mesh = build(other), devices.make_mesh()
-    validate = validation.VALIDATIONS["samples"](experiment, mesh)
+    validate = hooks.VALIDATIONS["samples"](experiment, mesh)
     params = load_ema(experiment, trained, mesh).params
     value = validate(params)
     assert value == validate(params) and value > 0

@@ -12,10 +12,11 @@ import time
 import pytest
 
 from experiments.command_line import fail
-from experiments.outcome import EXIT_STATUS
+from experiments.workdir.metrics_file import Progress, progress
+from experiments.workdir.outcome import EXIT_STATUS
 from launch import status
 from launch.job import STATE_OF_EXIT, USER_ERROR, Job, Signals
-from launch.status import Progress, Status
+from launch.status import Status
 
 PROGRAM = str(pathlib.Path(__file__).parent / "program.py")
 
@@ -41,7 +42,7 @@ def test_a_run_that_finishes(tmp_path: pathlib.Path) -> None:
     assert known.state == "finished" and known.message == ""
     (attempt,) = known.attempts
     assert attempt["exit_status"] == 0 and attempt["started"] <= attempt["ended"]
-    assert status.progress(tmp_path) == Progress(12, 1 / 12, 0.0)
+    assert progress(tmp_path) == Progress(12, 1 / 12, 0.0)
     assert PROGRAM in (tmp_path / "train.log").read_text()
 
 
@@ -127,7 +128,7 @@ def start(task: Job, **more: str) -> subprocess.Popen:
 
 def wait_for_step(folder: pathlib.Path, step: int) -> None:
     for _ in range(600):
-        if status.progress(folder).step >= step:
+        if progress(folder).step >= step:
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} was never reached")
@@ -222,14 +223,14 @@ def test_handlers_are_put_back() -> None:
 
 
 def test_progress_overlooks_a_line_that_is_being_written(tmp_path: pathlib.Path) -> None:
-    assert status.progress(tmp_path) == Progress()
+    assert progress(tmp_path) == Progress()
     lines = [
         json.dumps({"step": step, "loss": 0.5, "eta_seconds": 3.0, "padding": "x" * 90})
         for step in range(1, 101)
     ]
     extra = json.dumps({"step": 100, "validation_bpd_fast": 4.0})
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, extra, lines[0][:20]]))
-    assert status.progress(tmp_path) == Progress(100, 0.5, 3.0)
+    assert progress(tmp_path) == Progress(100, 0.5, 3.0)
 
 
 def test_a_status_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:

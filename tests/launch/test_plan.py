@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from experiments.configs.files import read_json
+from experiments.files.atomic import read_json
 from launch import plan
 
 DIGITS = "experiments/configs/digits.py"

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from experiments import data
-from experiments.checkpoint import Checkpoints
+from experiments.data import digits
+from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.metrics_file import progress
 from launch import status
 from tests.experiments.test_main import TINY
 from tests.launch import slurm_cluster
@@ -75,7 +76,7 @@ def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> Iterator[subproc
 
 def requeue(cluster: Cluster, run: pathlib.Path) -> None:
     """Interrupts the one job in the queue when its training is under way, as an operator does."""
-    wait("the first metrics", lambda: status.progress(run).step > 0, 600)
+    wait("the first metrics", lambda: progress(run).step > 0, 600)
     job = cluster.run("squeue", "--noheader", "--format=%i")
     cluster.run("scontrol", "requeue", job)
     state = ("squeue", "--noheader", "--format=%T", f"--jobs={job}")
@@ -87,7 +88,7 @@ def requeue(cluster: Cluster, run: pathlib.Path) -> None:
 def test_a_requeued_training_ends_as_an_undisturbed_one(
     cluster: Cluster, tmp_path: pathlib.Path
 ) -> None:
-    data.digits(str(tmp_path / "data")).open("train")
+    digits.digits(str(tmp_path / "data")).open("train")
     checksums = {}
     for name, exits in {"whole": [0], "parts": [75, 0]}.items():
         run = tmp_path / name / "runs" / "eps_simple-seed0"

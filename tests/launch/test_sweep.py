@@ -14,12 +14,13 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from experiments.command_line import format_duration
-from experiments.configs.files import read_json
-from launch import machines, plan, status, sweep
-from launch.board import Board, Row
-from launch.machines import Debug, Local
-from launch.status import Progress, Status
+from experiments.console import format_duration
+from experiments.files.atomic import read_json
+from experiments.workdir.metrics_file import Progress, progress
+from launch import executors, plan, status, sweep
+from launch.executors import Debug, Local
+from launch.live_table import Board, Row
+from launch.status import Status
 from tests.experiments.test_main import TINY
 from tests.launch.test_job import wait_for_step
 
@@ -290,7 +291,7 @@ def test_gpus_and_cores_are_shared_out(
     )
     with pytest.raises(ValueError, match="need 6 GPUs, and 4 are visible"):
         Local(tmp_path, 0, max_parallel=3, gpus_per_run=2)
-    assert machines._gpus(0, 0) == {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    assert executors._gpus(0, 0) == {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
 
 
 def test_the_table_shows_every_run() -> None:
@@ -323,4 +324,4 @@ def test_the_real_program_under_a_sweep(
         assert section["state"] == status.read(path).state
         if section["state"] == "finished":
             assert (path / "samples" / "samples.png").is_file()
-            assert status.progress(path).step == 8
+            assert progress(path).step == 8

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from diffusion.unet import UNet
-from experiments.weights import diffusers_folder
-from experiments.weights.names import NAMINGS, tensors_from_params
+from diffusion.networks.unet import UNet
+from experiments.files.parameters import tensors_from_params
+from experiments.weights import diffusers_config
+from experiments.weights.unet_names import NAMINGS
 
 
 def unet(model: UNet, image_shape: tuple[int, int, int]) -> UNet2DModel:
     """The UNet2DModel of the same topology, with its own random weights."""
-    return UNet2DModel(**diffusers_folder.unet_config(model, image_shape)).eval()
+    return UNet2DModel(**diffusers_config.unet_config(model, image_shape)).eval()
 
 
 def load(theirs: UNet2DModel, params: Any, levels: int) -> None:

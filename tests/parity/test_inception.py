@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="comparing with torch-fidelity needs
 if importlib.util.find_spec("torch_fidelity") is None:  # not imported: see tests.parity.fidelity
     pytest.skip("torch-fidelity is not installed, see .ci/run", allow_module_level=True)
 
-from experiments.metrics import inception, inception_weights  # noqa: E402
+from experiments.features import inception, inception_weights  # noqa: E402
 from tests.fixtures.make_inception import random_images, random_state  # noqa: E402
 from tests.parity import fidelity  # noqa: E402
 

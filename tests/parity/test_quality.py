@@ -18,13 +18,11 @@ torch = pytest.importorskip("torch", reason="comparing with torch-fidelity needs
 if importlib.util.find_spec("torch_fidelity") is None:  # not imported: see tests.parity.fidelity
     pytest.skip("torch-fidelity is not installed, see .ci/run", allow_module_level=True)
 
-from experiments import data, devices  # noqa: E402
-from experiments.metrics import frechet, inception_weights, references, scores  # noqa: E402
-from experiments.metrics.extractors import (  # noqa: E402
-    Features,
-    load_extractor,
-    make_feature_fn,
-)
+from experiments import devices  # noqa: E402
+from experiments.data import image_folder  # noqa: E402
+from experiments.features import frechet, inception_weights, scores  # noqa: E402
+from experiments.features.extractors import Features, load_extractor, make_feature_fn  # noqa: E402
+from experiments.features.references import real_features, statistics  # noqa: E402
 from tests.fixtures.make_inception import random_images, random_state  # noqa: E402
 from tests.parity import fidelity  # noqa: E402
 
@@ -78,12 +76,12 @@ def write_weights(path: pathlib.Path, images: np.ndarray) -> None:
 
 
 def our_features(folder: str, weights: pathlib.Path) -> Features:
-    dataset = data.image_folder(folder, SIZE, test_fraction=0)
+    dataset = image_folder.image_folder(folder, SIZE, test_fraction=0)
     extractor = load_extractor("inception", str(weights), dataset)
     mesh = devices.make_mesh(jax.devices()[:1])
     count = len(dataset.open("train"))
     feature_fn = make_feature_fn(extractor, mesh)
-    return references.real_features(extractor, dataset, "train", count, feature_fn, BATCH, mesh)
+    return real_features(extractor, dataset, "train", count, feature_fn, BATCH, mesh)
 
 
 def their_metrics(fake: str, real: str, weights: pathlib.Path) -> dict[str, float]:
@@ -123,9 +121,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_the_frechet_distance_is_theirs(compared: Compared) -> None:
-    gaussians = [
-        references.statistics(found.features, {})[:2] for found in (compared.fake, compared.real)
-    ]
+    gaussians = [statistics(found.features, {})[:2] for found in (compared.fake, compared.real)]
     ours = frechet.frechet_distance(*gaussians[0], *gaussians[1])
     theirs = compared.theirs["frechet_inception_distance"]
     assert ours == pytest.approx(theirs, rel=TOLERANCE) and theirs > 1

@@ -15,15 +15,17 @@ diffusers = pytest.importorskip(
 )
 
 import diffusion.samplers  # noqa: E402
+from diffusion.networks.unet import UNet  # noqa: E402
 from diffusion.schedules import evenly_spaced  # noqa: E402
-from diffusion.unet import UNet  # noqa: E402
-from experiments import devices, runs  # noqa: E402
+from experiments import devices  # noqa: E402
 from experiments.build import Experiment, build  # noqa: E402
 from experiments.configs import celebahq256, cifar10, digits  # noqa: E402
-from experiments.sample import load_ema  # noqa: E402
-from experiments.weights import diffusers_folder, export, importer  # noqa: E402
-from experiments.weights.names import NAMINGS, tensors_from_params  # noqa: E402
-from experiments.weights.restricted import read_torch  # noqa: E402
+from experiments.files.parameters import tensors_from_params  # noqa: E402
+from experiments.files.pytorch import read_torch  # noqa: E402
+from experiments.state import load_ema  # noqa: E402
+from experiments.weights import diffusers_config, export, importer  # noqa: E402
+from experiments.weights.unet_names import NAMINGS  # noqa: E402
+from experiments.workdir.config import read_config  # noqa: E402
 from tests.fixtures.make_unet_diffusers import param_shapes  # noqa: E402
 from tests.fixtures.published import NUM_STEPS, STEP, TIMESTEPS, noise  # noqa: E402
 from tests.parity import pipelines  # noqa: E402
@@ -53,7 +55,7 @@ def published(request, tmp_path_factory) -> tuple[Any, Any, Experiment, Any]:
     diffusers.DDPMPipeline(theirs, scheduler).save_pretrained(folder)
     workdir = folder.with_name("run")
     importer.import_weights(str(folder), workdir, config, None)
-    experiment = build(runs.read_config(workdir))
+    experiment = build(read_config(workdir))
     return theirs, scheduler, experiment, load_ema(experiment, workdir, devices.make_mesh()).params
 
 
@@ -132,7 +134,7 @@ OTHER = {
 def test_a_refused_field_would_have_given_another_function(field: str) -> None:
     """With the same weights, which load under either value without a word."""
     shape = (16, 16, 3)
-    config = diffusers_folder.unet_config(SMALL, shape)
+    config = diffusers_config.unet_config(SMALL, shape)
     one = diffusers.UNet2DModel(**config).eval()
     other = diffusers.UNet2DModel(**config | {field: OTHER[field]}).eval()
     pipelines.randomize(one)

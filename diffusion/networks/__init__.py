@@ -1,0 +1,1 @@
+"""Networks that map (x, t, condition) to an output; none knows a schedule."""

@@ -1,0 +1,320 @@
+"""The U-Net of DDPM (App. B), with the original's module names and initialisation.
+
+In bfloat16, whose 8 significant bits are fewer than an image's pixels have beside small noise,
+everything that x_t, t or the output pass whole stays float32: conv_in, the path of t and labels,
+the attention's logits, norm_out and conv_out.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion.networks.convolution import conv_general_dilated
+
+Dtype = Any
+Time = Int[Array, " b"] | Float[Array, " b"]
+
+
+class Settings(NamedTuple):
+    """What every block of one network shares."""
+
+    dropout: float
+    num_heads: int
+    norm_groups: int
+    remat: bool
+    dtype: Dtype
+
+
+def kernel_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
+    """Uniform with variance scale / mean(fan_in, fan_out); 0 means 1e-10, as in the original."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def timestep_embedding(t: Time, channels: int) -> Float[Array, "b c"]:
+    """[sin(t f_i), cos(t f_i)] with f_i = exp(-ln 10000 * i / (half - 1)) (Transformer positions).
+
+    Args:
+        t: i32[B], the timesteps that the network is told; f32[B] between them.
+        channels: width of the result, at least 4; an odd width gets one zero column.
+    """
+    half = channels // 2
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1))
+    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
+
+
+def dense(features: int, name: str, dtype: Dtype, scale: float = 1.0) -> nn.Dense:
+    """A linear map of the last axis, which is also the 1x1 convolution of an image."""
+    return nn.Dense(features, kernel_init=kernel_init(scale), dtype=dtype, name=name)
+
+
+def conv3x3(features: int, name: str, dtype: Dtype, scale: float = 1.0, stride: int = 1) -> nn.Conv:
+    """A 3x3 convolution padded as TensorFlow's SAME: bottom and right only at stride 2."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=stride,
+        padding="SAME",
+        kernel_init=kernel_init(scale),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
+def group_norm(name: str, settings: Settings) -> nn.GroupNorm:
+    """GroupNorm with the original's epsilon; statistics are float32 whatever the dtype.
+
+    The variance is taken in a second pass: as E[x^2] - E[x]^2 it would be all rounding where a
+    group's mean is large beside its deviation, and the second pass costs 1 or 2 per cent of a norm.
+    """
+    return nn.GroupNorm(
+        settings.norm_groups,
+        epsilon=1e-6,
+        dtype=settings.dtype,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+class ResidualBlock(nn.Module):
+    """norm, swish, conv; + time; norm, swish, dropout, conv (zero at first); + shortcut."""
+
+    features: int
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
+        dtype = self.settings.dtype
+        h = nn.swish(group_norm("norm1", self.settings)(x))
+        h = conv3x3(self.features, "conv1", dtype)(h)
+        shift = dense(self.features, "temb_proj", jnp.float32)(nn.swish(temb))
+        h += shift.astype(dtype)[:, None, None, :]
+        h = nn.swish(group_norm("norm2", self.settings)(h))
+        h = nn.Dropout(self.settings.dropout, deterministic=not train)(h)
+        h = conv3x3(self.features, "conv2", dtype, scale=0.0)(h)
+        if x.shape[-1] != self.features:
+            x = dense(self.features, "nin_shortcut", dtype)(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the H * W positions with a residual that is zero at first."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        num_heads, dtype = self.settings.num_heads, self.settings.dtype
+        head = channels // num_heads
+        h = group_norm("norm", self.settings)(x).reshape(batch, height * width, channels)
+
+        def heads(name: str) -> jax.Array:
+            # Heads before positions: what a batched matrix product takes without copying.
+            y = dense(channels, name, dtype)(h).reshape(batch, -1, num_heads, head)
+            return y.swapaxes(1, 2)
+
+        q, k, v = (heads(name) for name in "qkv")
+        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * head**-0.5).astype(dtype)
+        h = jnp.einsum("bhqk,bhkc->bhqc", weights, v).swapaxes(1, 2).reshape(x.shape)
+        return x + dense(channels, "proj_out", dtype, scale=0.0)(h)
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return conv3x3(x.shape[-1], "conv", self.dtype, stride=2)(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, then convolves."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return conv3x3(x.shape[-1], "conv", self.dtype)(x)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t through two dense layers, to four times the width."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, t: Time) -> jax.Array:
+        temb = timestep_embedding(t, self.channels)
+        temb = nn.swish(dense(4 * self.channels, "dense0", jnp.float32)(temb))
+        return dense(4 * self.channels, "dense1", jnp.float32)(temb)
+
+
+def residual_block(features: int, settings: Settings, name: str) -> ResidualBlock:
+    """A ResidualBlock, rematerialised where the settings say so."""
+    block = nn.remat(ResidualBlock, static_argnums=(3,)) if settings.remat else ResidualBlock
+    return block(features, settings, name=name)
+
+
+class Down(nn.Module):
+    """One level on the way down; returns every activation that the way up will need."""
+
+    features: int
+    num_blocks: int
+    attention: bool
+    downsample: bool
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> list[jax.Array]:
+        skips = []
+        for j in range(self.num_blocks):
+            x = residual_block(self.features, self.settings, f"block_{j}")(x, temb, train)
+            if self.attention:
+                x = Attention(self.settings, name=f"attn_{j}")(x)
+            skips.append(x)
+        if self.downsample:
+            skips.append(Downsample(self.settings.dtype, name="downsample")(x))
+        return skips
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
+        features = x.shape[-1]
+        x = residual_block(features, self.settings, "block_1")(x, temb, train)
+        x = Attention(self.settings, name="attn_1")(x)
+        return residual_block(features, self.settings, "block_2")(x, temb, train)
+
+
+class Up(nn.Module):
+    """One level on the way up; every block takes one activation of the way down, last first."""
+
+    features: int
+    attention: bool
+    upsample: bool
+    settings: Settings
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, train: bool
+    ) -> jax.Array:
+        for j, skip in enumerate(reversed(skips)):
+            x = jnp.concatenate([x, skip], axis=-1)
+            x = residual_block(self.features, self.settings, f"block_{j}")(x, temb, train)
+            if self.attention:
+                x = Attention(self.settings, name=f"attn_{j}")(x)
+        if self.upsample:
+            x = Upsample(self.settings.dtype, name="upsample")(x)
+        return x
+
+
+class UNet(nn.Module):
+    """eps, x_0, mu or v (and a variance) from x_t and t; all fields are the config's `model`."""
+
+    out_channels: int  # image channels, twice that where the variance is learned
+    channels: int = 128  # width of the first level, a multiple of norm_groups
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)  # width of each level, in `channels`
+    num_blocks: int = 2  # residual blocks per level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (16,)  # heights at which every block gets attention
+    dropout: float = 0.0  # probability of dropping an activation inside every residual block
+    num_heads: int = 1  # attention heads
+    norm_groups: int = 32  # groups of every GroupNorm
+    num_classes: int | None = None  # number of labels, for a class-conditional network
+    remat: bool = False  # recompute the blocks in the backward pass instead of storing them
+    dtype: Dtype = jnp.float32  # of the blocks' computation; parameters are float32 always
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Refuses images and widths that this network cannot process.
+
+        Raises:
+            ValueError: saying what came, what is allowed and what to change.
+        """
+        height, width, _ = image_shape
+        levels = len(self.channel_multipliers)
+        factor = 2 ** (levels - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"a {height}x{width} image cannot be halved {levels - 1} times: with {levels} "
+                f"levels (channel_multipliers = {self.channel_multipliers}) height and width must "
+                f"be multiples of {factor}. Use fewer levels, or pad or resize the images."
+            )
+        resolutions = [height // 2**level for level in range(levels)]
+        for resolution in self.attention_resolutions:
+            if resolution not in resolutions:
+                raise ValueError(
+                    f"attention_resolutions names {resolution}, which no level has: this network "
+                    f"works at heights {resolutions}."
+                )
+        for multiplier in self.channel_multipliers:
+            features = self.channels * multiplier
+            if features % self.norm_groups or features % self.num_heads:
+                raise ValueError(
+                    f"a level of {features} channels (channels = {self.channels} times "
+                    f"{multiplier}) must be divisible by norm_groups = {self.norm_groups} and by "
+                    f"num_heads = {self.num_heads}."
+                )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Time,
+        labels: Int[Array, " b"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w out"]:
+        """The network's output for noised images.
+
+        Args:
+            x: f32[B, H, W, C], x_t.
+            t: i32[B], timesteps as the schedule's `model_t` gives them; f32[B] between them.
+            labels: i32[B] in [0, num_classes], the last being "no label"; None means that for
+                all. Only for a network with num_classes.
+            train: apply dropout, with the rng stream "dropout".
+
+        Raises:
+            ValueError: see `check`; also for labels without num_classes.
+        """
+        self.check(x.shape[1:])
+        settings = Settings(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype)
+        temb = TimeEmbedding(self.channels, name="temb")(t)
+        if self.num_classes is not None:
+            table = nn.Embed(self.num_classes + 1, 4 * self.channels, name="class_embedding")
+            temb += table(jnp.full(t.shape, self.num_classes) if labels is None else labels)
+        elif labels is not None:
+            raise ValueError("labels were given to a network without num_classes.")
+
+        last = len(self.channel_multipliers) - 1
+        h = conv3x3(self.channels, "conv_in", jnp.float32)(x).astype(self.dtype)
+        skips, attention = [h], []
+        for i, multiplier in enumerate(self.channel_multipliers):
+            attention.append(h.shape[1] in self.attention_resolutions)
+            features = self.channels * multiplier
+            down = Down(
+                features, self.num_blocks, attention[i], i < last, settings, name=f"down_{i}"
+            )
+            skips += down(h, temb, train)
+            h = skips[-1]
+        h = Middle(settings, name="mid")(h, temb, train)
+        for i, multiplier in reversed(list(enumerate(self.channel_multipliers))):
+            split = len(skips) - (self.num_blocks + 1)
+            up = Up(self.channels * multiplier, attention[i], i > 0, settings, name=f"up_{i}")
+            h = up(h, skips[split:], temb, train)
+            skips = skips[:split]
+        h = nn.swish(group_norm("norm_out", settings._replace(dtype=jnp.float32))(h))
+        return conv3x3(self.out_channels, "conv_out", jnp.float32, scale=0.0)(h)

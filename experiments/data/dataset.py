@@ -1,0 +1,156 @@
+"""What a data set is: a description that reads nothing, and a source of images that does."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+SPLITS = ("train", "test")
+
+
+class Source(Protocol):
+    """Picklable random access: [i] is {"image": uint8[H, W, C], "label": int32[]}.
+
+    A source that reads many at once faster also has `gather`, see the function of that name.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]: ...
+
+
+class Dataset(NamedTuple):
+    """Description of a data set; making one reads no data.
+
+    name: its key in DATASETS.
+    image_shape: H, W, C.
+    num_classes: labels are 0..num_classes - 1; None where every label is 0.
+    open: "train" | "test" -> Source; the two are disjoint. Raises FileNotFoundError where the
+      data is missing and ValueError for another split, or one without an image.
+    splits: the splits that have images; ("train",) where nothing is held out.
+    num_levels: how many values a pixel can have, 2 to 256. Fewer than 256 are stored spread over
+      0..255, see `images.to_model`; decoder, dequantization, rounding and baselines follow it.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    open: Callable[[str], Source]
+    splits: tuple[str, ...] = SPLITS
+    num_levels: int = 256
+
+
+def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
+    """`open_split(split, **kwargs)` for one of SPLITS.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")
+    return open_split(split, **kwargs)
+
+
+class InMemory:
+    """A Source over images uint8[N, H, W, C] and labels int32[N]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"uint8[N, H, W, C] is needed, got {images.dtype}{images.shape}")
+        if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+            raise ValueError(f"int32[{len(images)}] is needed, got {labels.dtype}{labels.shape}")
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"image": self.images[index], "label": self.labels[index]}
+
+    def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+def gather(source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """The images at `indices`: {"image": uint8[N, H, W, C], "label": int32[N]}."""
+    if hasattr(source, "gather"):
+        return source.gather(indices)
+    records = [source[index] for index in indices]
+    return {key: np.stack([record[key] for record in records]) for key in ("image", "label")}
+
+
+class Subset:
+    """The images of a source at `indices` int[N], in this order; picklable where the source is."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source = source
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.source[int(self.indices[index])]
+
+    def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
+        return gather(self.source, self.indices[np.asarray(indices, int)].tolist())
+
+
+def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
+    """All images but `count` evenly spaced ones, and these; each in the order of `source`.
+
+    Raises:
+      ValueError: not 0 < count < len(source).
+    """
+    if not 0 < count < len(source):
+        raise ValueError(f"{count} of {len(source)} images cannot be held out.")
+    every = np.arange(len(source))
+    chosen = np.arange(count) * len(source) // count
+    return Subset(source, np.setdiff1d(every, chosen)), Subset(source, chosen)
+
+
+def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
+    """Decodes every image of `source` once, into one array of N * H * W * C bytes.
+
+    Args:
+      num_threads: that decode; there is one at least.
+    """
+    images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    chunk = 128
+
+    def fill(start: int) -> None:
+        part = slice(start, min(start + chunk, len(source)))
+        records = gather(source, range(part.start, part.stop))
+        images[part], labels[part] = records["image"], records["label"]
+
+    with ThreadPoolExecutor(max(num_threads, 1)) as pool:
+        list(pool.map(fill, range(0, len(source), chunk)))  # list: raise what a thread raised
+    return InMemory(images, labels)
+
+
+def read_images(source: Source, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Images start ... stop - 1 of `source`: {"image": uint8[N, H, W, C], "label": int32[N]}.
+
+    Raises:
+      ValueError: not 0 <= start < stop <= len(source).
+    """
+    if not 0 <= start < stop <= len(source):
+        raise ValueError(f"[{start}:{stop}] is not a part of the {len(source)} images.")
+    return gather(source, range(start, stop))
+
+
+def fingerprint(dataset_name: str, source: Source) -> str:
+    """16 hex digits over name, length, image shape and 16 evenly spaced images with labels."""
+    indices = np.unique(np.linspace(0, len(source) - 1, 16).round().astype(int)).tolist()
+    records = gather(source, indices)
+    digest = hashlib.sha256()
+    digest.update(repr((dataset_name, len(source), records["image"].shape[1:])).encode())
+    digest.update(records["image"].astype(np.uint8).tobytes())
+    digest.update(records["label"].astype("<i4").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,168 @@
+"""A small classifier of each labelled data set, whose features stand in for Inception's.
+
+It is trained on first use by a fixed recipe and kept. Its numbers compare models of one data set
+with each other and with nothing else: they are named after it and its hash, and are not FID.
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from diffusion.networks.unet import conv3x3
+from experiments import devices
+from experiments.data.dataset import (
+    Dataset,
+    InMemory,
+    Source,
+    fingerprint,
+    load_in_memory,
+    read_images,
+)
+from experiments.files.tensors import cache_folder, write_tensors
+
+
+class Recipe(NamedTuple):
+    """All that decides the weights, but for the data and the arithmetic of the machine."""
+
+    version: int = 1
+    channels: tuple[int, ...] = (32, 64, 128)
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+RECIPE = Recipe()
+
+
+class Classifier(nn.Module):
+    """Convolutions down to a few pixels, their mean as features, and one linear map to logits."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> tuple[jax.Array, jax.Array]:
+        channels = RECIPE.channels
+        x = x / 127.5 - 1.0
+        for i in range(8):
+            width = channels[min(i, len(channels) - 1)]
+            stride = 2 if i > 0 and min(x.shape[1:3]) > 4 else 1
+            x = conv3x3(width, f"conv_{i}", jnp.float32, stride=stride)(x)
+            x = nn.swish(nn.GroupNorm(8, name=f"norm_{i}")(x))
+            if i > 1 and min(x.shape[1:3]) <= 4:
+                break
+        features = x.mean((1, 2))
+        return features, nn.Dense(self.num_classes, name="logits")(features)
+
+
+class Trained(NamedTuple):
+    """A trained classifier.
+
+    params: of Classifier.
+    sha256: of the parameters' names and bytes, hexadecimal.
+    accuracy: on the test split, in [0, 1].
+    """
+
+    params: Any
+    sha256: str
+    accuracy: float
+
+
+def _digest(params: Any) -> str:
+    digest = hashlib.sha256()
+    for path, value in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        digest.update(path.encode() + np.asarray(value, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _fit(network: Classifier, source: InMemory) -> Any:
+    """Adam under a cosine, cross-entropy, epochs in an order that the recipe's seed decides."""
+    steps, batch_size = RECIPE.steps, RECIPE.batch_size
+    optimizer = optax.adam(optax.cosine_decay_schedule(RECIPE.learning_rate, steps))
+
+    def step(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+        def loss(params: Any) -> jax.Array:
+            _, logits = network.apply({"params": params}, images.astype(jnp.float32))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    train_step = devices.jit(step, precision=devices.REPORTED)
+    init = devices.jit(network.init, precision=devices.REPORTED)
+    key = jax.random.key(RECIPE.seed)
+    params = init(key, jnp.zeros((1, *source.images.shape[1:])))["params"]
+    state = optimizer.init(params)
+    draw = np.random.Generator(np.random.PCG64(RECIPE.seed))
+    order = np.concatenate(
+        [draw.permutation(len(source)) for _ in range(-(-steps * batch_size // len(source)))]
+    )
+    for i in range(steps):
+        batch = source.gather(order[i * batch_size : (i + 1) * batch_size].tolist())
+        params, state = train_step(params, state, batch["image"], batch["label"])
+    return jax.device_get(params)
+
+
+def _accuracy(network: Classifier, params: Any, test: Source) -> float:
+    apply = devices.jit(
+        lambda images: network.apply({"params": params}, images.astype(jnp.float32))[1],
+        precision=devices.REPORTED,
+    )
+    right, size = 0, 250
+    for start in range(0, len(test), size):
+        batch = read_images(test, start, min(start + size, len(test)))
+        right += int((np.argmax(apply(batch["image"]), axis=1) == batch["label"]).sum())
+    return right / len(test)
+
+
+def check_labels(dataset: Dataset) -> int:
+    """The number of classes; raises ValueError where there is no label to train a classifier on."""
+    if dataset.num_classes is None:
+        raise ValueError(
+            f"{dataset.name!r} has no labels, so that no classifier can be trained on it; sample "
+            "metrics need the Inception weights here (config.evaluate.inception_weights)."
+        )
+    return dataset.num_classes
+
+
+def load_classifier(dataset: Dataset) -> Trained:
+    """The classifier of a data set, trained on its train split unless the cache holds it.
+
+    Every process of a run trains one where none is kept, and all of them use the main process's.
+
+    Raises:
+        ValueError: for a data set without labels, and for a damaged file.
+        FileNotFoundError: if the data is missing.
+    """
+    num_classes = check_labels(dataset)
+    train = dataset.open("train")
+    facts = {"data": fingerprint(dataset.name, train), "recipe": RECIPE._asdict()}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "classifiers" / f"{dataset.name.replace('/', '_')}-{name}.safetensors"
+    if devices.all_agree(path.is_file()):
+        try:
+            with safetensors.safe_open(path, "numpy") as stored:
+                accuracy = float(stored.metadata()["accuracy"])
+            tensors = safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, where this program kept a classifier, is damaged; delete it. ({error})"
+            ) from error
+        params = devices.from_main(traverse_util.unflatten_dict(tensors, sep="/"))
+        return Trained(params, _digest(params), accuracy)
+    network = Classifier(num_classes)
+    params = devices.from_main(_fit(network, load_in_memory(train)))
+    accuracy = _accuracy(network, params, dataset.open("test"))
+    if devices.is_main_process():
+        flat = traverse_util.flatten_dict(params, sep="/")
+        write_tensors(path, flat, {"accuracy": repr(accuracy), "facts": json.dumps(facts)})
+    return Trained(params, _digest(params), accuracy)

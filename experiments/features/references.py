@@ -1,0 +1,206 @@
+"""What samples are compared with: features of real images, kept, and published statistics."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import devices
+from experiments.build import Experiment
+from experiments.data.dataset import Dataset, fingerprint, read_images
+from experiments.features import frechet
+from experiments.features.extractors import (
+    Extractor,
+    Features,
+    features_of,
+    load_extractor,
+    make_feature_fn,
+)
+from experiments.files.tensors import cache_folder, sha256
+
+
+class Statistics(NamedTuple):
+    """The Gaussian of a set of features, and where it comes from."""
+
+    mean: np.ndarray  # f64[D]
+    covariance: np.ndarray  # f64[D, D]
+    origin: dict[str, Any]
+
+
+def statistics(features: np.ndarray, origin: dict[str, Any]) -> Statistics:
+    """Of f32[N, D], with ddof = 1."""
+    moments = frechet.moments(features)
+    return Statistics(moments.mean, moments.covariance, origin | {"num_images": moments.count})
+
+
+def real_features(
+    extractor: Extractor,
+    dataset: Dataset,
+    split: str,
+    count: int,
+    feature_fn: Callable[..., Any],
+    batch_size: int,
+    mesh: Any,
+) -> Features:
+    """Features of the first `count` images of a split, from the cache where they are kept.
+
+    A kept file has the keys of published statistics too (`mu`, `sigma`), with JSON in `metadata`:
+    extractor, its SHA-256, data set, its fingerprint, split, number of images.
+    """
+    source = dataset.open(split)
+    facts = {
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "dataset": dataset.name,
+        "fingerprint": fingerprint(dataset.name, source),
+        "split": split,
+        "num_images": count,
+    }
+    stem = f"{extractor.name}-{dataset.name.replace('/', '_')}-{facts['fingerprint']}"
+    path = cache_folder() / "references" / f"{stem}-{split}-{count}.npz"
+    if devices.all_agree(path.is_file()):
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if json.loads(str(stored["metadata"])) == facts:
+                    return Features(stored["features"], stored["logits"])
+        except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+            raise ValueError(
+                f"{path}, where this program kept features, is damaged; delete it. ({error})"
+            ) from error
+    found = features_of(
+        feature_fn,
+        lambda start, stop: read_images(source, start, stop)["image"],
+        count,
+        batch_size,
+        mesh,
+    )
+    if devices.is_main_process():
+        moments = frechet.moments(found.features)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as stream:
+            np.savez(
+                stream,
+                **found._asdict(),
+                mu=moments.mean,
+                sigma=moments.covariance,
+                metadata=np.array(json.dumps(facts)),
+            )
+        os.replace(stream.name, path)
+    return found
+
+
+def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
+    """`mu` and `sigma` of an npz that another project published, or of this program's cache.
+
+    What does not say whose features it holds is taken for Inception's, which is all that others
+    publish; nothing but its width can be checked then.
+
+    Args:
+        extractor: that the samples are judged by.
+        width: of its features.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for a file without them, of another width, or of another extractor.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the reference statistics {path} do not exist.")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("mu", "sigma")}
+            metadata = json.loads(str(stored["metadata"])) if "metadata" in stored else None
+    except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+        raise ValueError(
+            f"{path} is damaged, or holds no plain arrays `mu` and `sigma`: {error}"
+        ) from error
+    mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+    if mean.shape != (width,) or covariance.shape != (width, width):
+        raise ValueError(
+            f"{path} has mu {mean.shape} and sigma {covariance.shape}; the extractor's features "
+            f"need ({width},) and ({width}, {width})."
+        )
+    theirs = metadata.get("extractor_sha256") if isinstance(metadata, dict) else None
+    if theirs != extractor.sha256 and not (theirs is None and extractor.is_inception):
+        made_by = f"the extractor with SHA-256 {theirs}" if theirs else "an unnamed extractor"
+        raise ValueError(
+            f"{path} holds features of {made_by}, and the samples are judged by {extractor.name} "
+            f"({extractor.sha256}): a distance between the two means nothing. Choose statistics of "
+            "that extractor, or none (config.evaluate.reference)."
+        )
+    origin = {"file": path.name, "file_sha256": sha256(path), "metadata": metadata}
+    return Statistics(mean, covariance, origin)
+
+
+class Judge(NamedTuple):
+    """An extractor with the real features that everything is compared with."""
+
+    extractor: Extractor
+    feature_fn: Callable[..., Any]
+    train: Features
+    test: Features | None  # None where nothing is held out
+    train_statistics: Statistics
+    scale: np.ndarray  # f64[D], by which features are divided
+    batch_size: int
+    fingerprints: dict[str, str]  # of the splits
+
+    def look(self, pictures: np.ndarray, mesh: Any) -> Features:
+        """Features of images [N, H, W, C] in 0..255."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return pictures[start:stop]
+
+        return features_of(self.feature_fn, read, len(pictures), self.batch_size, mesh)
+
+    def distance(self, features: np.ndarray, reference: Statistics | None = None) -> float:
+        """The Fréchet distance to the train split, or to another reference, features scaled."""
+        a, b = statistics(features, {}), reference or self.train_statistics
+        outer = np.outer(self.scale, self.scale)
+        return frechet.frechet_distance(
+            a.mean / self.scale,
+            a.covariance / outer,
+            b.mean / self.scale,
+            b.covariance / outer,
+        )
+
+
+def make_judge(experiment: Experiment, mesh: Any, drop: int) -> Judge:
+    """Loads the extractor and the real features. A classifier's features are standardised.
+
+    Args:
+        drop: the numbers of real images are rounded down to a multiple of it.
+    """
+    config, dataset = experiment.config.evaluate, experiment.dataset
+    extractor = load_extractor(config.extractor, config.inception_weights, dataset)
+    feature_fn = make_feature_fn(extractor, mesh)
+    batch_size = devices.round_up(config.batch_size, mesh)
+
+    def real(split: str) -> Features:
+        count = len(dataset.open(split)) // drop * drop
+        return real_features(extractor, dataset, split, count, feature_fn, batch_size, mesh)
+
+    train = real("train")
+    test = real("test") if "test" in dataset.splits else None
+    reference = statistics(train.features, {"split": "train"})
+    deviation = np.sqrt(np.diag(reference.covariance))
+    scale = np.ones_like(deviation) if extractor.is_inception else np.where(deviation, deviation, 1)
+    fingerprints = {
+        split: fingerprint(dataset.name, dataset.open(split)) for split in dataset.splits
+    }
+    return Judge(extractor, feature_fn, train, test, reference, scale, batch_size, fingerprints)
+
+
+def judge_protocol(judge: Judge) -> dict[str, Any]:
+    """Which features were compared, and with how many real images."""
+    accuracy = judge.extractor.accuracy
+    return {
+        "extractor": judge.extractor.name,
+        "extractor_sha256": judge.extractor.sha256,
+        "train_fingerprint": judge.fingerprints["train"],
+        "test_fingerprint": judge.fingerprints.get("test"),
+        "train_images": len(judge.train.features),
+        "test_images": len(judge.test.features) if judge.test else 0,
+    } | ({} if accuracy is None else {"extractor_accuracy": accuracy})

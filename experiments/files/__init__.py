@@ -1,0 +1,1 @@
+"""Bytes on disk: whole files, arrays, restricted pickles, parameters."""

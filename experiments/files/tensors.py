@@ -1,0 +1,80 @@
+"""Arrays by name in npz and safetensors files, and the folder where this program keeps them."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import safetensors.numpy
+
+from experiments.files.pytorch import read_torch
+
+CACHE_VARIABLE = "DDPM_CACHE"
+
+
+def cache_folder() -> Path:
+    """$DDPM_CACHE or ~/.cache/ddpm-jax; nothing in it is needed, all of it is made again."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/ddpm-jax").expanduser()
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file that other processes see whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
+        stream.write(safetensors.numpy.save(arrays, metadata))
+    os.replace(stream.name, path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; nothing in it is run.
+
+    Raises:
+        ValueError: if it is damaged or no npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if len(set(archive.files)) != len(archive.files):
+                raise ValueError("it names one array twice")
+            return {name: archive[name] for name in archive.files}
+    except OSError:
+        raise
+    except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+        raise ValueError(f"{path} is damaged or no npz of plain arrays: {error}.") from error
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged or no such file.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # of the format, or a dtype that NumPy has not
+        raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
+
+
+READERS = MappingProxyType(
+    {
+        ".safetensors": read_safetensors,
+        ".npz": read_npz,
+        ".bin": read_torch,
+        ".pt": read_torch,
+        ".pth": read_torch,
+        ".ckpt": read_torch,
+    }
+)

@@ -1,0 +1,1 @@
+"""Generative models, as the loop, the sampler and the metrics see them."""

@@ -1,0 +1,119 @@
+"""What every metric is given, and what it gives back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import devices
+from experiments.build import Experiment
+from experiments.data.dataset import Source, fingerprint
+from experiments.metrics import parts
+from experiments.workdir.config import config_to_dict
+from experiments.workdir.origin import Origin
+
+
+def metric_names(config: ConfigDict) -> list[str]:
+    """What config.evaluate.metrics names, separated by commas; `config` is that section."""
+    return [name.strip() for name in config.metrics.split(",")]
+
+
+class Context(NamedTuple):
+    """What every metric works on.
+
+    weights: a name for the parameters by their values: a step alone does not tell two trainings in
+        the same folder apart.
+    origin: what the weights are, and how their checkpoint was chosen.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Any
+    step: int
+    params: Any
+    source: Source
+    num_images: int
+    weights: str
+    origin: Origin
+
+    def folder(self, metric: str, protocol: Mapping[str, Any]) -> Path:
+        """Where the metric keeps its parts: another folder for anything that they depend on."""
+        config = config_to_dict(self.experiment.config)
+        names = ("seed", "data", "model", "schedule", "parameterization", "variance")
+        facts = {name: config[name] for name in names} | {"weights": self.weights}
+        return self.workdir / "evaluation" / f"{metric}_{parts.key([facts, dict(protocol)])}"
+
+
+class Result(NamedTuple):
+    """What a metric found.
+
+    values: quantity -> {"value": ..., "standard_error": ..., ...}.
+    protocol: everything that must agree before two values of a quantity may be compared.
+    lines: for the terminal.
+    scratch: folders of parts that nobody needs once the whole evaluation is over. Until then an
+        interruption of a later metric costs this one nothing.
+    """
+
+    values: dict[str, dict[str, Any]]
+    protocol: dict[str, Any]
+    files: tuple[str, ...]
+    lines: list[str]
+    scratch: tuple[Path, ...] = ()
+
+
+def number(value: float, error: float | None = None, **more: Any) -> dict[str, Any]:
+    """A value, with its standard error where it has one."""
+    return {"value": float(value)} | ({} if error is None else {"standard_error": error}) | more
+
+
+def line(name: str, value: dict[str, Any], detail: str = "") -> str:
+    """A row for the terminal."""
+    error = value.get("standard_error")
+    spread = "" if error is None else f" +- {error:.3f}"
+    return f"  {name:<24} {value['value']:8.3f}{spread}{detail}"
+
+
+def image_protocol(context: Context) -> dict[str, Any]:
+    """Which images a likelihood is of, and under which weights."""
+    config = context.experiment.config.evaluate
+    return {
+        "dataset": context.experiment.dataset.name,
+        "fingerprint": fingerprint(context.experiment.dataset.name, context.source),
+        "split": config.split,
+        "num_images": context.num_images,
+        "split_images": len(context.source),
+        **context.origin._asdict(),
+        "checkpoint": context.experiment.config.checkpoint,
+        "checkpoint_step": context.step,
+        "variance": context.experiment.config.variance.name,
+        "num_levels": context.experiment.dataset.num_levels,
+        "precision": devices.REPORTED,
+        "num_timesteps": context.experiment.model.schedule.num_timesteps,
+    }
+
+
+def check_finite(context: Context, first: int, finite: np.ndarray) -> None:
+    """Refuses to judge samples of which some are not finite; what was drawn is kept.
+
+    Args:
+        first: index of the first sample.
+        finite: bool[B], of each.
+
+    Raises:
+        ValueError: saying how many they are, and what may help.
+    """
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of the samples {first} to {first + len(finite) - 1} are not "
+            f"finite, so that nothing can be said of them; the {context.origin.weights} weights of "
+            f"step {context.step:,} give such images. Evaluate another checkpoint, or set "
+            "config.sample.clip_denoised = True where it is off."
+        )
+
+
+def which_images(context: Context) -> str:
+    """For the terminal; an incomplete split is said to be one."""
+    some = "all" if context.num_images == len(context.source) else "first"
+    return f"{some} {context.num_images} {context.experiment.config.evaluate.split} images"

@@ -1,0 +1,119 @@
+"""Samples for the metrics: drawn once under a protocol, and kept."""
+
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from diffusion.schedules import evenly_spaced
+from experiments import console, devices
+from experiments.build import Experiment
+from experiments.metrics.metric import Context, check_finite
+from experiments.metrics.parts import Parts
+from experiments.sample import make_sample_fn
+
+# What a published protocol fixes; "custom" is the config's own fields.
+PROTOCOLS = MappingProxyType(
+    {
+        "paper": dict(num_samples=50_000, quantize="round", num_splits=10, num_sets=1, drop=1),
+        "repository": dict(num_samples=50_000, quantize="none", num_splits=1, num_sets=1, drop=256),
+        "edm": dict(num_samples=50_000, quantize="round", num_splits=10, num_sets=3, drop=1),
+    }
+)
+CUSTOM = ("num_samples", "quantize", "num_splits", "num_sets", "drop")
+
+
+def protocol_fields(config: Any) -> dict[str, Any]:
+    """The fields of the protocol in force, and the name of the published one that they are.
+
+    Raises:
+        ValueError: for fewer samples than splits.
+    """
+    fields = {name: config[name] for name in CUSTOM}
+    fields = PROTOCOLS.get(config.protocol, fields)
+    if fields["num_samples"] < fields["num_splits"]:
+        raise ValueError(
+            f"config.evaluate.num_samples = {fields['num_samples']} must be at least num_splits = "
+            f"{fields['num_splits']}."
+        )
+    return named(fields)
+
+
+def named(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of CUSTOM with the name of the published protocol that they are, or "custom"."""
+    fields = {name: fields[name] for name in CUSTOM}
+    protocol = next((name for name, preset in PROTOCOLS.items() if preset == fields), "custom")
+    return {"protocol": protocol, **fields}
+
+
+def sample_batches(
+    context: Context, fields: dict[str, Any], record: tuple[int, ...]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the first, samples [B, H, W, C] in 0..255), each drawn once and then kept.
+
+    With `record`, the estimates of x_0 at those timesteps instead: [K, B, H, W, C]. While one batch
+    is handed out, the next is being drawn.
+    """
+    experiment, mesh = context.experiment, context.mesh
+    config = experiment.config.sample
+    batch_size = devices.round_up(config.batch_size, mesh)
+    count = fields["num_samples"] * fields["num_sets"]
+    firsts = range(0, count, batch_size)
+    facts = sampling_protocol(context) | {"quantize": fields["quantize"], "record": list(record)}
+    facts["batch_size"] = batch_size
+    parts = Parts(context.folder("samples", facts), [f"{first:08d}" for first in firsts])
+    draw = make_sample_fn(
+        experiment, mesh, num_steps=config.num_steps, record=record, quantize=fields["quantize"]
+    )
+
+    def start(first: int) -> Any:
+        if f"{first:08d}" in parts:
+            return parts.read(f"{first:08d}")
+        indices = np.arange(first, first + batch_size, dtype=np.int32)
+        return draw(context.params, devices.put_global(indices, devices.sharded(mesh)))
+
+    def finish(first: int, started: Any) -> tuple[int, np.ndarray]:
+        if not isinstance(started, dict):
+            samples, progress, finite = devices.fetch(started)
+            started = {"samples": progress if record else samples, "finite": finite}
+            parts.write(f"{first:08d}", started)
+        check_finite(context, first, started["finite"][: count - first])
+        return first, started["samples"]
+
+    waiting = None
+    for first in console.track(list(firsts), "samples"):
+        started = first, start(first)
+        if waiting is not None:
+            yield finish(*waiting)
+        waiting = started
+    if waiting is not None:
+        yield finish(*waiting)
+
+
+def sampling_protocol(context: Context) -> dict[str, Any]:
+    """What the samples depend on."""
+    config = context.experiment.config
+    chain = context.experiment.model.schedule.num_timesteps
+    return {
+        "dataset": context.experiment.dataset.name,
+        **context.origin._asdict(),
+        "checkpoint": config.checkpoint,
+        "checkpoint_step": context.step,
+        "sampler": config.sample.sampler.to_dict(),
+        "num_steps": config.sample.num_steps or chain,
+        "spacing": "even",
+        "precision": config.precision,
+        "clip_denoised": config.sample.clip_denoised,
+        "variance": config.variance.name,
+        "seed": config.seed,
+    }
+
+
+def chain_times(experiment: Experiment) -> tuple[int, ...]:
+    """Timesteps of the sampling chain at which `chain` looks, falling to 0; a single one is 0."""
+    num_steps = experiment.config.sample.num_steps or experiment.model.schedule.num_timesteps
+    columns = min(experiment.config.evaluate.chain_points, num_steps)
+    if columns == 1:
+        return (0,)
+    return tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])

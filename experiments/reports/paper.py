@@ -1,0 +1,135 @@
+"""The paper's cells beside measured numbers, and when a run is what a cell is about."""
+
+import functools
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from experiments.configs import published
+from experiments.reports.collect import Run, training_fields
+from experiments.workdir.protocols import differences, renewed_protocol
+
+INCEPTION = "inception-2015-12-05"
+REVERSE_TIME = "reverse time "  # begins the labels of Table 4's rows
+
+
+class Column(NamedTuple):
+    """Where results.json has what a column of the paper is about.
+
+    quantities: as Inception's is called, and as another extractor's.
+    protocol: what the paper's protocol has in the section.
+    estimate: (section, quantity) that estimates the same number.
+    """
+
+    section: str
+    quantities: tuple[str, ...]
+    protocol: Mapping[str, Any]
+    estimate: tuple[str, str] | None = None
+
+    def holds(self, section: str, quantity: str) -> bool:
+        """Whether the quantity is the column's, by another extractor or estimated as it may be."""
+        own = section == self.section and quantity in self.quantities
+        return own or (section, quantity) == self.estimate
+
+
+_SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": {"name": "ancestral"}}
+_BOUND = {"decoder": "tanh", "split": "test"}
+_ESTIMATE = ("bpd_fast", "bits_per_dim_estimate")
+_COMMON = {"weights": "ema", "clip_denoised": True, "held_out": 0}
+COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
+    {
+        "is": Column("samples", ("is", "classifier_score"), _SAMPLES),
+        "fid_train": Column("samples", ("fid_train", "fd_train"), _SAMPLES),
+        "fid_test": Column("samples", ("fid_test", "fd_test"), _SAMPLES),
+        "bits_per_dim_test": Column("bpd", ("bits_per_dim",), _BOUND, _ESTIMATE),
+        "bits_per_dim_train": Column(
+            "bpd", ("bits_per_dim",), _BOUND | {"split": "train"}, _ESTIMATE
+        ),
+        "rate": Column("bpd", ("rate",), _BOUND),
+        "distortion": Column("bpd", ("distortion",), _BOUND),
+        "rmse": Column("bpd", ("rmse_root_of_mean",), _BOUND),
+    }
+)
+
+
+def config_name(path: str) -> str:
+    """ "digits", of "experiments/configs/digits.py"."""
+    return PurePosixPath(path).stem
+
+
+@functools.cache
+def expected_training(config: str, ablation: str) -> Mapping[str, Any]:
+    """The fields that decide which model experiments/configs/CONFIG.py:ABLATION trains."""
+    module = importlib.import_module(f"experiments.configs.{config}")
+    resolved = module.get_config(ablation)
+    return MappingProxyType(training_fields(json.loads(resolved.to_json_best_effort())))
+
+
+def deviations(run: Run, row: published.Row) -> dict[str, list[Any]]:
+    """In which fields the run's model is not the row's: field -> [row's, run's]."""
+    return differences([expected_training(row.config, row.ablation), run.training], free=())
+
+
+def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
+    """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
+    protocol = renewed_protocol(run.sections[column.section]["protocol"])
+    wanted = dict(column.protocol) | _COMMON
+    # The config tells what the training was to be, these what was measured of it.
+    wanted["checkpoint_step"] = run.training.get("train.num_steps")
+    wanted["variance"] = run.training.get("variance.name")
+    if column.section == "bpd":
+        wanted["num_images"] = protocol.get("split_images")
+    else:
+        wanted["num_steps"] = run.training.get("schedule.num_timesteps")
+    found = {name: protocol.get(name, "absent") for name in wanted}
+    return differences([wanted, found], free=())
+
+
+def is_row(run: Run, row: published.Row) -> bool:
+    """Whether the run trained the very model of the row.
+
+    Which pictures a folder holds no config tells: there the config file has to be the row's.
+    """
+    if run.training.get("data.name") == "image_folder" and config_name(run.config) != row.config:
+        return False
+    return bool(run.training) and not deviations(run, row)
+
+
+def is_about(run: Run, row: published.Row) -> bool:
+    """Whether the run is the row's ablation, on whatever data and with whatever else changed."""
+    if is_row(run, row):
+        return True
+    same_config = config_name(run.config) == row.config
+    return run.ablation == row.ablation and (bool(row.ablation) or same_config)
+
+
+def reverse_time(row: published.Row) -> str | None:
+    """For a row of Table 4 that is one point of the chain: which."""
+    found = row.label.removeprefix(REVERSE_TIME)
+    return found if found != row.label else None
+
+
+class Beside(NamedTuple):
+    """A cell of the paper that belongs beside a measured quantity."""
+
+    heading: str  # as "paper: FID, CIFAR-10"
+    cell: published.Cell
+
+
+def beside(run: Run, section: str, quantity: str) -> Beside | None:
+    """The first cell of the paper for the run's ablation and this quantity."""
+    split = run.sections.get(section, {}).get("protocol", {}).get("split", "test")
+    for table in published.TABLES.values():
+        for row in table.rows:
+            if reverse_time(row) is not None or not is_about(run, row):
+                continue
+            for name, cell in row.cells.items():
+                column = COLUMNS[name]
+                same_split = column.protocol.get("split", split) == split
+                if column.holds(section, quantity) and same_split:
+                    dataset = table.dataset.partition(",")[0]
+                    return Beside(f"paper: {table.columns[name]}, {dataset}", cell)
+    return None

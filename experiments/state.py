@@ -1,0 +1,163 @@
+"""What a training changes, and its way out of a checkpoint."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion import random
+from experiments import devices
+from experiments.build import Experiment
+from experiments.data.dataset import Source, hold_out
+from experiments.workdir import origin
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
+from experiments.workdir.config import check_same
+from experiments.workdir.protocols import MODEL, TRAINING
+from experiments.workdir.results import read_results
+
+
+class Loaded(NamedTuple):
+    """The EMA parameters of a checkpoint."""
+
+    step: int
+    params: Any
+    origin: origin.Origin
+
+
+def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
+    """The EMA parameters of the newest checkpoint, or of the best where the config says so.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be read.
+        ValueError: if it was trained under a config that describes another model.
+    """
+    which = experiment.config.checkpoint
+    with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None and which == "best":
+            raise CheckpointError(
+                f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, "
+                "or set config.checkpoint to 'latest'."
+            )
+        if step is None:
+            raise CheckpointError(
+                f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
+                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged "
+                "before it leaves none."
+            )
+        meta = checkpoints.meta(step)
+        check_same(meta["config"], experiment.config, MODEL, workdir)
+        if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
+            raise ValueError(
+                f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "
+                f"describes {experiment.dataset.image_shape}."
+            )
+        abstract = abstract_like(
+            lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
+        )
+        where_from = origin.of_checkpoint(meta, read_results(workdir))
+        return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
+
+
+BOUND = "bpd_fast"  # the validation that is of images held out of train
+
+
+class TrainState(NamedTuple):
+    """All that changes during training. No key: randomness is a function of (seed, step)."""
+
+    step: jax.Array  # i32[], updates done
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    timestep_state: Any  # what the timestep sampler remembers
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step; the EMA starts at the initial parameters."""
+    params = experiment.init_params(random.stream(experiment.config.seed, "init"))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=experiment.optimizer.init(params),
+        timestep_state=experiment.timesteps.init(),
+    )
+
+
+def fresh_state(experiment: Experiment, sharding: Any) -> TrainState:
+    """`init_state` on the devices."""
+    return devices.jit(
+        lambda: init_state(experiment), precision="highest", out_shardings=sharding
+    )()
+
+
+def restore(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprint: str, sharding: Any
+) -> TrainState:
+    """The training state of a step, verified.
+
+    Raises:
+        ValueError: if it was trained on other data, or under a config of another run.
+        CheckpointError: if it cannot be read.
+    """
+    meta = checkpoints.meta(step)
+    saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
+    fields = MODEL if saved is None else TRAINING
+    check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
+    before, now = meta.get("held_out", 0), held_out(experiment)
+    if saved is not None and before != now:
+        raise ValueError(
+            f"{checkpoints.folder.parent} was trained on all but {before} images of the train "
+            f"split, and {now} are held out of it now: what a validation is of must not have been "
+            "trained on. Set config.train.validate_every, validate_with and validate_images as "
+            "they were (validate_every = 0 holds out none), or choose another --workdir."
+        )
+    if saved not in (None, fingerprint):
+        raise ValueError(
+            f"the checkpoint was trained on data with fingerprint {saved}, but "
+            f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set and "
+            "config.data (test_fraction, where it has one) as they were, or choose another "
+            "--workdir."
+        )
+    state = checkpoints.restore(step, "state", saved_layout(experiment, meta, sharding))
+    if saved is None:
+        fresh = fresh_state(experiment, sharding)
+        state = fresh._replace(step=state.step, params=state.params)
+    abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
+    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
+
+
+def saved_layout(experiment: Experiment, meta: dict[str, Any], sharding: Any) -> TrainState:
+    """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
+    nothing was trained with here, neither the optimizer's state nor the timestep sampler's.
+    """
+    layout = abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
+    if meta["fingerprint"] is None:
+        return layout._replace(opt_state=(), timestep_state=())
+    return layout
+
+
+def held_out(experiment: Experiment) -> int:
+    """How many images of the train split nothing is trained on, for validations to choose by."""
+    train = experiment.config.train
+    return train.validate_images if train.validate_every and train.validate_with == BOUND else 0
+
+
+def training_images(experiment: Experiment) -> Source:
+    """The train split without what is held out of it for validations.
+
+    Raises:
+        ValueError: if there is nothing left, or nothing to validate on.
+        FileNotFoundError: if the data set is missing.
+    """
+    source, train = experiment.dataset.open("train"), experiment.config.train
+    if not (train.validate_every and train.validate_with == BOUND):
+        return source
+    if train.validate_images >= len(source):
+        raise ValueError(
+            f"config.train.validate_images = {train.validate_images} leaves none of the "
+            f"{len(source)} images of the train split to train on. Hold out 1 to "
+            f"{len(source) - 1}, a few hundred for instance, or config.train.validate_every = 0."
+        )
+    return hold_out(source, train.validate_images)[0]

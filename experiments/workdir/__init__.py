@@ -1,0 +1,1 @@
+"""What a run leaves behind: one reader and one writer of each file."""

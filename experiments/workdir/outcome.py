@@ -1,0 +1,131 @@
+"""How a training ends: finished, stopped on request, or diverged."""
+
+import enum
+import json
+import math
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments import devices
+from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.results import read_results
+
+
+class Outcome(enum.Enum):
+    """The end of a training; its value is the `state` in the section "train" of results.json."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"  # by a signal, after saving; the same command continues
+    DIVERGED = "diverged"  # and the same command would do so again
+
+
+# sysexits: EX_TEMPFAIL for what is to be started again; the next number is free for programs.
+EXIT_STATUS = MappingProxyType({Outcome.FINISHED: 0, Outcome.STOPPED: 75, Outcome.DIVERGED: 76})
+
+
+class Divergence(NamedTuple):
+    """When, why, and what was last seen before.
+
+    step: of the window of the log that ended it.
+    metrics: of the last window whose loss was finite and allowed, with its "step"; empty where
+        there was none.
+    """
+
+    step: int
+    reason: str
+    metrics: dict[str, float]
+
+
+class Watch:
+    """Looks at every window of the log and says when the training has diverged.
+
+    A loss that is not finite ends it at once. A loss above `above` (where that is not 0) ends it
+    when it has stayed there for `steps` steps, counted between the ends of windows.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        self.above, self.steps = config.diverged_above, config.diverged_for
+        self._since: int | None = None
+        self._last: dict[str, float] = {}
+
+    def remember(self, log: Path) -> None:
+        """Takes the last finite and allowed window of an interrupted training's metrics.jsonl.
+
+        It is for the record alone: how long a loss has been too high is counted anew.
+        """
+        if not (devices.is_main_process() and log.is_file()):  # which writes the log and the record
+            return
+        lines = log.read_text().splitlines()
+        windows = [window for window in map(json.loads, lines) if "loss" in window]
+        self._last = next((w for w in reversed(windows) if self._in_order(w["loss"])), {})
+
+    def _in_order(self, loss: float) -> bool:
+        return math.isfinite(loss) and (not self.above or loss <= self.above)
+
+    def look(self, step: int, metrics: dict[str, float]) -> Divergence | None:
+        """What is wrong with the window that ended at `step`, or None."""
+        loss = metrics["loss"]
+        if not math.isfinite(loss):
+            return Divergence(step, f"the loss is {loss}", self._last)
+        if self._in_order(loss):
+            self._since, self._last = None, {"step": step} | metrics
+            return None
+        if self._since is None:
+            self._since = step
+        if step - self._since < self.steps:
+            return None
+        reason = (
+            f"the loss is {loss:.4g}, and was above {self.above:g} (config.train.diverged_above) "
+            f"for {step - self._since:,} steps"
+        )
+        return Divergence(step, reason, self._last)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last window's loss was above the bound, but not yet for long enough."""
+        return self._since is not None
+
+    def check(self, step: int, finite: dict[str, Any]) -> Divergence | None:
+        """What is wrong with the state of a step, from what `finite_fields` found of it."""
+        broken = [name for name, is_finite in finite.items() if not is_finite]
+        if not broken:
+            return None
+        reason = f"numbers that are not finite in the state's {', '.join(broken)}"
+        return Divergence(step, reason, self._last)
+
+
+def finite_fields(state: Any) -> dict[str, jax.Array]:
+    """Whether every number of a field is finite, bool[] by the field's name; to be compiled.
+
+    Args:
+        state: a NamedTuple of pytrees, such as a training's state.
+    """
+
+    def finite(tree: Any) -> jax.Array:
+        leaves = jax.tree.leaves(tree)
+        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats], bool))
+
+    return {name: finite(tree) for name, tree in state._asdict().items()}
+
+
+def diverged_before(workdir: Path) -> str | None:
+    """Of a training that results.json records as diverged, what to say instead of training on."""
+    section = read_results(workdir).get("train", {})
+    if section.get("state") != Outcome.DIVERGED.value:
+        return None
+    step = section["step"]
+    with Checkpoints(workdir) as checkpoints:
+        sound = [saved for saved in checkpoints.steps() if saved < step]
+    where = f"of step {sound[-1]:,}, in {workdir / 'checkpoints'}" if sound else "none at all"
+    return (
+        f"DIVERGED  at step {step:,} when it was last trained: {section['reason']}. The last sound "
+        f"checkpoint is {where}. The same settings would diverge again, and others need another "
+        "--workdir: a smaller config.optimizer.learning_rate for instance. To go on from that "
+        "checkpoint all the same, move results.json and later checkpoints away."
+    )

@@ -1,0 +1,85 @@
+"""What must agree: between numbers that are compared, and between a run and its continuation.
+
+Also how a config that was saved long ago reads under the names that fields have now.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.workdir.origin import NOTHING
+
+# What the parameters of a checkpoint mean, and so cannot change after training.
+MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
+# What cannot change between the start of a training run and its continuation.
+TRAINING = (
+    *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
+    *("precision", "train.batch_size", "train.flip"),
+)
+# What a comparison of numbers may be about; every other field of the protocols must agree.
+FREE = (
+    *("checkpoint", "checkpoint_step", "weights", "variance"),
+    *("sampler", "num_steps", "spacing", "clip_denoised", "seed"),
+)
+
+
+def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config, as JSON has it, under the names that its fields have now.
+
+    The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
+    The precision of products was the default of jax before it was a field.
+    """
+    config = {"precision": "default", **config}
+    match config:
+        case {
+            "clip": {"images_per_core": int(images), **clip},
+            "train": {"batch_size": int(batch_size)},
+        } if images > 0:
+            return {**config, "clip": {**clip, "num_cores": batch_size // images}}
+    return config
+
+
+def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """An older protocol with the fields that it lacks, as they were when it was written.
+
+    The sampler was its name, its timesteps always evenly spaced; every data set counted as one of
+    256 levels; nothing was held out of train, but the best checkpoint was chosen by something that
+    the protocol does not tell.
+    """
+    renewed = dict(protocol)
+    if isinstance(renewed.get("sampler"), str):
+        renewed |= {"sampler": {"name": renewed["sampler"]}, "spacing": "even"}
+    if "sampler" in renewed or "decoder" in renewed:
+        latest = renewed.get("checkpoint", "latest") == "latest"
+        selected_on = NOTHING if latest else "not recorded"
+        renewed = {"precision": "default", "held_out": 0, "selected_on": selected_on} | renewed
+    if "decoder" in renewed:
+        renewed = {"num_levels": 256} | renewed
+    return renewed
+
+
+def written(value: Any) -> str:
+    """A protocol's value for people: a choice {name, **options} as name or name(option=...)."""
+    if not isinstance(value, Mapping) or "name" not in value:
+        return str(value)
+    options = ", ".join(f"{key}={option}" for key, option in value.items() if key != "name")
+    return f"{value['name']}({options})" if options else str(value["name"])
+
+
+def differences(
+    protocols: Sequence[Mapping[str, Any] | None], free: Sequence[str] = FREE
+) -> dict[str, list[Any]]:
+    """Fields in which the protocols that exist differ and must not: name -> value in each run.
+
+    Args:
+        protocols: of one quantity, run by run; None where a run lacks it.
+        free: fields that may differ.
+    """
+    protocols = [None if protocol is None else renewed_protocol(protocol) for protocol in protocols]
+    present = [protocol for protocol in protocols if protocol is not None]
+    names = sorted({name for protocol in present for name in protocol} - set(free))
+    result = {}
+    for name in names:
+        values = [None if p is None else p.get(name, "absent") for p in protocols]
+        if len({repr(v) for v, p in zip(values, protocols, strict=True) if p is not None}) > 1:
+            result[name] = values
+    return result

@@ -1,0 +1,224 @@
+"""Every field of every config refuses what it may not hold, by name, before anything happens."""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion import losses, samplers, schedules
+from experiments import build, configs, devices, evaluate, hooks, images, lookup, main
+from experiments.configs import base, ranges
+from experiments.configs.ranges import FIELDS, Many, Range, Word
+from experiments.data.dataset import SPLITS
+from experiments.data.datasets import DATASETS
+from experiments.metrics import flow
+from experiments.metrics.sample_store import PROTOCOLS
+from experiments.optimizers import CLIPS, OPTIMIZERS
+
+CHOICES = MappingProxyType(
+    {
+        "data": DATASETS,
+        "schedule": schedules.BETAS,
+        "loss": losses.LOSSES,
+        "loss.weighting": losses.WEIGHTINGS,
+        "timesteps": losses.TIMESTEP_SAMPLERS,
+        "model": build.NETWORKS,
+        "optimizer": OPTIMIZERS,
+        "clip": CLIPS,
+        "sample.sampler": samplers.SAMPLERS,
+    }
+)
+# What some entries need beside the keyword that is tried.
+NEEDED = MappingProxyType(
+    dict(num_timesteps=8, betas=(0.1, 0.2), path="here", image_size=8, learning_rate=1e-3)
+)
+NONSENSE = (
+    *(math.nan, math.inf, -math.inf, -1, -1.0, 0, 0.0, 0.5, 1e30, 10**30, True, None),
+    *("", "no such name", (), (0,), (-1,), (1e30,), (math.nan,), ("no such name",), {"no": "such"}),
+)
+
+
+def keywords(field: str) -> Iterator[tuple[str, str]]:
+    """(name of a choice, its keyword), those of nested choices left out."""
+    for name, entry in CHOICES[field].items():
+        supplied = build.SUPPLIED if field == "model" else ()
+        for keyword in lookup.keywords(entry, supplied):
+            if f"{field}.{keyword}" not in CHOICES:
+                yield name, keyword
+
+
+def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+def changed(config: ConfigDict, field: str, value: Any) -> ConfigDict:
+    """A config with another value in a field that may be new, whatever type it had."""
+    content = config.to_dict()
+    *parents, last = field.split(".")
+    section = content
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    return ConfigDict(content)
+
+
+def config_with(field: str) -> ConfigDict:
+    """A small config, with a choice that has the field for its keyword."""
+    config = base.get_config()
+    config.schedule = dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
+    config.model.update(channels=8, channel_multipliers=(1,), num_blocks=1, norm_groups=4)
+    config.model.attention_resolutions = ()
+    config.train.preview_num_steps = 0
+    section, _, keyword = field.rpartition(".")
+    found = (
+        [name for name, other in keywords(section) if other == keyword]
+        if section in CHOICES
+        else []
+    )
+    if not found or section == "model":
+        return config
+    entry = CHOICES[section][found[0]]
+    needed = {k: v for k, v in NEEDED.items() if k in lookup.keywords(entry)}
+    config = changed(config, section, dict(name=found[0], **needed))
+    if config.loss.name == "hybrid":
+        config.variance = dict(name="learned_range")
+    return config
+
+
+def run_checks(config: ConfigDict) -> None:
+    """What the program does with a config before it reads data or compiles."""
+    devices.initialize_distributed(config.distributed)
+    build.build(config)
+
+
+def test_every_field_and_every_keyword_of_a_choice_has_its_range() -> None:
+    fields = {f"{field}.{keyword}" for field in CHOICES for _, keyword in keywords(field)}
+    for module in pkgutil.iter_modules(configs.__path__):
+        get = getattr(
+            importlib.import_module(f"experiments.configs.{module.name}"), "get_config", 0
+        )
+        if get and module.name != "saved":
+            fields |= set(leaves(get().to_dict()))
+    assert fields == set(FIELDS)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_nonsense_is_refused_by_name_and_anything_else_builds(
+    field: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, allowed = config_with(field), []
+    for value in NONSENSE:
+        try:
+            ranges.check(changed(whole, field, value))
+            allowed.append(value)
+        except ValueError as error:
+            assert str(error).startswith(f"config.{field} = {value!r}"), error
+    with jax.log_compiles(), caplog.at_level("DEBUG", logger="jax"):
+        for value in allowed:
+            try:
+                run_checks(changed(whole, field, value))
+            except ValueError as error:
+                assert value == "no such name", (value, error)
+                assert str(error).startswith(f"config.{field} = 'no such name'"), error
+    compiled = [r.message for r in caplog.records if "Finished XLA compilation" in r.message]
+    assert all("convert_element_type" in message for message in compiled)  # float64 to float32
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_range_is_what_it_says(field: str) -> None:
+    rule = FIELDS[field]
+    rule = rule.each if isinstance(rule, Many) else rule
+    if not isinstance(rule, Range):
+        return
+    for number in (math.nan, math.inf, -math.inf, -1, True, np.True_, None, "1", (1,)):
+        assert rule.refusal(number) is not None
+    step: Callable[[float, float], float] = math.nextafter
+    if rule.whole:
+        step = lambda number, towards: number + (1 if towards > number else -1)  # noqa: E731
+        assert rule.refusal(float(rule.least)) is not None
+    ends = ((rule.least, rule.above, -math.inf), (rule.most, rule.below, math.inf))
+    for end, excluded, outwards in ends:
+        inner = step(end, -outwards) if excluded else end
+        assert rule.refusal(inner) is None
+        outer = end if excluded else step(end, outwards)
+        assert (rule.refusal(outer) is None) == bool(rule.zero and outer == 0)
+    kind = np.int64 if rule.whole else np.float64
+    assert rule.refusal(kind(inner)) is None
+    text = rule.refusal("x") or ""
+    assert f"{rule.least:,}" in text if rule.whole else f"{rule.least:g}" in text
+    assert rule.zero in text
+
+
+def test_words_are_those_that_the_program_knows() -> None:
+    known: dict[str, Any] = {
+        "evaluate.metrics": evaluate.METRICS,
+        "evaluate.ode_dequantization": flow.DEQUANTIZATIONS,
+        "evaluate.split": SPLITS,
+        "evaluate.protocol": ("custom", *PROTOCOLS),
+        "evaluate.quantize": images.QUANTIZE,
+        "train.validate_with": hooks.VALIDATIONS,
+        "train.finish_with": main.FINISH,
+        "precision": devices.PRECISIONS,
+    }
+    for field, names in known.items():
+        rule = FIELDS[field]
+        rule = rule.each if isinstance(rule, Many) else rule
+        assert isinstance(rule, Word) and set(rule.names) == set(names), field
+
+
+def test_one_wrong_word_of_several_is_named() -> None:
+    config = base.get_config()
+    config.evaluate.metrics = "bpd, chain"
+    ranges.check(config)
+    config.evaluate.metrics = "bpd, chian"
+    with pytest.raises(ValueError, match="names 'chian', which is not known. Did you mean 'chain'"):
+        ranges.check(config)
+    config.evaluate.metrics, config.train.finish_with = "bpd", ("sample", 2)
+    with pytest.raises(ValueError, match=r"finish_with = \('sample', 2\) holds 2, which must be a"):
+        ranges.check(config)
+
+
+def test_a_section_is_no_number() -> None:
+    for section in ("clip", "loss.weighting", "train", "sample.sampler"):
+        config = changed(base.get_config(), section, 3)
+        with pytest.raises(ValueError, match=f"^config.{section} = 3 must be a dict of fields"):
+            ranges.check(config)
+
+
+def test_a_long_value_is_cut_short() -> None:
+    betas = (0.25,) * 1000 + (2.0,)
+    config = changed(base.get_config(), "schedule", dict(name="array", betas=betas))
+    with pytest.raises(ValueError, match=r"^config.schedule.betas = .*\.\.\. holds 2.0") as error:
+        ranges.check(config)
+    assert len(str(error.value)) < 400
+
+
+def test_ranges_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*arguments: Any) -> None:
+        raise AssertionError("a name was looked up before the ranges were checked")
+
+    monkeypatch.setattr(build, "lookup", too_late)
+    config = base.get_config()
+    config.evaluate.num_sets = 0
+    with pytest.raises(ValueError, match=r"^config.evaluate.num_sets = 0 must be an integer"):
+        build.build(config)
+
+
+@pytest.mark.parametrize("field", ["b1", "b2"])
+def test_a_decay_that_is_1_in_float32_is_refused(field: str) -> None:
+    """Adam's bias correction would be 0, and no update would ever do anything."""
+    config = base.get_config()
+    config.optimizer[field] = 1 - 1e-9
+    with pytest.raises(ValueError, match=rf"config\.optimizer\.{field} = 0\.999999999 must be"):
+        ranges.check(config)

@@ -1,0 +1,117 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import devices
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
+
+
+def make(value: float = 1.0) -> dict:
+    return {"w": jnp.arange(600.0).reshape(20, 30) * value, "n": jnp.asarray(3, jnp.int32)}
+
+
+def abstract(make=make) -> dict:
+    return abstract_like(make, devices.replicated(devices.make_mesh()))
+
+
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> pathlib.Path:
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make(step), make(-step), {"step": step, "name": "run"})
+    return tmp_path
+
+
+def test_what_is_saved_comes_back_bit_for_bit(saved: pathlib.Path) -> None:
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        state = checkpoints.restore(3, "state", abstract())
+        ema = checkpoints.restore(3, "ema", abstract())
+        assert checkpoints.meta(3)["name"] == "run"
+    jax.tree.map(np.testing.assert_array_equal, state, make(3))
+    jax.tree.map(np.testing.assert_array_equal, ema, make(-3))
+    assert state["n"].dtype == jnp.int32 and len(ema["w"].sharding.device_set) == 8
+
+
+def test_only_the_latest_steps_stay(saved: pathlib.Path) -> None:
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_saving_a_step_again_changes_nothing(saved: pathlib.Path) -> None:
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(3, make(99.0), make(99.0), {})
+    with Checkpoints(saved) as checkpoints:
+        np.testing.assert_array_equal(
+            checkpoints.restore(3, "state", abstract())["w"], make(3)["w"]
+        )
+
+
+def test_an_empty_directory_has_no_step(tmp_path: pathlib.Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
+def test_half_a_save_is_not_a_checkpoint(saved: pathlib.Path) -> None:
+    (saved / "checkpoints" / "7.orbax-checkpoint-tmp-1").mkdir()
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest_step() == 3
+
+
+def test_another_shape_or_dtype_is_refused(saved: pathlib.Path) -> None:
+    wrong = {"w": jnp.zeros((5, 5)), "n": jnp.asarray(3, jnp.int32)}
+    half = {"w": jnp.zeros((20, 30), jnp.bfloat16), "n": jnp.asarray(3, jnp.int32)}
+    fewer = {"w": jnp.zeros((20, 30))}
+    more = {**make(), "b": jnp.zeros(2)}
+    cases = {
+        r"\['w'\], float32\[20,30\] in the checkpoint and float32\[5,5\]": wrong,
+        r"\['w'\], float32\[20,30\] in the checkpoint and bfloat16\[20,30\]": half,
+        r"\['n'\], int32\[\] in the checkpoint and absent": fewer,
+        r"\['b'\], absent in the checkpoint and float32\[2\]": more,
+    }
+    with Checkpoints(saved) as checkpoints:
+        for message, other in cases.items():
+            with pytest.raises(CheckpointError, match=f"3 is of another model: 1 .*{message}"):
+                checkpoints.restore(3, "state", abstract(lambda other=other: other))
+
+
+def test_a_byte_changed_on_disk_is_an_error(tmp_path: pathlib.Path) -> None:
+    weights = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, weights, weights, {})
+    files = (tmp_path / "checkpoints" / "1" / "state").rglob("d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match="checkpoint .*1 (cannot be read|is damaged)"),
+    ):
+        checkpoints.restore(1, "state", abstract(lambda: weights))
+
+
+def test_changed_values_are_noticed_and_older_steps_offered(saved: pathlib.Path) -> None:
+    """Orbax restores wrong numbers without a word; the checksum in the JSON does not."""
+    path = next((saved / "checkpoints" / "3" / "meta").glob("*"))
+    meta = json.loads(path.read_text())
+    meta["checksums"]["state"]["['w']"] ^= 1
+    path.write_text(json.dumps(meta))
+    with Checkpoints(saved) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"is damaged: .*\['w'\].*older step"):
+            checkpoints.restore(3, "state", abstract())
+        checkpoints.restore(2, "state", abstract())
+
+
+def test_a_missing_file_is_an_error_that_names_the_older_steps(saved: pathlib.Path) -> None:
+    for path in (saved / "checkpoints" / "3" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(CheckpointError, match=r"cannot be read(.|\n)*Older steps exist: \[2\]"),
+    ):
+        checkpoints.restore(3, "state", abstract())
