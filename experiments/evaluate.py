@@ -1,7 +1,6 @@
 """The numbers of a trained model: what config.evaluate.metrics names, each with its protocol."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,20 +8,20 @@ from typing import Any
 from experiments import console, devices
 from experiments.build import Experiment
 from experiments.console import format_duration
-from experiments.lookup import naming_field
-from experiments.metrics import bound, chain, flow, parts, sample_quality
-from experiments.metrics.metric import Context, Result, metric_names
+from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
+from experiments.metrics.metric import Context, Metric, metric_names
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import checksums
 from experiments.workdir.results import write_results
 
-METRICS: MappingProxyType[str, Callable[[Context], Result]] = MappingProxyType(
+METRICS: MappingProxyType[str, Metric] = MappingProxyType(
     {
-        "bpd": bound.bits_per_dim,
-        "bpd_fast": bound.estimated_bits_per_dim,
-        "ode": flow.flow_bits_per_dim,
-        "samples": sample_quality.sample_quality,
-        "chain": chain.chain_quality,
+        "bpd": Metric(bound.check, bound.bits_per_dim),
+        "bpd_fast": Metric(bound.check_estimate, bound.estimated_bits_per_dim),
+        "baselines": Metric(lambda experiment: None, baselines.density_baselines),
+        "ode": Metric(flow.check, flow.flow_bits_per_dim),
+        "samples": Metric(sample_quality.check, sample_quality.sample_quality, of_images=False),
+        "chain": Metric(chain.check, chain.chain_quality, of_images=False),
     }
 )
 
@@ -32,20 +31,11 @@ def check(experiment: Experiment) -> None:
 
     Raises:
         ValueError: naming the field.
-        FileNotFoundError: if the data set is missing.
+        FileNotFoundError: if the data set, or a file that a metric needs, is missing.
     """
     config = experiment.config.evaluate
-    names = metric_names(config)
-    last = experiment.model.schedule.num_timesteps - 1
-    if config.num_strata > last and "bpd_fast" in names:
-        raise ValueError(
-            f"config.evaluate.num_strata = {config.num_strata} must be 1 to {last}, the timesteps "
-            "that there are beside 0."
-        )
-    if "ode" in names:
-        with naming_field("evaluate.metrics"):
-            flow.make_flow_fn(experiment, devices.make_mesh())
-    sample_quality.check(experiment)
+    for name in metric_names(config):
+        METRICS[name].check(experiment)
     source = experiment.dataset.open(config.split)
     if config.num_images > len(source):
         raise ValueError(
@@ -66,7 +56,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     source = experiment.dataset.open(config.split)
     step, params, origin = load_ema(experiment, workdir, mesh)
     num_images = config.num_images or len(source)
-    if num_images < len(source) and {"bpd", "bpd_fast", "ode"} & set(metric_names(config)):
+    names = metric_names(config)
+    if num_images < len(source) and any(METRICS[name].of_images for name in names):
         console.log(
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
@@ -75,9 +66,9 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights, origin)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
-    for name in metric_names(config):
+    for name in names:
         begin = time.perf_counter()
-        result = METRICS[name](context)
+        result = METRICS[name].measure(context)
         seconds = time.perf_counter() - begin
         section = {
             "values": result.values,

@@ -1,11 +1,14 @@
 """What a training does now and then: previews, and validations that keep the best checkpoint."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import console, devices, images
 from experiments.build import Experiment
@@ -13,7 +16,8 @@ from experiments.data.dataset import hold_out
 from experiments.features.references import make_judge
 from experiments.metrics import bound
 from experiments.sample import draw, make_sample_fn
-from experiments.state import BOUND
+from experiments.state import BOUND, TrainState, facts, save, training_images
+from experiments.train import Hook
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import check_same
@@ -36,7 +40,7 @@ MEASURED_BY = MappingProxyType(
 )
 
 
-def bits_per_dim(experiment: Experiment, mesh: Any) -> Validate:
+def bits_per_dim(experiment: Experiment, mesh: Mesh) -> Validate:
     """The estimated bound of images held out of train, with the same timesteps every time."""
     count = experiment.config.train.validate_images
     _, source = hold_out(experiment.dataset.open("train"), count)
@@ -44,10 +48,10 @@ def bits_per_dim(experiment: Experiment, mesh: Any) -> Validate:
     return lambda params: float(estimate(params).mean())
 
 
-def sample_distance(experiment: Experiment, mesh: Any) -> Validate:
+def sample_distance(experiment: Experiment, mesh: Mesh) -> Validate:
     """The Fréchet distance to the train split of samples in preview_num_steps steps, same noise."""
     train = experiment.config.train
-    judge = make_judge(experiment, mesh, drop=1)
+    judge = make_judge(experiment.dataset, experiment.config.evaluate, mesh, drop=1)
     sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
 
     def validate(params: Any) -> float:
@@ -55,7 +59,7 @@ def sample_distance(experiment: Experiment, mesh: Any) -> Validate:
         drawn.warn()
         if drawn.not_finite:
             return float("nan")  # of no distance, and so never the best
-        return judge.distance(judge.look(drawn.samples, mesh).features)
+        return judge.distance(judge.features(drawn.samples, mesh).features)
 
     return validate
 
@@ -83,10 +87,11 @@ class Validation:
             another number.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, mesh: Any) -> None:
+    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh) -> None:
         config = experiment.config
         self.name = config.train.validate_with
         self.selected_on = selected_on(experiment)
+        self._facts = facts(experiment, training_images(experiment))
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
         self.step = self._checkpoints.latest_step()
@@ -101,41 +106,64 @@ class Validation:
                     f"{self.selected_on} now. Move the folder away, or choose another --workdir."
                 )
             self.best = meta["validation"]
-        self._validate = VALIDATIONS[self.name](experiment, mesh)
+        # Made when first needed: a finished training needs none, and one may train a classifier.
+        self._validate = functools.cache(lambda: VALIDATIONS[self.name](experiment, mesh))
 
-    def run(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> float:
+    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """Validates the EMA parameters of a step, and saves it where no earlier one was better.
 
         Steps up to the best, which a continuation from an older checkpoint repeats, were judged.
         """
-        value = self._validate(ema)
+        value = self._validate()(state.ema_params)
         new = self.step is None or step > self.step
         better = new and bool(np.isfinite(value)) and (self.best is None or value < self.best)
         if better:
             self.best, self.step = value, step
             chosen = {"validation": value, "selected_on": self.selected_on}
-            self._checkpoints.save(step, state, ema, meta | chosen)
+            save(self._checkpoints, step, state, self._facts | chosen)
         best = "" if self.best is None else f", best {self.best:.4f}"
         note = ", the best so far" if better else best
         console.log(f"validated step {step:,}: {self.name} {value:.4f}{note}")
-        return value
+        return {f"validation_{self.name}": value}
 
     def close(self) -> None:
         """Waits for the last save."""
         self._checkpoints.close()
 
 
-def make_preview(experiment: Experiment, mesh: Any) -> Callable[[Any, Path], None]:
-    """(params, path) -> None, which writes a grid of the same few samples every time."""
+def make_preview(
+    experiment: Experiment, folder: Path, mesh: Mesh
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """Writes a grid of the same few EMA samples every time, `folder`/STEP.png."""
     train = experiment.config.train
     sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
     batch_size = devices.round_up(train.preview_images, mesh)
 
-    def preview(params: Any, path: Path) -> None:
-        drawn = draw(sample_fn, params, 0, train.preview_images, batch_size, mesh)
+    def preview(step: int, state: TrainState) -> dict[str, float]:
+        drawn = draw(sample_fn, state.ema_params, 0, train.preview_images, batch_size, mesh)
         drawn.warn()
         if devices.is_main_process():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images.save_grid(path, drawn.samples)
+            folder.mkdir(parents=True, exist_ok=True)
+            images.save_grid(folder / f"{step:08d}.png", drawn.samples)
+        return {}
 
     return preview
+
+
+@contextlib.contextmanager
+def training_hooks(experiment: Experiment, workdir: Path) -> Iterator[tuple[Hook, ...]]:
+    """What config.train asks for beside training; leaving waits for the last save.
+
+    Raises:
+        ValueError, FileNotFoundError: as `Validation` does, and where the data set is missing.
+    """
+    train, mesh, hooks = experiment.config.train, devices.make_mesh(), []
+    with contextlib.ExitStack() as stack:
+        if train.preview_every:
+            preview = make_preview(experiment, workdir / "previews", mesh)
+            hooks.append(Hook(train.preview_every, preview))
+        if train.validate_every:
+            validation = Validation(experiment, workdir, mesh)
+            stack.callback(validation.close)
+            hooks.append(Hook(train.validate_every, validation))
+        yield tuple(hooks)

@@ -9,65 +9,59 @@ field of it. --list_ablations prints the names that may follow a config after a 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import absl.logging
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffusion import schedules
 from experiments import command_line, console, devices, evaluate, sample
 from experiments.build import Experiment, build
+from experiments.hooks import training_hooks
 from experiments.train import train
 from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 
+
+class Mode(NamedTuple):
+    """What follows a training, or stands alone.
+
+    check: refuses a config that `run` would fail on, before anything is computed.
+    """
+
+    check: Callable[[Experiment], None]
+    run: Callable[[Experiment, Path], Any]
+
+
+MODES = MappingProxyType(
+    {
+        "sample": Mode(sample.check, sample.sample),
+        "evaluate": Mode(evaluate.check, evaluate.evaluate),
+    }
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to run, FILE.py or FILE.py:ABLATION."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything that it writes.")
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "evaluate"], "train ends in config.train.finish_with."
+    "mode", "train", ["train", *MODES], "train ends in config.train.finish_with."
 )
-
-
 flags.DEFINE_flag(command_line.ListAblations())
-
-
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-FINISH = MappingProxyType({"sample": sample.sample, "evaluate": evaluate.evaluate})
-
-
 def describe_start(experiment: Experiment) -> list[str]:
-    """The start-up lines: model, chain and devices, with a warning where the chain is cut short."""
-    params = jax.eval_shape(experiment.init_params, jax.random.key(0))
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    chain = schedules.describe(experiment.model.schedule)
+    """The start-up lines: data, method and devices."""
     devices = jax.devices()
-    config = experiment.config
-    lines = [
+    return [
         f"data      {experiment.dataset.name}, images {experiment.dataset.image_shape}",
-        f"model     {config.model.name}, {count:,} parameters, predicts "
-        f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
-        f"chain     {config.schedule.name}, T = {experiment.model.schedule.num_timesteps}, "
-        f"alpha_bar_T = {chain.alpha_bar_last:.3g}, "
-        f"L_T <= {chain.prior_bits_per_dim:.3g} bits/dim, "
-        f"SNR {chain.snr_first:.3g} to {chain.snr_last:.3g}",
+        *experiment.method.description,
         f"devices   {len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
     ]
-    if chain.prior_bits_per_dim > 1e-3:
-        lines.append(
-            "WARNING   this chain does not end in noise: L_T is up to "
-            f"{chain.prior_bits_per_dim:.3g} bits/dim and should be near 0. Samples start from "
-            "N(0, I), which training then never sees. Betas for T = 1000 must be scaled up by "
-            "1000 / T for another T (config.schedule.beta_start and beta_end)."
-        )
-    return lines
 
 
 def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
@@ -75,11 +69,12 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     for line in describe_start(experiment):
         console.log(line)
     if MODE.value == "train":
-        outcome = train(experiment, workdir)
+        with training_hooks(experiment, workdir) as hooks:
+            outcome = train(experiment, workdir, hooks)
         if outcome is not Outcome.FINISHED:
             return EXIT_STATUS[outcome]
     for mode in modes:
-        FINISH[mode](experiment, workdir)
+        MODES[mode].run(experiment, workdir)
     return 0
 
 
@@ -101,8 +96,8 @@ def main(argv: list[str]) -> int:
         if MODE.value == "train":
             workdir.mkdir(parents=True, exist_ok=True)
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
-        if "evaluate" in modes:
-            evaluate.check(experiment)
+        for mode in modes:
+            MODES[mode].check(experiment)
         return run(experiment, workdir, modes)
     except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
         if command_line.verbose(sys.argv):

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-Objective = Callable[..., tuple[jax.Array, jax.Array]]  # (params, examples, key) -> mean, f32[B]
+# (params, examples, key) -> (mean, details of every example [B, ...])
+Objective = Callable[..., tuple[jax.Array, Any]]
 
 
 class Gradient(NamedTuple):
     """The clipped gradient of one batch."""
 
     value: Any  # pytree like the parameters
-    losses: jax.Array  # f32[B], loss of every example
+    details: Any  # of the objective, every leaf [B, ...]
     norm: jax.Array  # f32[], global norm before clipping (mean over the groups)
     clipped_share: jax.Array  # f32[], share of the groups whose norm was above the limit
 
@@ -37,9 +38,9 @@ def clip_global(max_norm: float = 1.0) -> GradientFn:
     """Clips the gradient of the whole batch to `max_norm`."""
 
     def gradients(mesh: Mesh, objective: Objective, params: Any, examples: Any, key: Any) -> Any:
-        (_, losses), grads = jax.value_and_grad(objective, has_aux=True)(params, examples, key)
+        (_, details), grads = jax.value_and_grad(objective, has_aux=True)(params, examples, key)
         grads, norm, clipped = _clip(grads, max_norm)
-        return Gradient(grads, losses, norm, clipped)
+        return Gradient(grads, details, norm, clipped)
 
     return gradients
 
@@ -91,21 +92,22 @@ def clip_per_core(max_norm: float = 1.0, num_cores: int = 8) -> GradientFn:
                 lambda x: x.reshape(len(indices), batch_size // num_cores, *x.shape[1:]), examples
             )
 
-            def one(total: Any, group: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+            def one(total: Any, group: Any) -> tuple[Any, tuple[Any, ...]]:
                 index, examples = group
-                (_, losses), grads = jax.value_and_grad(objective, has_aux=True)(
+                (_, details), grads = jax.value_and_grad(objective, has_aux=True)(
                     params, examples, jax.random.fold_in(key, index)
                 )
                 grads, norm, clipped = _clip(grads, max_norm)
-                return jax.tree.map(jnp.add, total, grads), (losses, norm, clipped)
+                return jax.tree.map(jnp.add, total, grads), (details, norm, clipped)
 
             def mean(x: jax.Array) -> jax.Array:
                 return jax.lax.psum(x, "group") / num_cores
 
             zeros = jax.tree.map(jnp.zeros_like, params)
-            total, (losses, norms, clipped) = jax.lax.scan(one, zeros, (indices, cut))
+            total, (details, norms, clipped) = jax.lax.scan(one, zeros, (indices, cut))
             value = jax.tree.map(mean, total)
-            return value, losses.reshape(-1), mean(jnp.sum(norms)), mean(jnp.sum(clipped))
+            details = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), details)
+            return value, details, mean(jnp.sum(norms)), mean(jnp.sum(clipped))
 
         by_row, all_ = PartitionSpec("group"), PartitionSpec()
         mapped = jax.shard_map(

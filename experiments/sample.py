@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from diffusion import random, samplers
+from diffusion import random
 from diffusion.schedules import evenly_spaced
 from experiments import console, devices, images
 from experiments.build import Experiment
+from experiments.methods.method import Method
 from experiments.state import load_ema
 from experiments.workdir.results import write_results
 
@@ -44,9 +46,49 @@ class Drawn(NamedTuple):
             )
 
 
+def requested_labels(labels: str, method: Method) -> np.ndarray:
+    """The classes that samples 0, 1, ... get, in turn: i32[K].
+
+    Args:
+        labels: of config.sample: "all", every class in turn; "none", no class in particular; or
+            numbers of classes, separated by commas.
+
+    Raises:
+        ValueError: for anything else, a class that is not there, and any wish where the method
+            heeds none.
+    """
+    count = method.num_classes
+    if labels == "all":
+        return np.arange(max(count, 1), dtype=np.int32)
+    if not count:
+        raise ValueError(
+            f"config.sample.labels = {labels!r} asks for classes, and this model knows none: leave "
+            "it 'all', or train with config.model.class_conditional = True."
+        )
+    if labels == "none":
+        if method.null_class:
+            return np.array([count], np.int32)
+        raise ValueError(
+            "config.sample.labels = 'none' needs a model that was also trained without labels "
+            "(config.model.label_dropout above 0)."
+        )
+    words = [word.strip() for word in labels.strip("()[] ").rstrip(",").split(",")]
+    if not all(word.isdecimal() and int(word) < count for word in words):
+        raise ValueError(
+            f"config.sample.labels = {labels!r} must be 'all', 'none', or classes from 0 to "
+            f"{count - 1}, separated by commas."
+        )
+    return np.array([int(word) for word in words], np.int32)
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses a config that `sample` would fail on; raises as `requested_labels` does."""
+    requested_labels(experiment.config.sample.labels, experiment.method)
+
+
 def make_sample_fn(
     experiment: Experiment,
-    mesh: Any,
+    mesh: Mesh,
     *,
     num_steps: int,
     record: tuple[int, ...] = (),
@@ -54,34 +96,33 @@ def make_sample_fn(
 ) -> SampleFn:
     """(params, indices i32[B]) -> the fields of `Drawn`, on the device.
 
-    Compiled; B is cut over the devices. Sample i is a function of (seed, i) alone. A
-    class-conditional network is asked for class i mod num_classes.
+    Compiled; B is cut over the devices. Sample i is a function of (seed, i) alone, and of the class
+    that config.sample.labels gives it.
 
     Args:
-        num_steps: length of the respaced chain; 0 is every timestep.
-        record: timesteps of that chain whose estimates of x_0 are returned.
+        num_steps: of sampling; 0 is the method's own number, every timestep of a chain.
+        record: steps, counted down to 0, whose estimates of x_0 are returned.
         quantize: a key of images.QUANTIZE; uint8 but for "none".
     """
-    config, dataset = experiment.config, experiment.dataset
-    schedule, denoise = experiment.sampling_chain(num_steps)
-    to_pixels = functools.partial(images.QUANTIZE[quantize], num_levels=dataset.num_levels)
+    config, method, decode = experiment.config, experiment.method, experiment.encoder.decode
+    to_pixels = functools.partial(
+        images.QUANTIZE[quantize], num_levels=experiment.dataset.num_levels
+    )
+    labels = requested_labels(config.sample.labels, method)
 
     def pixels(x: jax.Array) -> jax.Array:
-        return to_pixels(jnp.where(jnp.isnan(x), 0.0, x))
+        return to_pixels(decode(jnp.where(jnp.isnan(x), 0.0, x)))
 
     def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         keys = random.per_index(random.stream(config.seed, "sample"), indices)
-        inputs = experiment.labels(indices % (dataset.num_classes or 1))
-
-        def bound(x_t: jax.Array, t: jax.Array) -> Any:
-            return denoise(params, x_t, t, **inputs)
-
-        result = samplers.sample(
-            experiment.sampler, schedule, bound, keys, dataset.image_shape, record=record
-        )
-        finite = jnp.isfinite(result.x_0).all(axis=(1, 2, 3))
-        finite &= jnp.isfinite(result.progress).all(axis=(0, 2, 3, 4))
-        return pixels(result.x_0), pixels(result.progress), finite
+        wanted = jnp.asarray(labels)[indices % len(labels)]
+        drawn = method.sample(params, keys, wanted, steps=num_steps, record=record)
+        axes = tuple(range(1, drawn.x_0.ndim))
+        finite = jnp.isfinite(drawn.x_0).all(axes)
+        finite &= jnp.isfinite(drawn.progress).all((0, *(axis + 1 for axis in axes)))
+        progress = pixels(drawn.progress.reshape(-1, *drawn.x_0.shape[1:]))
+        shape = (len(record), len(indices), *progress.shape[1:])
+        return pixels(drawn.x_0), progress.reshape(shape), finite
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
     return devices.jit(
@@ -93,7 +134,7 @@ def make_sample_fn(
 
 
 def draw(
-    sample_fn: SampleFn, params: Any, start: int, stop: int, batch_size: int, mesh: Any
+    sample_fn: SampleFn, params: Any, start: int, stop: int, batch_size: int, mesh: Mesh
 ) -> Drawn:
     """Samples start .. stop - 1 with their progress, in batches of one size, on the host."""
     parts = []
@@ -120,9 +161,9 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     mesh = devices.make_mesh()
     batch_size = devices.round_up(config.batch_size, mesh)
     loaded = load_ema(experiment, workdir, mesh)
-    num_timesteps = config.num_steps or experiment.model.schedule.num_timesteps
-    columns = min(config.progress_columns, num_timesteps)
-    record = tuple(int(t) for t in evenly_spaced(num_timesteps, columns)[::-1])
+    num_steps = config.num_steps or experiment.method.num_steps
+    columns = min(config.progress_columns, num_steps)
+    record = tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])
     rows = min(config.progress_images, config.num_images)
 
     begin = time.perf_counter()
@@ -137,12 +178,12 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "checkpoint_step": loaded.step,
         **loaded.origin._asdict(),
         "checkpoint": experiment.config.checkpoint,
-        "sampler": config.sampler.to_dict(),
-        "num_steps": num_timesteps,
+        **experiment.method.protocol,
+        "num_steps": num_steps,
+        "labels": config.labels,
         "precision": experiment.config.precision,
         "num_images": config.num_images,
         "not_finite": drawn.not_finite,
-        "clip_denoised": config.clip_denoised,
         "quantize": "round",
         "seconds": round(seconds, 2),
         "files": ["samples/samples.npz", "samples/samples.png", "samples/progress.png"],

@@ -1,64 +1,21 @@
-"""What a training changes, and its way out of a checkpoint."""
+"""What a training changes, what it is of, and its way in and out of a checkpoint."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
 
 from diffusion import random
 from experiments import devices
 from experiments.build import Experiment
-from experiments.data.dataset import Source, hold_out
+from experiments.data.dataset import Source, fingerprint, hold_out
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
-from experiments.workdir.config import check_same
-from experiments.workdir.protocols import MODEL, TRAINING
+from experiments.workdir.config import check_same, check_same_model, config_to_dict
+from experiments.workdir.protocols import TRAINING
 from experiments.workdir.results import read_results
-
-
-class Loaded(NamedTuple):
-    """The EMA parameters of a checkpoint."""
-
-    step: int
-    params: Any
-    origin: origin.Origin
-
-
-def load_ema(experiment: Experiment, workdir: Path, mesh: Any) -> Loaded:
-    """The EMA parameters of the newest checkpoint, or of the best where the config says so.
-
-    Raises:
-        CheckpointError: if there is none, or it cannot be read.
-        ValueError: if it was trained under a config that describes another model.
-    """
-    which = experiment.config.checkpoint
-    with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None and which == "best":
-            raise CheckpointError(
-                f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, "
-                "or set config.checkpoint to 'latest'."
-            )
-        if step is None:
-            raise CheckpointError(
-                f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
-                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged "
-                "before it leaves none."
-            )
-        meta = checkpoints.meta(step)
-        check_same(meta["config"], experiment.config, MODEL, workdir)
-        if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
-            raise ValueError(
-                f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "
-                f"describes {experiment.dataset.image_shape}."
-            )
-        abstract = abstract_like(
-            lambda: experiment.init_params(jax.random.key(0)), devices.replicated(mesh)
-        )
-        where_from = origin.of_checkpoint(meta, read_results(workdir))
-        return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
-
 
 BOUND = "bpd_fast"  # the validation that is of images held out of train
 
@@ -70,72 +27,36 @@ class TrainState(NamedTuple):
     params: Any
     ema_params: Any
     opt_state: Any
-    timestep_state: Any  # what the timestep sampler remembers
+    memory: Any  # what the method remembers for drawing examples
+
+
+class SavedState(NamedTuple):
+    """A TrainState as checkpoints hold it, whose fields name their arrays."""
+
+    step: Any
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    timestep_state: Any  # the memory, under the name that it had first
 
 
 def init_state(experiment: Experiment) -> TrainState:
     """The state before the first step; the EMA starts at the initial parameters."""
-    params = experiment.init_params(random.stream(experiment.config.seed, "init"))
+    params = experiment.method.init(random.stream(experiment.config.seed, "init"))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=experiment.optimizer.init(params),
-        timestep_state=experiment.timesteps.init(),
+        memory=experiment.method.memory(),
     )
 
 
-def fresh_state(experiment: Experiment, sharding: Any) -> TrainState:
+def fresh_state(experiment: Experiment, sharding: Sharding) -> TrainState:
     """`init_state` on the devices."""
     return devices.jit(
         lambda: init_state(experiment), precision="highest", out_shardings=sharding
     )()
-
-
-def restore(
-    experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprint: str, sharding: Any
-) -> TrainState:
-    """The training state of a step, verified.
-
-    Raises:
-        ValueError: if it was trained on other data, or under a config of another run.
-        CheckpointError: if it cannot be read.
-    """
-    meta = checkpoints.meta(step)
-    saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
-    fields = MODEL if saved is None else TRAINING
-    check_same(meta["config"], experiment.config, fields, checkpoints.folder.parent)
-    before, now = meta.get("held_out", 0), held_out(experiment)
-    if saved is not None and before != now:
-        raise ValueError(
-            f"{checkpoints.folder.parent} was trained on all but {before} images of the train "
-            f"split, and {now} are held out of it now: what a validation is of must not have been "
-            "trained on. Set config.train.validate_every, validate_with and validate_images as "
-            "they were (validate_every = 0 holds out none), or choose another --workdir."
-        )
-    if saved not in (None, fingerprint):
-        raise ValueError(
-            f"the checkpoint was trained on data with fingerprint {saved}, but "
-            f"{experiment.dataset.name!r} has {fingerprint} now. Restore the data set and "
-            "config.data (test_fraction, where it has one) as they were, or choose another "
-            "--workdir."
-        )
-    state = checkpoints.restore(step, "state", saved_layout(experiment, meta, sharding))
-    if saved is None:
-        fresh = fresh_state(experiment, sharding)
-        state = fresh._replace(step=state.step, params=state.params)
-    abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
-    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
-
-
-def saved_layout(experiment: Experiment, meta: dict[str, Any], sharding: Any) -> TrainState:
-    """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
-    nothing was trained with here, neither the optimizer's state nor the timestep sampler's.
-    """
-    layout = abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
-    if meta["fingerprint"] is None:
-        return layout._replace(opt_state=(), timestep_state=())
-    return layout
 
 
 def held_out(experiment: Experiment) -> int:
@@ -161,3 +82,124 @@ def training_images(experiment: Experiment) -> Source:
             f"{len(source) - 1}, a few hundred for instance, or config.train.validate_every = 0."
         )
     return hold_out(source, train.validate_images)[0]
+
+
+def facts(experiment: Experiment, source: Source) -> dict[str, Any]:
+    """What every checkpoint of a training on `source` says of it beside the step."""
+    return {
+        "config": config_to_dict(experiment.config),
+        "fingerprint": fingerprint(experiment.dataset.name, source),
+        "image_shape": experiment.dataset.image_shape,
+        "held_out": held_out(experiment),
+        "weights": origin.EMA,  # of whatever it began from, a training goes on averaging
+    }
+
+
+def save(checkpoints: Checkpoints, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+    """Saves a step: everything but the EMA, the EMA by itself, and `meta`."""
+    item = SavedState(*state._replace(ema_params=()))
+    checkpoints.save(step, item, state.ema_params, meta | {"step": step})
+
+
+def restore(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    step: int,
+    now: dict[str, Any],
+    sharding: Sharding,
+) -> TrainState:
+    """The training state of a step, verified.
+
+    Args:
+        now: `facts` of the training that goes on from it.
+
+    Raises:
+        ValueError: if it was trained on other data, or under a config of another run.
+        CheckpointError: if it cannot be read.
+    """
+    meta, workdir = checkpoints.meta(step), checkpoints.folder.parent
+    saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
+    if saved is None:
+        check_same_model(meta["config"], experiment.config, workdir)
+    else:
+        check_same(meta["config"], experiment.config, TRAINING, workdir)
+    before = meta.get("held_out", 0)
+    if saved is not None and before != now["held_out"]:
+        raise ValueError(
+            f"{workdir} was trained on all but {before} images of the train split, and "
+            f"{now['held_out']} are held out of it now: what a validation is of must not have been "
+            "trained on. Set config.train.validate_every, validate_with and validate_images as "
+            "they were (validate_every = 0 holds out none), or choose another --workdir."
+        )
+    if saved not in (None, now["fingerprint"]):
+        raise ValueError(
+            f"the checkpoint was trained on data with fingerprint {saved}, but "
+            f"{experiment.dataset.name!r} has {now['fingerprint']} now. Restore the data set and "
+            "config.data (test_fraction, where it has one) as they were, or choose another "
+            "--workdir."
+        )
+    state = TrainState(*checkpoints.restore(step, "state", _layout(experiment, meta, sharding)))
+    if saved is None:
+        state = fresh_state(experiment, sharding)._replace(step=state.step, params=state.params)
+    abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
+    return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
+
+
+def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Sharding) -> SavedState:
+    """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
+    nothing was trained with here, neither the optimizer's state nor the method's memory.
+    """
+    layout = abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
+    if meta["fingerprint"] is None:
+        layout = layout._replace(opt_state=(), memory=())
+    return SavedState(*layout)
+
+
+class Loaded(NamedTuple):
+    """Parameters of a checkpoint, averaged or raw."""
+
+    step: int
+    params: Any
+    origin: origin.Origin
+
+
+def load_ema(experiment: Experiment, workdir: Path, mesh: Mesh) -> Loaded:
+    """The EMA parameters of the newest checkpoint, or of the best where the config says so.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be read.
+        ValueError: if it was trained under a config that describes another model.
+    """
+    which = experiment.config.checkpoint
+    with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None and which == "best":
+            raise CheckpointError(
+                f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, "
+                "or set config.checkpoint to 'latest'."
+            )
+        if step is None:
+            raise CheckpointError(
+                f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
+                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged "
+                "before it leaves none."
+            )
+        meta = checkpoints.meta(step)
+        check_same_model(meta["config"], experiment.config, workdir)
+        if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
+            raise ValueError(
+                f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "
+                f"describes {experiment.dataset.image_shape}."
+            )
+        abstract = abstract_like(
+            lambda: experiment.method.init(jax.random.key(0)), devices.replicated(mesh)
+        )
+        where_from = origin.of_checkpoint(meta, read_results(workdir))
+        return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
+
+
+def load_raw(experiment: Experiment, workdir: Path, step: int, mesh: Mesh) -> Any:
+    """The parameters of a step as training left them, not averaged."""
+    with Checkpoints(workdir) as checkpoints:
+        layout = _layout(experiment, checkpoints.meta(step), devices.replicated(mesh))
+        return checkpoints.restore(step, "state", layout).params

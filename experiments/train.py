@@ -1,7 +1,8 @@
-"""Training (DDPM Algorithm 1): the step, a pure function, and the loop around it."""
+"""Training (DDPM Algorithm 1 for any method): the step, a pure function, and the loop around."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,63 +15,54 @@ from ml_collections import ConfigDict
 from diffusion import random
 from experiments import console, devices, images
 from experiments.build import Experiment
-from experiments.console import stop_requested
 from experiments.data import loader
-from experiments.data.dataset import fingerprint, load_in_memory
-from experiments.hooks import Validation, make_preview
+from experiments.data.dataset import load_in_memory
 from experiments.optimizers import update_ema
-from experiments.state import TrainState, fresh_state, held_out, restore, training_images
+from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
 from experiments.workdir import outcome, training_log
 from experiments.workdir.checkpoint import Checkpoints
-from experiments.workdir.config import config_to_dict, write_config
-from experiments.workdir.origin import EMA
+from experiments.workdir.config import write_config
 from experiments.workdir.outcome import Divergence, Outcome, Watch
 from experiments.workdir.results import write_results
 
 
-class Examples(NamedTuple):
-    """A batch with the noise that its loss is taken at."""
+class Hook(NamedTuple):
+    """Something that a training does now and then, with a state that was found in order.
 
-    x_0: jax.Array  # f32[B, H, W, C]
-    t: jax.Array  # i32[B]
-    eps: jax.Array  # f32[B, H, W, C]
-    weight: jax.Array  # f32[B], of each example's loss in the mean
-    labels: jax.Array  # i32[B]
+    every: steps.
+    call: (step, state) -> numbers for the log, by name.
+    """
+
+    every: int
+    call: Callable[[int, TrainState], dict[str, float]]
 
 
-def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, Any]) -> Examples:
-    """Flips, timesteps and noise of one batch, each a function of (seed, step, example)."""
-    x_0 = images.to_model(batch["image"], experiment.dataset.num_levels)
-    indices = jnp.arange(x_0.shape[0])
+def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, Any]) -> Any:
+    """What one step trains on: flips and all noise are functions of (seed, step, example)."""
+    image, seed = batch["image"], experiment.config.seed
+    indices = jnp.arange(image.shape[0])
 
     def keys(name: str) -> jax.Array:
-        key = random.stream(experiment.config.seed, name)
+        key = random.stream(seed, name)
         return random.per_index(jax.random.fold_in(key, state.step), indices)
 
     if experiment.config.train.flip:
-        x_0 = images.random_flip(keys("flip"), x_0)
-    t, weight = experiment.timesteps.sample(state.timestep_state, keys("timestep"))
-    return Examples(x_0, t, random.normal(keys("noise"), 0, x_0.shape[1:]), weight, batch["label"])
+        image = images.random_flip(keys("flip"), image)
+    x_0 = experiment.encoder.encode(image)
+    return experiment.method.draw(state.memory, x_0, batch["label"], keys)
 
 
 def make_train_step(
     experiment: Experiment, mesh: Mesh
-) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step of Algorithm 1: (state, batch of uint8 images) -> (state, sums of metrics)."""
-    config = experiment.config
-    num_timesteps = experiment.model.schedule.num_timesteps
+) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Any]]]:
+    """One step of training: (state, batch of uint8 images) -> (state, sums of metrics)."""
+    config, method = experiment.config, experiment.method
 
-    def objective(params: Any, examples: Examples, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_0, t, eps, weight, labels = examples
-        inputs = experiment.labels(labels)
-        losses = experiment.loss_fn(
-            params, x_0, t, eps, train=True, rngs={"dropout": key}, **inputs
-        )
-        return jnp.mean(weight * losses), losses
+    def objective(params: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        losses, details = method.losses(params, examples, key)
+        return jnp.mean(losses), (losses, details)
 
-    def train_step(
-        state: TrainState, batch: dict[str, Any]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         examples = draw_examples(experiment, state, batch)
         dropout = jax.random.fold_in(random.stream(config.seed, "dropout"), state.step)
         gradient = experiment.gradients(mesh, objective, state.params, examples, dropout)
@@ -79,19 +71,16 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, config.ema_decay)
-        timestep_state = experiment.timesteps.update(
-            state.timestep_state, examples.t, gradient.losses
-        )
-        quartile = examples.t * 4 // num_timesteps
+        losses, details = gradient.details
+        memory = method.remember(state.memory, examples, details)
         metrics = {
             "steps": jnp.ones(()),
-            "loss": jnp.mean(examples.weight * gradient.losses),
+            "loss": jnp.mean(losses),
             "grad_norm": gradient.norm,
             "clipped_share": gradient.clipped_share,
-            "quartile_loss": jax.ops.segment_sum(gradient.losses, quartile, 4),
-            "quartile_count": jax.ops.segment_sum(jnp.ones_like(gradient.losses), quartile, 4),
+            "summary": method.summary(examples, details),
         }
-        return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state), metrics
+        return TrainState(state.step + 1, params, ema_params, opt_state, memory), metrics
 
     return train_step
 
@@ -117,38 +106,47 @@ def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
     )
 
 
-def check_cadence(experiment: Experiment, mesh: Mesh) -> None:
+def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses numbers of steps that do not fit each other.
+
+    Args:
+        config: the section `train`.
 
     Raises:
         ValueError: naming the config field and what it must be.
     """
-    train = experiment.config.train
-    devices.check_divisible(train.batch_size, "train.batch_size", mesh)
+    devices.check_divisible(config.batch_size, "train.batch_size", mesh)
     for name in ("num_steps", "log_every", "checkpoint_every", "preview_every", "validate_every"):
-        if train[name] % train.steps_per_call:
+        if config[name] % config.steps_per_call:
             raise ValueError(
-                f"config.train.{name} = {train[name]} must be a multiple of "
-                f"config.train.steps_per_call = {train.steps_per_call}."
+                f"config.train.{name} = {config[name]} must be a multiple of "
+                f"config.train.steps_per_call = {config.steps_per_call}."
             )
 
 
-def train(experiment: Experiment, workdir: Path) -> Outcome:
+def record(workdir: Path, ended: Outcome, config: ConfigDict, **what: Any) -> None:
+    """Writes the section "train" of results.json."""
+    if devices.is_main_process():
+        write_results(workdir, "train", {"state": ended.value} | what, config)
+
+
+def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
     Finished and diverged trainings are recorded in the section "train" of results.json; one that
-    was stopped by a signal has saved a checkpoint first. Nothing is saved before the losses that
-    led to it and the state itself were found in order, so that every checkpoint is sound; only the
-    last one, of a training that ends or is stopped, may have a loss above diverged_above. A
-    training that diverged before is left alone.
+    was stopped by a signal has saved a checkpoint first. No hook runs and nothing is saved before
+    the losses that led to it and the state itself were found in order, so that every checkpoint is
+    sound; only the last one, of a training that ends or is stopped, may have a loss above
+    diverged_above. A training that diverged before is left alone.
 
     Raises:
         ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
         CheckpointError: if the latest checkpoint cannot be read.
     """
     config = experiment.config
+    num_steps, steps_per_call = config.train.num_steps, config.train.steps_per_call
     mesh = devices.make_mesh()
-    check_cadence(experiment, mesh)
+    check_cadence(config.train, mesh)
     watch = Watch(config.train)
     before = outcome.diverged_before(workdir)
     if before is not None:
@@ -158,7 +156,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
     source = training_images(experiment)
-    data_fingerprint = fingerprint(experiment.dataset.name, source)
+    meta = facts(experiment, source)
     if config.loader.in_memory:
         source = load_in_memory(source, config.loader.num_threads)
 
@@ -166,76 +164,64 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         # State: restored where there is one.
         step = checkpoints.latest_step()
         if step is None:
-            step = 0
-            state = fresh_state(experiment, everywhere)
+            step, state = 0, fresh_state(experiment, everywhere)
         else:
-            state = restore(experiment, checkpoints, step, data_fingerprint, everywhere)
-            console.log(f"resuming  step {step:,} of {config.train.num_steps:,} from {workdir}")
-        if step >= config.train.num_steps:
+            state = restore(experiment, checkpoints, step, meta, everywhere)
+            console.log(f"resuming  step {step:,} of {num_steps:,} from {workdir}")
+        if step >= num_steps:
             return Outcome.FINISHED
-        if step % config.train.steps_per_call:
+        if step % steps_per_call:
             raise ValueError(
                 f"{workdir} stopped at step {step}, which is no multiple of "
-                f"config.train.steps_per_call = {config.train.steps_per_call}. Continue with a "
+                f"config.train.steps_per_call = {steps_per_call}. Continue with a "
                 f"divisor of {step}, such as the one before."
             )
-        meta = {
-            "config": config_to_dict(config),
-            "fingerprint": data_fingerprint,
-            "image_shape": experiment.dataset.image_shape,
-            "held_out": held_out(experiment),
-            "weights": EMA,  # of whatever it began from, this training goes on averaging
-        }
-
-        def save(step: int, state: TrainState) -> None:
-            checkpoints.save(
-                step, state._replace(ema_params=()), state.ema_params, meta | {"step": step}
-            )
-
         batches = loader.batches(
             source,
             seed=config.seed,
             batch_size=config.train.batch_size,
             start_step=step,
-            steps_per_call=config.train.steps_per_call,
+            steps_per_call=steps_per_call,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_workers=config.loader.num_workers,
             num_threads=config.loader.num_threads,
             prefetch=config.loader.prefetch,
         )
-        batch = devices.put(next(batches), by_example)
-        begin = time.perf_counter()
-        train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
-        finite_fn = devices.jit(
-            outcome.finite_fields, precision="highest", out_shardings=everywhere
-        )
-        check = finite_fn.lower(state).compile()
-        console.log(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
-        preview = make_preview(experiment, mesh)
-        validation = Validation(experiment, workdir, mesh) if config.train.validate_every else None
-        if devices.is_main_process():
-            write_config(workdir, config)
+
+        def save_step(step: int, state: TrainState) -> dict[str, float]:
+            save(checkpoints, step, state, meta)
+            return {}
 
         # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
         # call before it, so that the device always has work and the host never runs far ahead.
         # A window of metrics is read when the next call is already running, but for one that ends
-        # where something is saved, which has to be in order first.
-        images_per_call = config.train.batch_size * config.train.steps_per_call
-        meter, window, previous = training_log.Meter(), None, None
-        seen: dict[str, float] = {}
+        # where a hook is due, before which it has to be in order.
+        saving = Hook(config.train.checkpoint_every, save_step)
         divergence: Divergence | None = None
+        seen: dict[str, float] = {}
         with (
-            training_log.TrainingLog(workdir, step, config.train.num_steps) as log,
-            stop_requested() as stop,
+            contextlib.closing(batches),
+            training_log.TrainingLog(workdir, step, num_steps) as log,
+            console.stop_requested() as stop,
         ):
+            batch = devices.put(next(batches), by_example)
+            begin = time.perf_counter()
+            train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
+            finite_fn = devices.jit(
+                outcome.finite_fields, precision="highest", out_shardings=everywhere
+            )
+            check = finite_fn.lower(state).compile()
+            console.log(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
+            if devices.is_main_process():
+                write_config(workdir, config)
             watch.remember(workdir / "metrics.jsonl")
+            meter, window, previous = training_log.Meter(), None, None
             while True:
                 state, metrics = train_call(state, batch)
-                step += config.train.steps_per_call
-                meter.add(metrics, images_per_call)
-                finished = step == config.train.num_steps
-                if not finished:
+                step += steps_per_call
+                meter.add(metrics, config.train.batch_size * steps_per_call)
+                if step < num_steps:
                     with meter.waiting_for_data():
                         host_batch = next(batches)
                     batch = devices.put(host_batch, by_example)
@@ -244,61 +230,38 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 previous = metrics
                 if window is not None:
                     seen = log.write(window, meter.lap())
-                    divergence = watch.look(window.step, seen)
+                    divergence = watch.check_window(window.step, seen)
                     window = None
                     if divergence is not None:
                         break
                 log.advance(step)
 
-                stopping = bool(stop) or checkpoints.reached_preemption(
-                    step // config.train.steps_per_call
-                )
-                previewing = config.train.preview_every and step % config.train.preview_every == 0
-                saving = step % config.train.checkpoint_every == 0 or finished or stopping
-                validating = validation and step % config.train.validate_every == 0
-                if step % config.train.log_every == 0 or saving or validating:
-                    window = meter.close(step)
-                if previewing or saving or validating:
+                stopping = bool(stop) or checkpoints.reached_preemption(step // steps_per_call)
+                last = stopping or step == num_steps
+                due = [hook for hook in (*hooks, saving) if step % hook.every == 0]
+                if last and saving not in due:
+                    due.append(saving)
+                if due:
                     jax.block_until_ready(metrics)  # or its time would count as the pause's
-                if window is not None and (saving or validating):
-                    seen = log.write(window, meter.lap())
-                    divergence = watch.look(step, seen)
-                    divergence = divergence or watch.check(step, jax.device_get(check(state)))
-                    window = None
+                    seen = log.write(meter.close(step), meter.lap())
+                    divergence = watch.check_window(step, seen)
+                    divergence = divergence or watch.check_state(step, jax.device_get(check(state)))
                     if divergence is not None:
                         break
-                if watch.in_doubt and not (finished or stopping):
-                    saving = validating = False  # it may yet turn out to have diverged
-                if previewing:
-                    with meter.paused():
-                        preview(state.ema_params, workdir / "previews" / f"{step:08d}.png")
-                if validation is not None and validating:
-                    with meter.paused():
-                        kept = state._replace(ema_params=())
-                        facts = meta | {"step": step}
-                        value = validation.run(step, kept, state.ema_params, facts)
-                        log.scalar(step, f"validation_{validation.name}", value)
-                if saving:
-                    with meter.paused():
-                        save(step, state)
-                if finished or stopping:
+                    if last or not watch.in_doubt:  # it may yet turn out to have diverged
+                        with meter.paused():
+                            for hook in due:
+                                log.scalars(step, hook.call(step, state))
+                elif step % config.train.log_every == 0:
+                    window = meter.close(step)
+                if last:
                     break
-        batches.close()
-        if validation is not None:
-            validation.close()
     if divergence is not None:
         record(workdir, Outcome.DIVERGED, config, **divergence._asdict())
         console.log(f"DIVERGED  at step {divergence.step:,}: {divergence.reason}")
         return Outcome.DIVERGED
-    if finished:
-        last = {"step": step} | seen
-        record(workdir, Outcome.FINISHED, config, step=step, metrics=last)
+    if step == num_steps:
+        record(workdir, Outcome.FINISHED, config, step=step, metrics={"step": step} | seen)
     if stopping:
         console.log(f"stopped   at step {step:,}, which is saved; the same command continues")
     return Outcome.STOPPED if stopping else Outcome.FINISHED
-
-
-def record(workdir: Path, outcome: Outcome, config: ConfigDict, **facts: Any) -> None:
-    """Writes the section "train" of results.json."""
-    if devices.is_main_process():
-        write_results(workdir, "train", {"state": outcome.value} | facts, config)

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = "latest"  # to sample and evaluate: latest | best (of the validations)
 
+    config.method = dict(name="diffusion")  # the kind of generative model: diffusion
     # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder
     config.data = ConfigDict(dict(name="digits"))
     config.data.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR or TFDS's own folder
@@ -91,12 +92,15 @@ def get_config() -> ConfigDict:
     config.sample.num_steps = 0  # length of the respaced chain; 0 is every timestep
     config.sample.clip_denoised = True  # clip the estimate of x_0 to [-1, 1]
     config.sample.num_images = 256  # how many samples
+    # Of a class-conditional model: all (in turn) | none (as without labels) | classes like 3 or 3,1
+    config.sample.labels = "all"
     config.sample.batch_size = 256  # drawn at a time, over all devices
     config.sample.progress_images = 8  # rows of the progressive-generation picture
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
     config.evaluate = ConfigDict()
-    config.evaluate.metrics = "bpd"  # separated by commas: bpd | bpd_fast | ode | samples | chain
+    # Separated by commas: bpd | bpd_fast | baselines | ode | samples | chain
+    config.evaluate.metrics = "bpd,baselines"
     config.evaluate.split = "test"  # test | train
     config.evaluate.num_images = 1000  # the first n of the split; 0 is all
     config.evaluate.batch_size = 250  # at a time, over all devices

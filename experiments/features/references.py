@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from experiments import devices
-from experiments.build import Experiment
 from experiments.data.dataset import Dataset, fingerprint, read_images
 from experiments.features import frechet
 from experiments.features.extractors import (
@@ -147,7 +148,7 @@ class Judge(NamedTuple):
     batch_size: int
     fingerprints: dict[str, str]  # of the splits
 
-    def look(self, pictures: np.ndarray, mesh: Any) -> Features:
+    def features(self, pictures: np.ndarray, mesh: Mesh) -> Features:
         """Features of images [N, H, W, C] in 0..255."""
 
         def read(start: int, stop: int) -> np.ndarray:
@@ -167,13 +168,13 @@ class Judge(NamedTuple):
         )
 
 
-def make_judge(experiment: Experiment, mesh: Any, drop: int) -> Judge:
+def make_judge(dataset: Dataset, config: ConfigDict, mesh: Mesh, drop: int) -> Judge:
     """Loads the extractor and the real features. A classifier's features are standardised.
 
     Args:
+        config: the section `evaluate`.
         drop: the numbers of real images are rounded down to a multiple of it.
     """
-    config, dataset = experiment.config.evaluate, experiment.dataset
     extractor = load_extractor(config.extractor, config.inception_weights, dataset)
     feature_fn = make_feature_fn(extractor, mesh)
     batch_size = devices.round_up(config.batch_size, mesh)

@@ -1,14 +1,21 @@
-"""Density models so simple that every trained model must beat them."""
+"""Models so simple that every trained one must beat them, and the metric `baselines` of them."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion import likelihood
+from diffusion.reverse import Denoise, make_denoise
 from diffusion.structs import Gaussian
 from experiments import images
 from experiments.data.dataset import Source, gather, read_images
+from experiments.methods.method import Chain
+from experiments.metrics.bound import evaluate_bound, standard_error
+from experiments.metrics.metric import Context, Result, image_protocol, line, number, which_images
 
 
 def _training_images(train: Source) -> Iterator[np.ndarray]:
@@ -129,3 +136,40 @@ def noise_samples(shape: tuple[int, ...], num_levels: int, seed: int) -> Read:
         return np.floor(level * (255 / (num_levels - 1)) + 0.5).astype(np.uint8)
 
     return _each(draw, seed)
+
+
+def density_baselines(context: Context) -> Result:
+    """bits/dim of what knows the levels, the pixels one by one, or the chain without a network."""
+    experiment, dataset = context.experiment, context.experiment.dataset
+    train, levels = dataset.open("train"), dataset.num_levels
+    found = {
+        fit.__name__: fit(train, context.source, context.num_images, levels)
+        for fit in (gaussian_per_pixel, histogram_per_pixel)
+    }
+    scratch: tuple[Path, ...] = ()
+    protocol = image_protocol(context) | {"quantity": "bits/dim of baselines"}
+    if experiment.method.chain is not None:
+        config = experiment.config.evaluate
+        protocol |= {"decoder": config.decoder, "clip_denoised": config.clip_denoised}
+        scratch = (context.folder("untrained", protocol),)
+        denoise = untrained_denoise(experiment.method.chain)
+        arguments = (context.source, context.num_images, context.mesh, scratch[0])
+        table = evaluate_bound(experiment, denoise, {}, *arguments)
+        found = {"untrained_network": table.total} | found
+    values = {name: number(bits.mean(), standard_error(bits)) for name, bits in found.items()}
+    values["uniform_over_levels"] = number(uniform_over_levels(levels))
+    lines = [
+        f"bits/dim  of {which_images(context)}, without what was learned",
+        *(line(name.replace("_", " "), value) for name, value in values.items()),
+    ]
+    return Result(values, protocol, (), lines, scratch)
+
+
+def untrained_denoise(chain: Chain) -> Denoise:
+    """The reverse process of a network that returns zeros, as it does at first."""
+    channels = 1 + chain.process.variance.extra_channels
+
+    def zeros(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> jax.Array:
+        return jnp.zeros((*x_t.shape[:-1], x_t.shape[-1] * channels))
+
+    return make_denoise(zeros, *chain.process, clip=chain.clip)

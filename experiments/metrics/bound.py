@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion import likelihood, random
-from experiments import console, devices, images
+from diffusion.reverse import Denoise
+from experiments import console, devices
 from experiments.build import Experiment
 from experiments.data.dataset import Source, read_images
-from experiments.metrics import baselines, plots
+from experiments.methods.method import chain_of
+from experiments.metrics import plots
 from experiments.metrics.metric import Context, Result, image_protocol, line, number, which_images
 from experiments.metrics.parts import Parts
 
@@ -55,30 +58,31 @@ def standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None
 
 
-def make_terms_fn(experiment: Experiment, mesh: Any, denoise: Callable[..., Any]) -> TermsFn:
+def make_terms_fn(experiment: Experiment, mesh: Mesh, denoise: Denoise) -> TermsFn:
     """(params, batch, indices i32[B], timesteps i32[S, B], draw) -> (prior f32[B], Terms).
 
     In nats per dimension; compiled, B over devices. Image i's noise at t is a function of (seed,
     draw, i, t).
     """
-    config = experiment.config
+    config, chain = experiment.config, chain_of(experiment.method, "The bound")
+    schedule, decoder = chain.process.schedule, chain.decoder
 
     def terms(
         params: Any, batch: dict[str, jax.Array], indices: jax.Array, t: jax.Array, draw: jax.Array
     ) -> tuple[jax.Array, likelihood.Terms]:
         key = jax.random.fold_in(random.stream(config.seed, "evaluate"), draw)
-        inputs = experiment.labels(jnp.tile(batch["label"], config.evaluate.timesteps_at_once))
-        x_0 = images.to_model(batch["image"], experiment.dataset.num_levels)
+        inputs = chain.condition(jnp.tile(batch["label"], config.evaluate.timesteps_at_once))
+        x_0 = experiment.encoder.encode(batch["image"])
         result = likelihood.bound_terms(
-            experiment.model.schedule,
+            schedule,
             lambda x_t, t: denoise(params, x_t, t, **inputs),
             x_0,
             random.per_index(key, indices),
             t,
             at_once=config.evaluate.timesteps_at_once,
-            decoder=experiment.decoder,
+            decoder=decoder,
         )
-        return likelihood.prior_term(experiment.model.schedule, x_0), result
+        return likelihood.prior_term(schedule, x_0), result
 
     everywhere, first, second = (
         devices.replicated(mesh),
@@ -128,11 +132,11 @@ def _add(total: dict[str, Any], part: dict[str, np.ndarray], t: np.ndarray, draw
 
 def evaluate_bound(
     experiment: Experiment,
-    denoise: Callable[..., Any],
+    denoise: Denoise,
     params: Any,
     source: Source,
     num_images: int,
-    mesh: Any,
+    mesh: Mesh,
     folder: Path,
 ) -> BoundTable:
     """All T terms for the first `num_images` of `source`, resumed from the parts in `folder`.
@@ -141,7 +145,7 @@ def evaluate_bound(
     parts stay, for the caller to remove when the result is kept.
     """
     config = experiment.config.evaluate
-    num_timesteps = experiment.model.schedule.num_timesteps
+    num_timesteps = experiment.method.num_steps
     batch_size = devices.round_up(config.batch_size, mesh)
     chunks = _chunks(num_timesteps, config.timesteps_per_call, config.timesteps_at_once)
     batches = list(padded_batches(source, num_images, batch_size))
@@ -189,7 +193,7 @@ def evaluate_bound(
 
 
 def make_estimate(
-    experiment: Experiment, source: Source, num_images: int, mesh: Any, quiet: bool = False
+    experiment: Experiment, source: Source, num_images: int, mesh: Mesh, quiet: bool = False
 ) -> Callable[[Any], np.ndarray]:
     """params -> an unbiased estimate of each image's bound, bits per dimension f64[N].
 
@@ -199,8 +203,9 @@ def make_estimate(
     """
     config = experiment.config.evaluate
     batch_size = devices.round_up(config.batch_size, mesh)
-    terms_fn = make_terms_fn(experiment, mesh, experiment.denoise)
-    num_timesteps = experiment.model.schedule.num_timesteps
+    denoise = chain_of(experiment.method, "An estimate of the bound").denoise
+    terms_fn = make_terms_fn(experiment, mesh, denoise)
+    num_timesteps = experiment.method.num_steps
     rows = 1 + min(config.num_strata, num_timesteps - 1)
     padding = -rows % config.timesteps_at_once
     by_image, by_column = devices.sharded(mesh), devices.sharded(mesh, axis=1)
@@ -248,15 +253,17 @@ def bits_per_dim(context: Context) -> Result:
         "num_draws": config.num_draws,
     }
 
-    scratch = tuple(context.folder(name, protocol) for name in ("bpd", "bpd_untrained"))
-
-    def run(denoise: Callable[..., Any], params: Any, folder: Path) -> BoundTable:
-        arguments = (context.source, context.num_images, context.mesh, folder)
-        return evaluate_bound(experiment, denoise, params, *arguments)
-
-    table = run(experiment.denoise, context.params, scratch[0])
-    untrained = run(experiment.untrained_denoise, {}, scratch[1]).total
-    simple = _baselines(context)
+    folder = context.folder("bpd", protocol)
+    denoise = chain_of(experiment.method, "The metric bpd").denoise
+    table = evaluate_bound(
+        experiment,
+        denoise,
+        context.params,
+        context.source,
+        context.num_images,
+        context.mesh,
+        folder,
+    )
     draws = {}
     if config.num_draws > 1:
         error = standard_error(table.draws)
@@ -272,8 +279,6 @@ def bits_per_dim(context: Context) -> Result:
         "decoder": number(table.decoder.mean()),
         "rmse_root_of_mean": number(rmse_of_mean[0]),
         "rmse_mean_of_roots": number(127.5 * table.x_0_rmse[0]),
-        "untrained_network": number(untrained.mean(), standard_error(untrained)),
-        **simple,
     }
     if devices.is_main_process():
         write_terms(context.workdir / "bound.csv", table)
@@ -285,27 +290,10 @@ def bits_per_dim(context: Context) -> Result:
     lines = [
         f"bits/dim  of {which_images(context)}, +- standard error over images",
         line("this model (bound)", values["bits_per_dim"], f"  = {split}"),
-        line("untrained network", values["untrained_network"]),
-        *(line(name.replace("_", " "), value) for name, value in simple.items()),
         f"  rate {values['rate']['value']:.3f} + distortion {values['distortion']['value']:.3f} "
         f"bits/dim, RMSE {values['rmse_root_of_mean']['value']:.2f} of 255",
     ]
-    return Result(values, protocol, ("bound.csv", "rate_distortion.png"), lines, scratch)
-
-
-def _baselines(context: Context) -> dict[str, dict[str, Any]]:
-    """bits/dim of models without a network, fitted to the train split."""
-    dataset = context.experiment.dataset
-    levels, arguments = dataset.num_levels, (dataset.open("train"), context.source)
-    fitted = {
-        "gaussian_per_pixel": baselines.gaussian_per_pixel,
-        "histogram_per_pixel": baselines.histogram_per_pixel,
-    }
-    values = {}
-    for name, fit in fitted.items():
-        bits = fit(*arguments, context.num_images, levels)
-        values[name] = number(bits.mean(), standard_error(bits))
-    return values | {"uniform_over_levels": number(baselines.uniform_over_levels(levels))}
+    return Result(values, protocol, ("bound.csv", "rate_distortion.png"), lines, (folder,))
 
 
 def write_terms(path: Path, table: BoundTable) -> None:
@@ -342,3 +330,23 @@ def estimated_bits_per_dim(context: Context) -> Result:
         line("this model (estimate)", values["bits_per_dim_estimate"]),
     ]
     return Result(values, protocol, (), lines)
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses a method without a bound; raises ValueError as `chain_of` does."""
+    chain_of(experiment.method, "The metric bpd")
+
+
+def check_estimate(experiment: Experiment) -> None:
+    """Refuses a method without a bound, and more strata than there are timesteps.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    chain_of(experiment.method, "The metric bpd_fast")
+    strata, last = experiment.config.evaluate.num_strata, experiment.method.num_steps - 1
+    if strata > last:
+        raise ValueError(
+            f"config.evaluate.num_strata = {strata} must be 1 to {last}, the timesteps that there "
+            "are beside 0."
+        )

@@ -5,10 +5,12 @@ import csv
 import numpy as np
 
 from experiments import devices
+from experiments.build import Experiment
 from experiments.features import scores
 from experiments.features.extractors import Features
 from experiments.features.references import judge_protocol, make_judge
-from experiments.metrics import plots
+from experiments.methods.method import chain_of
+from experiments.metrics import plots, sample_quality
 from experiments.metrics.metric import Context, Result, number
 from experiments.metrics.sample_store import (
     chain_times,
@@ -19,6 +21,16 @@ from experiments.metrics.sample_store import (
 )
 
 
+def check(experiment: Experiment) -> None:
+    """Refuses a method without a chain, and what `sample_quality.check` does.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the field or the file.
+    """
+    chain_of(experiment.method, "The metric chain")
+    sample_quality.check(experiment)
+
+
 def chain_quality(context: Context) -> Result:
     """The distance and score of the estimate of x_0 along the reverse chain (DDPM Figure 10).
 
@@ -27,13 +39,13 @@ def chain_quality(context: Context) -> Result:
     """
     experiment = context.experiment
     fields = named(protocol_fields(experiment.config.evaluate) | {"num_sets": 1})
-    judge = make_judge(context.experiment, context.mesh, fields["drop"])
+    judge = make_judge(experiment.dataset, experiment.config.evaluate, context.mesh, fields["drop"])
     record = chain_times(experiment)
-    num_steps = experiment.config.sample.num_steps or experiment.model.schedule.num_timesteps
+    num_steps = experiment.config.sample.num_steps or experiment.method.num_steps
     found: list[list[Features]] = [[] for _ in record]
     for _, batch in sample_batches(context, fields, record):
         for k, pictures in enumerate(batch):
-            found[k].append(judge.look(pictures, context.mesh))
+            found[k].append(judge.features(pictures, context.mesh))
     n = fields["num_samples"]
     rows = []
     for t, parts in zip(record, found, strict=True):

@@ -7,11 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion import probability_flow, random
 from diffusion.forward import q_sample
-from experiments import console, devices, images
+from experiments import console, devices
 from experiments.build import Experiment
+from experiments.lookup import naming_field
+from experiments.methods.method import chain_of
 from experiments.metrics import bound
 from experiments.metrics.metric import Context, Result, image_protocol, line, number, which_images
 from experiments.metrics.parts import Parts
@@ -91,28 +94,24 @@ def solve_flows(context: Context, folder: Path) -> list[np.ndarray]:
     return [np.concatenate([part[key] for part in found]) for key in columns]
 
 
-def make_flow_fn(experiment: Experiment, mesh: Any) -> Callable[..., Any]:
+def make_flow_fn(experiment: Experiment, mesh: Mesh) -> Callable[..., Any]:
     """(params, batch, indices) -> (bits/dim f32[B], evaluations i32[B], success bool[B]), compiled.
 
     Raises:
         ValueError: for a network that predicts the mean of single steps (mu), which has no flow.
     """
-    config, schedule = experiment.config, experiment.model.schedule
-    num_levels = experiment.dataset.num_levels
-
-    def apply(params: Any, x_t: Any, t: Any, **inputs: Any) -> Any:
-        return experiment.network.apply({"params": params}, x_t, t, **inputs)
-
-    flow = probability_flow.make_flow(apply, *experiment.model)
-
+    config, num_levels = experiment.config, experiment.dataset.num_levels
+    chain = chain_of(experiment.method, "The metric ode")
+    schedule = chain.process.schedule
+    flow = probability_flow.make_flow(chain.apply, *chain.process)
     uniform = config.evaluate.ode_dequantization == "uniform"
 
     def bits(params: Any, batch: dict[str, Any], indices: Any) -> tuple[Any, Any, Any]:
         def keys(name: str) -> Any:
             return random.per_index(random.stream(config.seed, name), indices)
 
-        x_0 = images.to_model(batch["image"], num_levels)
-        inputs = experiment.labels(batch["label"])
+        x_0 = experiment.encoder.encode(batch["image"])
+        inputs = chain.condition(batch["label"])
         first = jnp.zeros((), jnp.int32)
         if uniform:
             x = probability_flow.dequantize(x_0, keys("dequantize"), num_levels)
@@ -136,10 +135,10 @@ def make_flow_fn(experiment: Experiment, mesh: Any) -> Callable[..., Any]:
             value = probability_flow.decoded_bits_per_dim(
                 schedule,
                 found,
-                experiment.denoise(params, x, first, **inputs),
+                chain.denoise(params, x, first, **inputs),
                 x_0,
                 x,
-                experiment.decoder,
+                chain.decoder,
             )
         return value, found.evaluations, found.success
 
@@ -150,3 +149,13 @@ def make_flow_fn(experiment: Experiment, mesh: Any) -> Callable[..., Any]:
         in_shardings=(everywhere, by_image, by_image),
         out_shardings=everywhere,
     )
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses what has no probability flow.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    with naming_field("evaluate.metrics"):
+        make_flow_fn(experiment, devices.make_mesh())

@@ -1,10 +1,11 @@
 """What every metric is given, and what it gives back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import devices
@@ -13,6 +14,20 @@ from experiments.data.dataset import Source, fingerprint
 from experiments.metrics import parts
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import Origin
+from experiments.workdir.protocols import MODEL
+
+
+class Metric(NamedTuple):
+    """A metric that config.evaluate.metrics can name.
+
+    check: refuses a config that `measure` would fail on, before anything is computed.
+    measure: what `evaluate` records.
+    of_images: whether it is of the images that config.evaluate.num_images takes of the split.
+    """
+
+    check: Callable[[Experiment], None]
+    measure: Callable[["Context"], "Result"]
+    of_images: bool = True
 
 
 def metric_names(config: ConfigDict) -> list[str]:
@@ -30,7 +45,7 @@ class Context(NamedTuple):
 
     experiment: Experiment
     workdir: Path
-    mesh: Any
+    mesh: Mesh
     step: int
     params: Any
     source: Source
@@ -41,8 +56,8 @@ class Context(NamedTuple):
     def folder(self, metric: str, protocol: Mapping[str, Any]) -> Path:
         """Where the metric keeps its parts: another folder for anything that they depend on."""
         config = config_to_dict(self.experiment.config)
-        names = ("seed", "data", "model", "schedule", "parameterization", "variance")
-        facts = {name: config[name] for name in names} | {"weights": self.weights}
+        facts = {name: config[name] for name in ("seed", "data")} | {"weights": self.weights}
+        facts |= {name: config[name] for name in MODEL if name in config}
         return self.workdir / "evaluation" / f"{metric}_{parts.key([facts, dict(protocol)])}"
 
 
@@ -90,7 +105,7 @@ def image_protocol(context: Context) -> dict[str, Any]:
         "variance": context.experiment.config.variance.name,
         "num_levels": context.experiment.dataset.num_levels,
         "precision": devices.REPORTED,
-        "num_timesteps": context.experiment.model.schedule.num_timesteps,
+        "num_timesteps": context.experiment.method.num_steps,
     }
 
 

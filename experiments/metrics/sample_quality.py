@@ -23,6 +23,7 @@ from experiments.metrics.sample_store import (
     sample_batches,
     sampling_protocol,
 )
+from experiments.sample import requested_labels
 
 NEIGHBOURS = 10_000  # real images of KID, and images of either kind of precision and recall
 
@@ -38,14 +39,14 @@ def sample_features(
     """
     found = []
     for _, batch in sample_batches(context, fields, record):
-        found.append(judge.look(batch[-1] if record else batch, context.mesh))
+        found.append(judge.features(batch[-1] if record else batch, context.mesh))
     features, logits = (np.concatenate(values) for values in zip(*found, strict=True))
     n = fields["num_samples"]
     cuts = [slice(i * n, (i + 1) * n) for i in range(fields["num_sets"])]
     return [Features(features[cut], logits[cut]) for cut in cuts]
 
 
-def _few(features: np.ndarray) -> np.ndarray:
+def _evenly_chosen(features: np.ndarray) -> np.ndarray:
     """At most NEIGHBOURS of them, evenly spaced."""
     count = min(len(features), NEIGHBOURS)
     return features[np.linspace(0, len(features) - 1, count).round().astype(int)]
@@ -55,7 +56,7 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
     """Every number of one set of samples, as Inception's are called."""
     train, every = judge.train.features / judge.scale, found.features / judge.scale
     score = scores.inception_score(found.logits, num_splits)
-    real, fake = _few(train), _few(every)
+    real, fake = _evenly_chosen(train), _evenly_chosen(every)
     covered, counts = scores.precision_recall(real, fake), dict(real=len(real), fake=len(fake))
     kid = scores.kernel_distance(every, real)
     values = {"fid_train": number(judge.distance(found.features))}
@@ -69,13 +70,15 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
         "recall": number(covered.recall, **counts),
     }
     if judge.test:
-        held_out = _few(judge.test.features / judge.scale)
+        held_out = _evenly_chosen(judge.test.features / judge.scale)
         ratio = scores.nearest_neighbour_ratio(fake, train, held_out)
         values["nearest_neighbour_ratio"] = number(ratio)
     return values
 
 
-def _floors(context: Context, judge: Judge, fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _reference_distances(
+    context: Context, judge: Judge, fields: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """The distance to the train split of what no model should lose to, and of real images.
 
     As many images as samples, or all held-out images where there are fewer; none without any.
@@ -105,7 +108,7 @@ def sample_quality(context: Context) -> Result:
     """
     config = context.experiment.config.evaluate
     fields = protocol_fields(config)
-    judge = make_judge(context.experiment, context.mesh, fields["drop"])
+    judge = make_judge(context.experiment.dataset, config, context.mesh, fields["drop"])
     record = chain_times(context.experiment) if "chain" in metric_names(config) else ()
     sets = sample_features(context, judge, fields, record)
     every = [_one_set(judge, found, fields["num_splits"]) for found in sets]
@@ -113,7 +116,7 @@ def sample_quality(context: Context) -> Result:
     values = dict(every[best])
     if len(every) > 1:
         values["fid_train"]["sets"] = [found["fid_train"]["value"] for found in every]
-    floors = _floors(context, judge, fields)
+    floors = _reference_distances(context, judge, fields)
     for name, value in floors.items():
         values[f"fid_train_of_{name}"] = value
     protocol = sampling_protocol(context) | fields | judge_protocol(judge)
@@ -156,9 +159,8 @@ def check(experiment: Experiment) -> None:
         FileNotFoundError: for a data set, weights or a reference that are named and missing.
     """
     config = experiment.config.evaluate
-    protocol_fields(config)
-    if not {"samples", "chain"} & set(metric_names(config)):
-        return
+    requested_labels(experiment.config.sample.labels, experiment.method)
+    drop = protocol_fields(config)["drop"]
     choose_extractor(config.extractor, config.inception_weights, experiment.dataset)
     if config.reference is not None and not Path(config.reference).expanduser().is_file():
         raise FileNotFoundError(
@@ -166,7 +168,7 @@ def check(experiment: Experiment) -> None:
             "and sigma, or none."
         )
     for split in experiment.dataset.splits:
-        count, drop = len(experiment.dataset.open(split)), protocol_fields(config)["drop"]
+        count = len(experiment.dataset.open(split))
         if count // drop * drop < 4:
             raise ValueError(
                 f"config.evaluate.drop = {drop} leaves {count // drop * drop} of the {count} "

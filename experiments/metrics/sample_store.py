@@ -94,25 +94,22 @@ def sample_batches(
 def sampling_protocol(context: Context) -> dict[str, Any]:
     """What the samples depend on."""
     config = context.experiment.config
-    chain = context.experiment.model.schedule.num_timesteps
     return {
         "dataset": context.experiment.dataset.name,
         **context.origin._asdict(),
         "checkpoint": config.checkpoint,
         "checkpoint_step": context.step,
-        "sampler": config.sample.sampler.to_dict(),
-        "num_steps": config.sample.num_steps or chain,
-        "spacing": "even",
+        **context.experiment.method.protocol,
+        "num_steps": config.sample.num_steps or context.experiment.method.num_steps,
+        "labels": config.sample.labels,
         "precision": config.precision,
-        "clip_denoised": config.sample.clip_denoised,
-        "variance": config.variance.name,
         "seed": config.seed,
     }
 
 
 def chain_times(experiment: Experiment) -> tuple[int, ...]:
     """Timesteps of the sampling chain at which `chain` looks, falling to 0; a single one is 0."""
-    num_steps = experiment.config.sample.num_steps or experiment.model.schedule.num_timesteps
+    num_steps = experiment.config.sample.num_steps or experiment.method.num_steps
     columns = min(experiment.config.evaluate.chain_points, num_steps)
     if columns == 1:
         return (0,)

@@ -13,11 +13,11 @@ from experiments import console, devices
 from experiments.build import Experiment
 from experiments.files.atomic import check_new, whole_folder
 from experiments.files.parameters import tensors_from_params
-from experiments.state import load_ema, saved_layout
+from experiments.methods.method import chain_of
+from experiments.state import load_ema, load_raw
 from experiments.weights import diffusers_config
 from experiments.weights.sources import RUN, WEIGHTS
 from experiments.weights.unet_names import NAMINGS
-from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import AS_PUBLISHED, EMA, RAW
 from experiments.workdir.results import read_results
@@ -112,7 +112,7 @@ def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Pa
         data=experiment.dataset.name,
         behind=f"trained for {step:,} steps" if step else "training steps not recorded",
         weights=SAID[weights],
-        steps=experiment.model.schedule.num_timesteps,
+        steps=experiment.method.num_steps,
         results=_results_table(results),
         provenance=_provenance_list(results),
         run=RUN,
@@ -128,9 +128,7 @@ def _load(experiment: Experiment, workdir: Path, weights: str) -> tuple[int, Any
     step, ema, origin = load_ema(experiment, workdir, mesh)
     if weights == EMA:
         return step, ema, origin.weights
-    with Checkpoints(workdir) as checkpoints:
-        layout = saved_layout(experiment, checkpoints.meta(step), devices.replicated(mesh))
-        raw = checkpoints.restore(step, "state", layout).params
+    raw = load_raw(experiment, workdir, step, mesh)
     one = jax.tree.all(jax.tree.map(np.array_equal, ema, raw))
     return step, raw, origin.weights if one else RAW
 
@@ -146,7 +144,8 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     check_new(out, "--out")
-    network, shape = experiment.network, experiment.dataset.image_shape
+    network = chain_of(experiment.method, "--to=diffusers").network
+    shape = experiment.dataset.image_shape
     unet = diffusers_config.unet_config(network, shape)
     scheduler = diffusers_config.scheduler_config(experiment.config)
     step, params, kind = _load(experiment, workdir, weights)

@@ -20,7 +20,8 @@ from experiments.data.datasets import DATASETS
 from experiments.files.atomic import check_new, whole_folder
 from experiments.files.parameters import params_from_tensors
 from experiments.lookup import lookup
-from experiments.state import TrainState
+from experiments.methods.method import chain_of
+from experiments.state import TrainState, save
 from experiments.weights import sources
 from experiments.weights.unet_names import NAMINGS
 from experiments.workdir.checkpoint import Checkpoints
@@ -115,8 +116,8 @@ def fill(experiment: Experiment, source: sources.Source, where: str) -> tuple[An
     Raises:
         ValueError: where the tensors do not fit the network.
     """
-    network = experiment.network
-    shapes = jax.eval_shape(lambda: experiment.init_params(jax.random.key(0)))
+    network = chain_of(experiment.method, "Weights of another program").network
+    shapes = jax.eval_shape(lambda: experiment.method.init(jax.random.key(0)))
     naming, levels = NAMINGS[source.naming], len(network.channel_multipliers)
     try:
         params = params_from_tensors(source.tensors, naming, shapes, levels)
@@ -156,7 +157,7 @@ def write_workdir(
     experiment: Experiment, workdir: Path, step: int, params: Any, ema: Any, facts: Mapping
 ) -> None:
     """A working directory that `sample`, `evaluate` and `train` accept; Adam starts afresh."""
-    state = TrainState(jnp.asarray(step, jnp.int32), params, (), (), ())
+    state = TrainState(jnp.asarray(step, jnp.int32), params, ema, (), ())
     meta = {
         "config": config_to_dict(experiment.config),
         "fingerprint": None,  # of no training data: whatever follows starts a training of its own
@@ -166,7 +167,7 @@ def write_workdir(
     }
     with whole_folder(workdir) as folder:
         with Checkpoints(folder) as checkpoints:
-            checkpoints.save(step, state, ema, meta)
+            save(checkpoints, step, state, meta)
         write_config(folder, experiment.config)
         write_results(folder, "convert", dict(facts), experiment.config)
 

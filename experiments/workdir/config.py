@@ -1,14 +1,14 @@
 """config.json of a working directory: its one reader and its one writer."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from diffusion.variances import VARIANCES
 from experiments.files.atomic import read_json, write_json
-from experiments.workdir.protocols import MODEL, renewed
+from experiments.workdir.protocols import MODEL, field, meaning, renewed
 
 
 def _tuples(value: Any) -> Any:
@@ -52,34 +52,40 @@ def read_config(workdir: str | Path) -> ConfigDict:
 
 
 def check_same(
-    saved: dict[str, Any], config: ConfigDict, fields: tuple[str, ...], workdir: str | Path
+    saved: dict[str, Any], config: ConfigDict, fields: Sequence[str], workdir: str | Path
 ) -> None:
-    """Refuses to use a run's checkpoint under a config that describes another run.
+    """Refuses to go on with a run under a config that describes another run.
 
     Args:
         saved: the config in the checkpoint, as `config_to_dict` gives it.
         config: the config in force.
-        fields: which must agree, MODEL or TRAINING. Within MODEL one fixed variance may replace
-            another: the network has no part in it.
+        fields: paths of those that must agree.
         workdir: named in the error.
 
     Raises:
         ValueError: naming the fields that differ, and what can be done.
     """
+    then, now = renewed(saved), config_to_dict(config)
+    _refuse([f for f in fields if field(then, f) != field(now, f)], then, now, workdir)
 
-    def field(source: dict[str, Any], path: str) -> Any:
-        for part in path.split("."):
-            source = source[part]
-        return source
 
-    saved, now = renewed(saved), config_to_dict(config)
-    differ = [path for path in fields if field(saved, path) != field(now, path)]
-    if fields == MODEL and "variance" in differ:
-        learned = [VARIANCES[source["variance"]["name"]].extra_channels for source in (saved, now)]
-        if not any(learned):
-            differ.remove("variance")
-    if differ:
-        lines = [f"  {path}: {field(saved, path)} then, {field(now, path)} now" for path in differ]
+def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | Path) -> None:
+    """Refuses to use a checkpoint's parameters under a config where they mean something else.
+
+    What does not change their meaning may differ: `protocols.meaning`.
+
+    Args, Raises: as for `check_same`.
+    """
+    then, now = renewed(saved), config_to_dict(config)
+    unlike = [f for f in MODEL if meaning(f, field(then, f)) != meaning(f, field(now, f))]
+    _refuse(unlike, then, now, workdir)
+
+
+def _refuse(
+    unlike: Sequence[str], then: dict[str, Any], now: dict[str, Any], workdir: str | Path
+) -> None:
+    if unlike:
+        lines = [f"  {path}: {field(then, path)} then, {field(now, path)} now" for path in unlike]
         raise ValueError(
             f"{workdir} holds a run under another config:\n" + "\n".join(lines) + "\n"
             "Choose another --workdir, or the config that the run was started with."

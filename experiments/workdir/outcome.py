@@ -67,7 +67,7 @@ class Watch:
     def _in_order(self, loss: float) -> bool:
         return math.isfinite(loss) and (not self.above or loss <= self.above)
 
-    def look(self, step: int, metrics: dict[str, float]) -> Divergence | None:
+    def check_window(self, step: int, metrics: dict[str, float]) -> Divergence | None:
         """What is wrong with the window that ended at `step`, or None."""
         loss = metrics["loss"]
         if not math.isfinite(loss):
@@ -90,7 +90,7 @@ class Watch:
         """Whether the last window's loss was above the bound, but not yet for long enough."""
         return self._since is not None
 
-    def check(self, step: int, finite: dict[str, Any]) -> Divergence | None:
+    def check_state(self, step: int, finite: dict[str, Any]) -> Divergence | None:
         """What is wrong with the state of a step, from what `finite_fields` found of it."""
         broken = [name for name, is_finite in finite.items() if not is_finite]
         if not broken:

@@ -9,7 +9,11 @@ from typing import Any
 from experiments.workdir.origin import NOTHING
 
 # What the parameters of a checkpoint mean, and so cannot change after training.
-MODEL = ("data.name", "schedule", "parameterization", "variance", "model")
+MODEL = ("method", "data.name", "schedule", "parameterization", "variance", "model")
+# Variances with which the network has nothing to do, so that one may replace another.
+FIXED_VARIANCES = ("fixed_small", "fixed_large")
+# Of `model`: how the network is computed and trained, and not what its parameters mean.
+COMPUTED = ("dtype", "remat", "dropout")
 # What cannot change between the start of a training run and its continuation.
 TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
@@ -22,13 +26,30 @@ FREE = (
 )
 
 
+def field(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a path of names, such as `train.batch_size`."""
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def meaning(path: str, value: Any) -> Any:
+    """A field of MODEL without what parameters do not depend on."""
+    if path == "variance" and value["name"] in FIXED_VARIANCES:
+        return "fixed"
+    if path == "model":
+        return {name: item for name, item in value.items() if name not in COMPUTED}
+    return value
+
+
 def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, as JSON has it, under the names that its fields have now.
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
-    The precision of products was the default of jax before it was a field.
+    The precision of products was the default of jax before it was a field, and diffusion the only
+    method.
     """
-    config = {"precision": "default", **config}
+    config = {"precision": "default", "method": {"name": "diffusion"}, **config}
     match config:
         case {
             "clip": {"images_per_core": int(images), **clip},
@@ -42,12 +63,14 @@ def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """An older protocol with the fields that it lacks, as they were when it was written.
 
     The sampler was its name, its timesteps always evenly spaced; every data set counted as one of
-    256 levels; nothing was held out of train, but the best checkpoint was chosen by something that
-    the protocol does not tell.
+    256 levels; samples were of all classes in turn; nothing was held out of train, but the best
+    checkpoint was chosen by something that the protocol does not tell.
     """
     renewed = dict(protocol)
     if isinstance(renewed.get("sampler"), str):
         renewed |= {"sampler": {"name": renewed["sampler"]}, "spacing": "even"}
+    if "sampler" in renewed:
+        renewed = {"labels": "all"} | renewed
     if "sampler" in renewed or "decoder" in renewed:
         latest = renewed.get("checkpoint", "latest") == "latest"
         selected_on = NOTHING if latest else "not recorded"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import absl.logging
 import jax
+import numpy as np
 import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -25,18 +26,18 @@ class Window(NamedTuple):
     """The metrics of the calls between two records, still on the device."""
 
     step: int
-    calls: list[dict[str, jax.Array]]
+    calls: list[dict[str, Any]]
     images: int
     data_seconds: float  # that the loop waited for a batch
 
     def read(self, num_steps: int, seconds: float) -> dict[str, float]:
         """Means over the window, and rates where it took `seconds`; waits for the device.
 
-        loss_q0 to loss_q3 are means over the examples whose t was drawn from that quarter of the
-        chain, not weighted: where t is drawn by importance, they are of the drawn t.
+        Of the method's summary, every ratio of sums to counts that are not 0: `name`, or name0,
+        name1, ... for several.
         """
         calls = jax.device_get(self.calls)
-        total: dict[str, Any] = {name: sum(call[name] for call in calls) for name in calls[0]}
+        total: dict[str, Any] = jax.tree.map(lambda *values: sum(values), *calls)
         steps = float(total["steps"])
         result = {
             "loss": float(total["loss"]) / steps,
@@ -46,8 +47,26 @@ class Window(NamedTuple):
             "data_wait_share": self.data_seconds / seconds,
             "eta_seconds": (num_steps - self.step) * seconds / steps,
         }
-        sums = zip(total["quartile_loss"], total["quartile_count"], strict=True)
-        return result | {f"loss_q{q}": float(s / n) for q, (s, n) in enumerate(sums) if n}
+        for name, (sums, counts) in total["summary"].items():
+            if np.ndim(sums):
+                found = {
+                    f"{name}{i}": (s, n) for i, (s, n) in enumerate(zip(sums, counts, strict=True))
+                }
+            else:
+                found = {name: (sums, counts)}
+            result |= {key: float(s / n) for key, (s, n) in found.items() if n}
+        return result
+
+    def columns(self, metrics: dict[str, float]) -> str:
+        """The method's summary for the terminal: `[a b c]` for several of a name, else `name a`."""
+        text = ""
+        for name, (sums, _) in self.calls[0]["summary"].items():
+            if np.ndim(sums):
+                values = [metrics.get(f"{name}{i}", float("nan")) for i in range(len(sums))]
+                text += f" [{' '.join(f'{value:.4f}' for value in values)}]"
+            else:
+                text += f"  {name} {metrics.get(name, float('nan')):.4f}"
+        return text
 
 
 class Meter:
@@ -58,13 +77,13 @@ class Meter:
         self._since = time.perf_counter()
 
     def _reset(self) -> None:
-        self._calls: list[dict[str, jax.Array]] = []
+        self._calls: list[dict[str, Any]] = []
         self._images = 0
         self._data_seconds = 0.0
 
-    def add(self, metrics: dict[str, jax.Array], images: int) -> None:
+    def add(self, metrics: dict[str, Any], images: int) -> None:
         """Keeps the sums of one call and starts copying them to the host."""
-        for leaf in metrics.values():
+        for leaf in jax.tree.leaves(metrics):
             leaf.copy_to_host_async()
         self._calls.append(metrics)
         self._images += images
@@ -147,11 +166,12 @@ class TrainingLog:
             self._board.close()
             self._jsonl.close()
 
-    def scalar(self, step: int, name: str, value: float) -> None:
-        """One number beside the windows' metrics, in metrics.jsonl and TensorBoard."""
-        if self.active:
-            self._jsonl.write(json.dumps({"step": step, name: value}) + "\n")
-            self._board.add_scalar(name, value, step)
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers beside the windows' metrics, in metrics.jsonl and TensorBoard."""
+        if self.active and values:
+            self._jsonl.write(json.dumps({"step": step} | values) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -166,13 +186,11 @@ class TrainingLog:
         step, metrics = window.step, window.read(self.num_steps, seconds)
         if not self.active:
             return metrics
-        self._jsonl.write(json.dumps({"step": step} | metrics) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-        quartiles = " ".join(f"{metrics.get(f'loss_q{q}', float('nan')):.4f}" for q in range(4))
+        self.scalars(step, metrics)
         self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}")
         self._progress.console.print(
-            f"step {step:>7,}/{self.num_steps:,}  loss {metrics['loss']:.4f} [{quartiles}]  "
+            f"step {step:>7,}/{self.num_steps:,}  loss {metrics['loss']:.4f}"
+            f"{window.columns(metrics)}  "
             f"grad {metrics['grad_norm']:.3f} ({metrics['clipped_share']:.0%} clipped)  "
             f"{metrics['images_per_second']:.0f} images/s  "
             f"data {metrics['data_wait_share']:.0%}  ETA {format_duration(metrics['eta_seconds'])}",

@@ -1,0 +1,223 @@
+"""Denoising diffusion (Ho et al. 2020) as a method: what the config's choices mean together."""
+
+import functools
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffusion import likelihood, losses, random, samplers, schedules
+from diffusion.networks.unet import UNet
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.reverse import Denoise, check_signal, make_denoise
+from diffusion.samplers import Samples
+from diffusion.structs import Process, Schedule, TimestepSampler
+from diffusion.variances import VARIANCES
+from experiments.data.dataset import Dataset
+from experiments.lookup import choose, lookup, naming_field
+from experiments.methods.method import Chain, Encoder, Keys, Method
+
+NETWORKS = MappingProxyType({"unet": UNet})
+SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, from here
+DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
+
+
+class Examples(NamedTuple):
+    """A batch with the noise that its loss is taken at."""
+
+    x_0: jax.Array  # f32[B, ...]
+    t: jax.Array  # i32[B]
+    eps: jax.Array  # f32[B, ...]
+    weight: jax.Array  # f32[B], of each example's loss in the mean
+    labels: jax.Array  # i32[B]
+
+
+def _network(config: ConfigDict, dataset: Dataset, shape: tuple[int, ...], outputs: int) -> Any:
+    """The network of config.model, for `outputs` values a channel of what is modelled."""
+    spec = config.model.to_dict()
+    dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
+    conditional = spec.pop("class_conditional")
+    if conditional and dataset.num_classes is None:
+        raise ValueError(
+            f"config.model.class_conditional is True, but {dataset.name!r} has no labels. "
+            "Set it to False, or choose a data set with classes."
+        )
+    network = lookup(NETWORKS, spec, "model", SUPPLIED)(
+        out_channels=shape[-1] * outputs,
+        dtype=dtype,
+        num_classes=dataset.num_classes if conditional else None,
+    )
+    with naming_field("model"):
+        network.check(shape)
+    return network
+
+
+def _loss(config: ConfigDict) -> Callable[..., jax.Array]:
+    """The loss of config.loss, its weighting bound."""
+    spec = config.loss.to_dict()
+    if "weighting" in spec:
+        spec["weighting"] = lookup(losses.WEIGHTINGS, spec["weighting"], "loss.weighting")
+    return lookup(losses.LOSSES, spec, "loss")
+
+
+def _process(config: ConfigDict) -> tuple[Any, Process]:
+    """The betas f64[T] and the process on their chain."""
+    with naming_field("schedule"):
+        betas = lookup(schedules.BETAS, config.schedule, "schedule")()
+        schedule = schedules.from_betas(betas)
+    parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
+    variance = lookup(VARIANCES, config.variance, "variance")
+    with naming_field("schedule"):
+        check_signal(schedule, parameterization)
+    return betas, Process(schedule, parameterization, variance)
+
+
+def _respaced(
+    betas: Any, process: Process, apply: Callable[..., jax.Array], clip: bool
+) -> Callable[[int], tuple[Schedule, Denoise]]:
+    """Number of steps (0: all) -> the chain of so many timesteps, and its reverse process."""
+    _, parameterization, variance = process
+
+    def chain(num_steps: int) -> tuple[Schedule, Denoise]:
+        keep = schedules.evenly_spaced(len(betas), num_steps or len(betas))
+        if len(keep) < len(betas) and (parameterization.predicts_mean or variance.one_step):
+            raise ValueError(
+                f"{num_steps} steps instead of {len(betas)} are not possible here: this network "
+                "was taught the mean (mu) or the variance (learned) of single steps, which longer "
+                "steps do not have. Choose 0 (every timestep)."
+            )
+        with jax.ensure_compile_time_eval():  # tables are constants of what is being compiled
+            schedule = schedules.respace(betas, keep)
+            return schedule, make_denoise(apply, schedule, parameterization, variance, clip=clip)
+
+    return chain
+
+
+def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder) -> Chain:
+    """The network of the config on its process."""
+    betas, process = _process(config)
+    network = _network(config, dataset, encoder.shape, 1 + process.variance.extra_channels)
+
+    def apply(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> Any:
+        return network.apply({"params": params}, x_t, t, **condition)
+
+    def condition(labels: jax.Array) -> dict[str, jax.Array]:
+        return {} if network.num_classes is None else {"labels": labels}
+
+    decoder = choose(likelihood.DECODERS, config.evaluate.decoder, "evaluate.decoder")
+    chain = Chain(
+        process=process,
+        network=network,
+        apply=apply,
+        condition=condition,
+        clip=config.evaluate.clip_denoised,
+        denoise=make_denoise(apply, *process, clip=config.evaluate.clip_denoised),
+        decoder=functools.partial(decoder, num_levels=dataset.num_levels),
+        respaced=_respaced(betas, process, apply, config.sample.clip_denoised),
+    )
+    for field in ("sample.num_steps", "train.preview_num_steps"):
+        section, name = field.split(".")
+        with naming_field(field):
+            chain.respaced(config[section][name])
+    return chain
+
+
+def _summary(num_timesteps: int, examples: Examples, details: jax.Array) -> dict[str, Any]:
+    """The loss in each quarter of the chain, over the examples whose t was drawn there.
+
+    Not weighted: where t is drawn by importance, they are of the drawn t.
+    """
+    quarter = examples.t * 4 // num_timesteps
+    sums = jax.ops.segment_sum(details, quarter, 4)
+    return {"loss_q": (sums, jax.ops.segment_sum(jnp.ones_like(details), quarter, 4))}
+
+
+def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
+    """The model and the chain, with a warning where the chain is cut short."""
+    params = jax.eval_shape(init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    chain = schedules.describe(process.schedule)
+    lines = [
+        f"model     {config.model.name}, {count:,} parameters, predicts "
+        f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
+        f"chain     {config.schedule.name}, T = {process.schedule.num_timesteps}, "
+        f"alpha_bar_T = {chain.alpha_bar_last:.3g}, "
+        f"L_T <= {chain.prior_bits_per_dim:.3g} bits/dim, "
+        f"SNR {chain.snr_first:.3g} to {chain.snr_last:.3g}",
+    ]
+    if chain.prior_bits_per_dim > 1e-3:
+        lines.append(
+            "WARNING   this chain does not end in noise: L_T is up to "
+            f"{chain.prior_bits_per_dim:.3g} bits/dim and should be near 0. Samples start from "
+            "N(0, I), which training then never sees. Betas for T = 1000 must be scaled up by "
+            "1000 / T for another T (config.schedule.beta_start and beta_end)."
+        )
+    return tuple(lines)
+
+
+def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Method:
+    """The method that config.schedule, parameterization, variance, loss and model describe.
+
+    Raises:
+        ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
+            choices that has no meaning.
+    """
+    chain = _chain(config, dataset, encoder)
+    process, network = chain.process, chain.network
+    num_timesteps = process.schedule.num_timesteps
+    timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
+        num_timesteps
+    )
+    sampler = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")()
+    # The original's decoder in training, whichever one evaluation asks for.
+    decoder = functools.partial(likelihood.tanh_decoder, num_levels=dataset.num_levels)
+    loss_fn = losses.make_loss_fn(chain.apply, process, _loss(config), decoder)
+
+    def init(key: jax.Array) -> Any:
+        example = jnp.zeros((1, *encoder.shape))
+        return network.init(key, example, jnp.zeros(1, jnp.int32))["params"]
+
+    def draw(memory: Any, x_0: jax.Array, labels: jax.Array, keys: Keys) -> Examples:
+        t, weight = timesteps.sample(memory, keys("timestep"))
+        return Examples(x_0, t, random.normal(keys("noise"), 0, x_0.shape[1:]), weight, labels)
+
+    def weighted(params: Any, examples: Examples, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_0, t, eps, weight, labels = examples
+        inputs = chain.condition(labels)
+        found = loss_fn(params, x_0, t, eps, train=True, rngs={"dropout": key}, **inputs)
+        return weight * found, found
+
+    def sample(
+        params: Any, keys: jax.Array, labels: jax.Array, *, steps: int, record: tuple[int, ...]
+    ) -> Samples:
+        schedule, denoise = chain.respaced(steps)
+        inputs = chain.condition(labels)
+
+        def bound(x_t: jax.Array, t: jax.Array) -> Any:
+            return denoise(params, x_t, t, **inputs)
+
+        return samplers.sample(sampler, schedule, bound, keys, encoder.shape, record=record)
+
+    return Method(
+        init=init,
+        memory=timesteps.init,
+        draw=draw,
+        losses=weighted,
+        remember=lambda memory, examples, found: timesteps.update(memory, examples.t, found),
+        summary=functools.partial(_summary, num_timesteps),
+        sample=sample,
+        num_steps=num_timesteps,
+        num_classes=network.num_classes or 0,
+        null_class=False,
+        protocol={
+            "sampler": config.sample.sampler.to_dict(),
+            "spacing": "even",
+            "clip_denoised": config.sample.clip_denoised,
+            "variance": config.variance.name,
+        },
+        description=_description(config, process, init),
+        chain=chain,
+    )

@@ -1,0 +1,122 @@
+"""The contract of a generative model: what the loop, the sampler and the metrics see of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from diffusion.likelihood import Decoder
+from diffusion.reverse import Denoise
+from diffusion.samplers import Samples
+from diffusion.structs import Process, Schedule
+from experiments import images
+
+Keys = Callable[[str], Key[Array, " b"]]  # the name of a use of randomness -> a key an example
+
+
+class Encoder(NamedTuple):
+    """Between stored images and what a method models; pixels for all but latent diffusion.
+
+    shape: of one example of what is modelled.
+    encode: uint8[B, H, W, C] -> f32[B, *shape].
+    decode: f32[B, *shape] -> f32[B, H, W, C], images in [-1, 1].
+    """
+
+    shape: tuple[int, ...]
+    encode: Callable[[UInt8[Array, "b h w c"]], Float[Array, "b *x"]]
+    decode: Callable[[Float[Array, "b *x"]], Float[Array, "b h w c"]]
+
+
+def pixels(image_shape: tuple[int, int, int], num_levels: int) -> Encoder:
+    """The images themselves, in [-1, 1]."""
+    return Encoder(image_shape, lambda image: images.to_model(image, num_levels), lambda x: x)
+
+
+class SampleFn(Protocol):
+    """Draws one example a key."""
+
+    def __call__(
+        self,
+        params: Any,
+        keys: Key[Array, " b"],
+        labels: Int[Array, " b"],
+        *,
+        steps: int,
+        record: tuple[int, ...],
+    ) -> Samples:
+        """Args:
+        labels: ignored where the method is not class-conditional.
+        steps: how many; 0 is the method's own number.
+        record: steps, counted down to 0, whose estimates are returned.
+        """
+
+
+class Chain(NamedTuple):
+    """A diffusion process and the network on it, for what has to look inside.
+
+    process: schedule, parameterization and variance that the network was trained for.
+    network: as it is, for weights of other programs.
+    apply: (params, x_t, t, **condition) -> the network's output.
+    condition: labels i32[B] -> the network's inputs beside x_t and t.
+    clip: of the estimate of x_0 in likelihoods.
+    denoise: the reverse process on the whole chain, so clipped.
+    decoder: of L_0, for the data's number of levels.
+    respaced: number of steps (0: all) -> the chain to sample on, and its reverse process.
+    """
+
+    process: Process
+    network: Any
+    apply: Callable[..., jax.Array]
+    condition: Callable[[jax.Array], dict[str, jax.Array]]
+    clip: bool
+    denoise: Denoise
+    decoder: Decoder
+    respaced: Callable[[int], tuple[Schedule, Denoise]]
+
+
+class Method(NamedTuple):
+    """A generative model as pure functions of parameters, examples and keys.
+
+    init: key -> parameters, float32.
+    memory: () -> what drawing examples remembers between steps; () for most.
+    draw: (memory, x_0 f32[B, ...], labels i32[B], Keys) -> examples, every leaf [B, ...].
+    losses: (params, examples, key) -> (f32[B], whose mean is minimised; details [B, ...] of it).
+    remember: (memory, examples, details) -> memory.
+    summary: (examples, details) -> name -> (sums, counts), whose ratios are columns of the log.
+    sample: draws examples.
+    num_steps: of sampling, where none are asked for.
+    num_classes: of the labels that `sample` heeds; 0 where it heeds none.
+    null_class: whether label num_classes asks for no class in particular.
+    protocol: what samples depend on beside parameters, seed, labels and number of steps.
+    description: lines that a program says of it at the start.
+    chain: the diffusion process, where the method is one.
+    """
+
+    init: Callable[[jax.Array], Any]
+    memory: Callable[[], Any]
+    draw: Callable[[Any, jax.Array, jax.Array, Keys], Any]
+    losses: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+    remember: Callable[[Any, Any, Any], Any]
+    summary: Callable[[Any, Any], dict[str, tuple[jax.Array, jax.Array]]]
+    sample: SampleFn
+    num_steps: int
+    num_classes: int
+    null_class: bool
+    protocol: Mapping[str, Any]
+    description: tuple[str, ...]
+    chain: Chain | None = None
+
+
+def chain_of(method: Method, purpose: str) -> Chain:
+    """The method's diffusion process.
+
+    Raises:
+        ValueError: where it has none, saying what asked for it.
+    """
+    if method.chain is None:
+        raise ValueError(
+            f"{purpose} needs the timesteps of a diffusion process, which the method of the config "
+            "(config.method) does not have. Leave it out, or choose the method `diffusion`."
+        )
+    return method.chain
