@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,10 +17,11 @@ from experiments.features.references import make_judge
 from experiments.metrics import bound
 from experiments.sample import draw, make_sample_fn
 from experiments.state import BOUND, TrainState, facts, save, training_images
-from experiments.train import Hook
+from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import check_same
+from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import TRAINING
 
 Validate = Callable[[Any], float]  # EMA parameters -> a number, the smaller the better
@@ -50,12 +51,12 @@ def bits_per_dim(experiment: Experiment, mesh: Mesh) -> Validate:
 
 def sample_distance(experiment: Experiment, mesh: Mesh) -> Validate:
     """The Fréchet distance to the train split of samples in preview_num_steps steps, same noise."""
-    train = experiment.config.train
+    config = experiment.config.train
     judge = make_judge(experiment.dataset, experiment.config.evaluate, mesh, drop=1)
-    sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
+    sample_fn = make_sample_fn(experiment, mesh, num_steps=config.preview_num_steps)
 
     def validate(params: Any) -> float:
-        drawn = draw(sample_fn, params, 0, train.validate_images, judge.batch_size, mesh)
+        drawn = draw(sample_fn, params, 0, config.validate_images, judge.batch_size, mesh)
         drawn.warn()
         if drawn.not_finite:
             return float("nan")  # of no distance, and so never the best
@@ -71,10 +72,10 @@ VALIDATIONS: MappingProxyType[str, Callable[[Experiment, Any], Validate]] = Mapp
 
 def selected_on(experiment: Experiment) -> str:
     """What the best checkpoint is chosen by, for the protocols of its numbers."""
-    train = experiment.config.train
-    if train.validate_with == BOUND:
-        return origin.held_out_bits(train.validate_images)
-    return origin.sample_distance(train.validate_images, train.preview_num_steps)
+    config = experiment.config.train
+    if config.validate_with == BOUND:
+        return origin.held_out_bits(config.validate_images)
+    return origin.sample_distance(config.validate_images, config.preview_num_steps)
 
 
 class Validation:
@@ -135,12 +136,12 @@ def make_preview(
     experiment: Experiment, folder: Path, mesh: Mesh
 ) -> Callable[[int, TrainState], dict[str, float]]:
     """Writes a grid of the same few EMA samples every time, `folder`/STEP.png."""
-    train = experiment.config.train
-    sample_fn = make_sample_fn(experiment, mesh, num_steps=train.preview_num_steps)
-    batch_size = devices.round_up(train.preview_images, mesh)
+    config = experiment.config.train
+    sample_fn = make_sample_fn(experiment, mesh, num_steps=config.preview_num_steps)
+    batch_size = devices.round_up(config.preview_images, mesh)
 
     def preview(step: int, state: TrainState) -> dict[str, float]:
-        drawn = draw(sample_fn, state.ema_params, 0, train.preview_images, batch_size, mesh)
+        drawn = draw(sample_fn, state.ema_params, 0, config.preview_images, batch_size, mesh)
         drawn.warn()
         if devices.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,20 +151,20 @@ def make_preview(
     return preview
 
 
-@contextlib.contextmanager
-def training_hooks(experiment: Experiment, workdir: Path) -> Iterator[tuple[Hook, ...]]:
-    """What config.train asks for beside training; leaving waits for the last save.
+def train_with_hooks(experiment: Experiment, workdir: Path) -> Outcome:
+    """`train` with the previews and validations that config.train asks for.
 
     Raises:
-        ValueError, FileNotFoundError: as `Validation` does, and where the data set is missing.
+        ValueError, FileNotFoundError, CheckpointError: as `train` and `Validation` do.
     """
-    train, mesh, hooks = experiment.config.train, devices.make_mesh(), []
+    config, mesh, hooks = experiment.config.train, devices.make_mesh(), []
+    check_cadence(config, mesh)
     with contextlib.ExitStack() as stack:
-        if train.preview_every:
+        if config.preview_every:
             preview = make_preview(experiment, workdir / "previews", mesh)
-            hooks.append(Hook(train.preview_every, preview))
-        if train.validate_every:
+            hooks.append(Hook(config.preview_every, preview))
+        if config.validate_every:
             validation = Validation(experiment, workdir, mesh)
             stack.callback(validation.close)
-            hooks.append(Hook(train.validate_every, validation))
-        yield tuple(hooks)
+            hooks.append(Hook(config.validate_every, validation))
+        return train(experiment, workdir, hooks)

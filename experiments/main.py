@@ -21,8 +21,7 @@ from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, sample
 from experiments.build import Experiment, build
-from experiments.hooks import training_hooks
-from experiments.train import train
+from experiments.hooks import train_with_hooks
 from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 
@@ -69,8 +68,7 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     for line in describe_start(experiment):
         console.log(line)
     if MODE.value == "train":
-        with training_hooks(experiment, workdir) as hooks:
-            outcome = train(experiment, workdir, hooks)
+        outcome = train_with_hooks(experiment, workdir)
         if outcome is not Outcome.FINISHED:
             return EXIT_STATUS[outcome]
     for mode in modes:

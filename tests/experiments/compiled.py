@@ -75,7 +75,7 @@ def largest(compiled: Any, plain: Any) -> float:
 def differences(data_dir: str) -> dict[str, float]:
     """Of the bound, the flow, the samples, the train step and the features."""
     model, mesh = experiment(data_dir), devices.make_mesh()
-    params = shaken(model.init_params(jax.random.key(0)))
+    params = shaken(model.method.init(jax.random.key(0)))
     batch = jax.tree.map(np.asarray, read_images(model.dataset.open("train"), 0, BATCH))
     indices = np.arange(BATCH, dtype=np.int32)
     timesteps = np.arange(3, dtype=np.int32)[:, None].repeat(BATCH, 1)
@@ -90,7 +90,7 @@ def differences(data_dir: str) -> dict[str, float]:
 
     # A new compiled function for each run: a traced one would not run operation by operation.
     runs: dict[str, Callable[[], Any]] = {
-        "bound": lambda: bound.make_terms_fn(model, mesh, model.denoise)(
+        "bound": lambda: bound.make_terms_fn(model, mesh, model.method.chain.denoise)(
             params, batch, indices, timesteps, np.int32(0)
         ),
         "samples": lambda: sample.make_sample_fn(model, mesh, num_steps=0, quantize="none")(

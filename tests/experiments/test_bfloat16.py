@@ -60,7 +60,7 @@ def test_what_x_t_and_the_output_pass_whole_is_float32(data_dir: pathlib.Path) -
     """Every product of the network that is not inside a block, and the logits of attention."""
     half = config(data_dir, "eps_simple")
     half.model.dtype = "bfloat16"
-    network = build(half).network
+    network = build(half).method.chain.network
     x, t = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
     params = jax.eval_shape(network.init, jax.random.key(0), x, t)
 
@@ -84,13 +84,13 @@ def test_a_change_of_x_t_below_bfloat16_s_step_is_seen(data_dir: pathlib.Path) -
     change = jnp.asarray(draw.choice([-1.0, 1.0], x.shape), jnp.float32) / 1024
     t = jnp.full(256, 10)
     chosen = config(data_dir, "eps_simple")
-    network = build(chosen).network
+    network = build(chosen).method.chain.network
     params = jax.jit(network.init)(jax.random.key(0), x[:1], t[:1])
     params = jax.tree.map(lambda p: p + 0.05 * draw.normal(size=p.shape).astype("f4"), params)
     responses = []
     for dtype in ("float32", "bfloat16"):
         chosen.model.dtype = dtype
-        apply = jax.jit(build(chosen).network.apply)
+        apply = jax.jit(build(chosen).method.chain.network.apply)
         responses.append(np.ravel(apply(params, x + change, t) - apply(params, x, t)))
     float32, bfloat16 = responses
     assert 0.5 < float32 @ bfloat16 / (float32 @ float32) < 1.5

@@ -43,19 +43,21 @@ def test_no_config_is_forgotten() -> None:
 )
 def test_every_config_builds_without_data_and_without_memory(name: str, ablation: str) -> None:
     experiment = build(get(name, ablation))
-    params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    params = jax.eval_shape(experiment.method.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    learned = experiment.model.variance.extra_channels
+    learned = experiment.method.chain.process.variance.extra_channels
     expected = {
         "cifar10": 35_749_766 if learned else 35_746_307,
         "celebahq256": 113_673_219 + learned * (9 * 128 * 3 + 3),
     }
     assert count == expected.get(name, expected["celebahq256"] if "lsun" in name else count)
-    one_step = experiment.model.parameterization.predicts_mean or "learned" in ablation
+    one_step = (
+        experiment.method.chain.process.parameterization.predicts_mean or "learned" in ablation
+    )
     if one_step:
         with pytest.raises(ValueError, match="5 steps instead of 1000 are not possible"):
-            experiment.sampling_chain(5)
-    schedule, denoise = experiment.sampling_chain(0 if one_step else 5)
+            experiment.method.chain.respaced(5)
+    schedule, denoise = experiment.method.chain.respaced(0 if one_step else 5)
     images = jax.ShapeDtypeStruct((2, *experiment.dataset.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     prediction = jax.eval_shape(denoise, params, images, t)
@@ -157,7 +159,7 @@ def test_labels_need_a_data_set_with_classes() -> None:
         build(config)
     config = digits.get_config()
     config.model.class_conditional = True
-    assert build(config).network.num_classes == 10
+    assert build(config).method.chain.network.num_classes == 10
 
 
 def test_unknown_ablations_list_the_known_ones() -> None:

@@ -47,7 +47,7 @@ def test_global_clipping_keeps_the_direction_and_limits_the_norm() -> None:
     np.testing.assert_allclose(tight.value["w"], expected * 0.5 / norm, rtol=1e-5)
     assert float(tight.norm) == pytest.approx(norm, rel=1e-5)
     assert (float(loose.clipped_share), float(tight.clipped_share)) == (0, 1)
-    np.testing.assert_allclose(tight.losses, objective(PARAMS, EXAMPLES, None)[1], rtol=1e-5)
+    np.testing.assert_allclose(tight.details, objective(PARAMS, EXAMPLES, None)[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [clip_none(), clip_global(np.inf), clip_per_core(np.inf, 4)])
@@ -77,7 +77,7 @@ def test_per_core_clipping_clips_every_group_on_any_number_of_devices(count: int
     np.testing.assert_allclose(result.value["w"], expected, rtol=1e-5)
     assert float(result.norm) == pytest.approx(np.mean(norms), rel=1e-5)
     assert float(result.clipped_share) == 0.75
-    np.testing.assert_allclose(result.losses, objective(PARAMS, EXAMPLES, None)[1], rtol=1e-5)
+    np.testing.assert_allclose(result.details, objective(PARAMS, EXAMPLES, None)[1], rtol=1e-5)
     # Without a limit the two kinds agree; with one they do not.
     free = gradient(clip_per_core(max_norm=1e9, num_cores=4), mesh_of(count)).value["w"]
     np.testing.assert_allclose(free, plain(EXAMPLES), rtol=1e-5)

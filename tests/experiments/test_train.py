@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import console, devices, train
+from experiments import console, devices, hooks, train
+from experiments import state as states
 from experiments.build import build
-from experiments.data import dataset, loader
+from experiments.data import loader
 from experiments.data.dataset import load_in_memory
 from experiments.files.atomic import write_json
 from experiments.reports import collect
-from experiments.state import init_state
+from experiments.state import SavedState, TrainState, init_state
 from experiments.workdir import training_log
 from experiments.workdir.checkpoint import Checkpoints, abstract_like
 from experiments.workdir.config import check_same, config_to_dict, read_config
@@ -56,7 +57,8 @@ def final_state(workdir: pathlib.Path, config: ConfigDict):
     abstract = abstract_like(lambda: init_state(experiment), everywhere)
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
-        state = checkpoints.restore(step, "state", abstract._replace(ema_params=()))
+        saved = SavedState(*abstract._replace(ema_params=()))
+        state = TrainState(*checkpoints.restore(step, "state", saved))
         ema = checkpoints.restore(step, "ema", abstract.ema_params)
     return step, jax.device_get(state._replace(ema_params=ema))
 
@@ -73,10 +75,8 @@ def test_eight_devices_train_like_one(tiny: Make, clip: dict) -> None:
     (one, first), (eight, second) = run_steps(config, 1), run_steps(config, 8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.params, eight.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), first, second)
-    np.testing.assert_allclose(
-        one.timestep_state.losses, eight.timestep_state.losses, rtol=1e-3, atol=1e-5
-    )
-    assert one.timestep_state.seen.sum() == 4 * config.train.batch_size
+    np.testing.assert_allclose(one.memory.losses, eight.memory.losses, rtol=1e-3, atol=1e-5)
+    assert one.memory.seen.sum() == 4 * config.train.batch_size
 
 
 @pytest.mark.parametrize(("limit", "share"), [(1e-3, 1.0), (1e3, 0.0)])
@@ -117,7 +117,7 @@ def test_several_steps_in_one_call_are_the_same_steps(tiny: Make) -> None:
     assert sum(m["loss"] for m in sums) == pytest.approx(sum(m["loss"] for m in each), rel=1e-5)
     assert [m["steps"] for m in sums] == [2.0, 2.0]
     for m in sums:
-        assert m["quartile_count"].sum() == 2 * config.train.batch_size
+        assert m["summary"]["loss_q"][1].sum() == 2 * config.train.batch_size
 
 
 def test_ema_is_the_recursion_from_the_initial_parameters(tiny: Make) -> None:
@@ -166,7 +166,7 @@ def test_a_run_learns_logs_and_stops_where_it_should(tiny: Make, tmp_path: pathl
     config.train.checkpoint_every, config.train.preview_every = 20, 20
     config.train.preview_images, config.train.preview_num_steps = 4, 4
     config.optimizer.learning_rate = 5e-3
-    assert train.train(build(config), tmp_path) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [20, 40]
     assert lines[1]["loss"] < 0.9 * lines[0]["loss"]
@@ -181,7 +181,7 @@ def test_a_run_learns_logs_and_stops_where_it_should(tiny: Make, tmp_path: pathl
     assert list((tmp_path / "tensorboard").iterdir())
     # A finished run is left alone.
     before = (tmp_path / "metrics.jsonl").read_text()
-    assert train.train(build(config), tmp_path) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
@@ -191,11 +191,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     """8 steps equal 4 + 4; the log has no line twice and none missing."""
     config = tiny()
     config.timesteps = ConfigDict(dict(name="loss_second_moment", history=1))
-    assert train.train(build(config), tmp_path / "whole") is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path / "whole") is Outcome.FINISHED
     config.train.num_steps = 4
-    assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path / "parts") is Outcome.FINISHED
     config.train.num_steps = 8
-    assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path / "parts") is Outcome.FINISHED
     whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
     assert whole[0] == parts[0] == 8
     jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
@@ -204,7 +204,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     with Checkpoints(tmp_path / "whole") as one, Checkpoints(tmp_path / "parts") as two:
         assert one.meta(4)["checksums"] == two.meta(4)["checksums"]
         abstract = abstract_like(
-            lambda: experiment.init_params(jax.random.key(0)),
+            lambda: experiment.method.init(jax.random.key(0)),
             devices.replicated(devices.make_mesh()),
         )
         one.restore(4, "ema", abstract)
@@ -252,7 +252,7 @@ def test_a_signal_saves_and_the_same_call_continues(
     tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny()
-    assert train.train(build(config), tmp_path / "whole") is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path / "whole") is Outcome.FINISHED
     advance = training_log.TrainingLog.advance
 
     def interrupt(self: training_log.TrainingLog, step: int) -> None:
@@ -262,11 +262,11 @@ def test_a_signal_saves_and_the_same_call_continues(
 
     monkeypatch.setattr(training_log.TrainingLog, "advance", interrupt)
     handler = signal.getsignal(signal.SIGINT)
-    assert train.train(build(config), tmp_path / "parts") is Outcome.STOPPED
+    assert hooks.train_with_hooks(build(config), tmp_path / "parts") is Outcome.STOPPED
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.setattr(training_log.TrainingLog, "advance", advance)
     assert final_state(tmp_path / "parts", config)[0] == 6
-    assert train.train(build(config), tmp_path / "parts") is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path / "parts") is Outcome.FINISHED
     whole, parts = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
 
@@ -293,7 +293,7 @@ def test_the_loop_compiles_once_and_transfers_nothing_unasked(
     monkeypatch.setattr(training_log.TrainingLog, "__enter__", inside)
     monkeypatch.setattr(training_log.TrainingLog, "__exit__", outside)
     with jax.log_compiles(), caplog.at_level("DEBUG", logger="jax"):
-        assert train.train(build(config), tmp_path) is Outcome.FINISHED
+        assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_numbers_that_do_not_fit_are_refused(
     config = tiny()
     config.train[field] = value
     with pytest.raises(ValueError) as error:
-        train.train(build(config), tmp_path)
+        hooks.train_with_hooks(build(config), tmp_path)
     assert all(word in str(error.value) for word in words), error.value
     assert not list(tmp_path.iterdir())
 
@@ -320,7 +320,7 @@ def test_numbers_that_do_not_fit_are_refused(
 def test_another_config_does_not_continue_a_run(tiny: Make, tmp_path: pathlib.Path) -> None:
     config = tiny()
     config.train.num_steps = 4
-    assert train.train(build(config), tmp_path) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     saved = (tmp_path / "config.json").read_text()
     config.train.num_steps = 8
     config.optimizer.learning_rate = 0.5
@@ -328,7 +328,7 @@ def test_another_config_does_not_continue_a_run(tiny: Make, tmp_path: pathlib.Pa
     with pytest.raises(
         ValueError, match=r"seed: 0 then, 3 now(.|\n)*Choose another --workdir"
     ) as error:
-        train.train(build(config), tmp_path)
+        hooks.train_with_hooks(build(config), tmp_path)
     assert "optimizer:" in str(error.value) and "'learning_rate': 0.5" in str(error.value)
     assert (tmp_path / "config.json").read_text() == saved
 
@@ -338,11 +338,11 @@ def test_other_data_do_not_continue_a_run(
 ) -> None:
     config = tiny()
     config.train.num_steps = 4
-    assert train.train(build(config), tmp_path) is Outcome.FINISHED
-    monkeypatch.setattr(dataset, "fingerprint", lambda name, source: "another")
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
+    monkeypatch.setattr(states, "fingerprint", lambda name, source: "another")
     config.train.num_steps = 8
     with pytest.raises(ValueError, match="'digits' has another now"):
-        train.train(build(config), tmp_path)
+        hooks.train_with_hooks(build(config), tmp_path)
 
 
 def test_a_class_conditional_run_uses_the_labels(tiny: Make) -> None:

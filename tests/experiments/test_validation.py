@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +16,8 @@ from experiments.build import build
 from experiments.data.dataset import fingerprint, hold_out
 from experiments.features import classifier
 from experiments.metrics import bound
-from experiments.state import load_ema
-from experiments.train import train
+from experiments.state import TrainState, load_ema
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints
-from experiments.workdir.config import config_to_dict
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
 
@@ -36,8 +35,12 @@ def config(tiny: Make) -> ConfigDict:
 @pytest.fixture(scope="module")
 def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("validated")
-    assert train(build(config), workdir) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), workdir) is Outcome.FINISHED
     return workdir
+
+
+def small_state(params: Any) -> TrainState:
+    return TrainState({"w": np.zeros(2)}, (), params, (), ())
 
 
 def validations(workdir: pathlib.Path) -> dict[int, float]:
@@ -110,7 +113,7 @@ def test_a_run_continues_with_the_images_that_it_held_out(
     other.train.update(fields)
     saved = sorted((trained / "checkpoints").iterdir())
     with pytest.raises(ValueError, match=rf"all but {before} images .* and {now} are held out"):
-        train(build(other), trained)
+        hooks.train_with_hooks(build(other), trained)
     assert sorted((trained / "checkpoints").iterdir()) == saved
 
 
@@ -118,16 +121,16 @@ def test_an_older_run_held_nothing_out(config, trained, tmp_path: pathlib.Path) 
     """It goes on without validations, and not with images held out that it was trained on."""
     plain = ConfigDict(config.to_dict())
     plain.train.validate_every, plain.train.num_steps = 0, 4
-    assert train(build(plain), tmp_path) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(plain), tmp_path) is Outcome.FINISHED
     path = next((tmp_path / "checkpoints" / "4" / "meta").glob("*"))
     meta = json.loads(path.read_text())
     assert meta.pop("held_out") == 0
     path.write_text(json.dumps(meta))
     other = ConfigDict(config.to_dict())
     with pytest.raises(ValueError, match=r"all but 0 images .* and 10 are held out"):
-        train(build(other), tmp_path)
+        hooks.train_with_hooks(build(other), tmp_path)
     plain.train.num_steps = 6
-    assert train(build(plain), tmp_path) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(plain), tmp_path) is Outcome.FINISHED
 
 
 def test_a_best_chosen_by_what_is_measured_no_more_is_refused(config, trained, tmp_path) -> None:
@@ -144,12 +147,10 @@ def test_a_best_chosen_by_what_is_measured_no_more_is_refused(config, trained, t
 def test_a_later_and_worse_step_leaves_the_best_alone(config, trained, tmp_path) -> None:
     experiment, mesh = build(config), devices.make_mesh()
     params = load_ema(experiment, trained, mesh).params
-    content = config_to_dict(config)
-    meta = {"config": content, "fingerprint": "x", "image_shape": (8, 8, 1)}
     first = hooks.Validation(experiment, tmp_path, mesh)
-    value = first.run(1, {"w": np.zeros(2)}, params, meta)
+    value = first(1, small_state(params))["validation_bpd_fast"]
     worse = jax.tree.map(lambda x: x + 3.0, params)
-    assert first.run(2, {"w": np.zeros(2)}, worse, meta) > value
+    assert first(2, small_state(worse))["validation_bpd_fast"] > value
     first.close()
     again = hooks.Validation(experiment, tmp_path, mesh)
     assert again.best == value and again.step == 1
@@ -164,13 +165,13 @@ def test_what_is_no_number_is_never_the_best(config, tmp_path, monkeypatch) -> N
     fixed = {"bpd_fast": lambda experiment, mesh: lambda params: next(values)}
     monkeypatch.setattr(hooks, "VALIDATIONS", fixed)
     validate = hooks.Validation(build(config), tmp_path, devices.make_mesh())
-    arrays, meta = {"w": np.zeros(2)}, {"config": config_to_dict(config)}
-    validate.run(1, arrays, arrays, meta)
+    few = small_state({"w": np.zeros(2)})
+    validate(1, few)
     assert validate.best is None
-    validate.run(4, arrays, arrays, meta)
-    validate.run(2, arrays, arrays, meta)
+    validate(4, few)
+    validate(2, few)
     assert (validate.step, validate.best) == (4, 5.0)
-    validate.run(6, arrays, arrays, meta)
+    validate(6, few)
     validate.close()
     with Checkpoints(tmp_path / "best") as checkpoints:
         assert checkpoints.latest_step() == 6 and checkpoints.meta(6)["validation"] == 3.0
@@ -214,14 +215,14 @@ def test_what_cannot_be_is_refused(config, trained, tmp_path: pathlib.Path) -> N
     other = ConfigDict(config.to_dict())
     other.train.validate_with = "fid"
     with pytest.raises(ValueError, match=r"train\.validate_with = 'fid' is not known.*bpd_fast"):
-        train(build(other), tmp_path / "a")
+        hooks.train_with_hooks(build(other), tmp_path / "a")
     other = ConfigDict(config.to_dict())
     other.train.validate_images = 1497
     with pytest.raises(ValueError, match=r"validate_images = 1497 leaves none of the 1497 images"):
-        train(build(other), tmp_path / "d")
+        hooks.train_with_hooks(build(other), tmp_path / "d")
     other.train.validate_every = 3
     with pytest.raises(ValueError, match=r"train\.validate_every = 3 must be a multiple"):
-        train(build(other), tmp_path / "b")
+        hooks.train_with_hooks(build(other), tmp_path / "b")
     other = ConfigDict(config.to_dict())
     other.checkpoint = "first"
     with pytest.raises(

@@ -47,7 +47,7 @@ def full_width(name: str) -> tuple[Any, tuple[int, int, int]]:
 def published(request, tmp_path_factory) -> tuple[Any, Any, Experiment, Any]:
     """A DDPMPipeline with random weights at full width, and what conversion makes of it."""
     config, shape = full_width(request.param)
-    network = build(config).network
+    network = build(config).method.chain.network
     theirs = pipelines.unet(network, shape)
     pipelines.randomize(theirs)
     scheduler = diffusers.DDPMScheduler(variance_type=config.variance.name)
@@ -64,7 +64,9 @@ def test_the_full_width_network_is_the_same_function(published) -> None:
     x = noise(experiment.dataset.image_shape, 1)[0]
     expected = pipelines.predict(theirs, x, np.array(TIMESTEPS))
     with jax.default_matmul_precision("highest"):
-        output = jax.jit(experiment.network.apply)({"params": params}, x, jnp.array(TIMESTEPS))
+        output = jax.jit(experiment.method.chain.network.apply)(
+            {"params": params}, x, jnp.array(TIMESTEPS)
+        )
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count in (35_746_307, 113_673_219) and expected.std() > 0.3
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
@@ -74,7 +76,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     theirs, scheduler, experiment, params = published
     shape = experiment.dataset.image_shape
     draws = noise(shape, NUM_STEPS + 1)[:, :1]
-    chain, denoise = experiment.sampling_chain(NUM_STEPS)
+    chain, denoise = experiment.method.chain.respaced(NUM_STEPS)
 
     def bound(x: jax.Array, t: jax.Array) -> Any:
         return denoise(params, x, t)
@@ -83,7 +85,9 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
     actual = jax.jit(
-        lambda: diffusion.samplers.sample(experiment.sampler, chain, bound, keys, shape).x_0
+        lambda: (
+            diffusion.samplers.sample(diffusion.samplers.ancestral(), chain, bound, keys, shape).x_0
+        )
     )()
     expected = pipelines.walk(theirs, scheduler, evenly_spaced(1000, NUM_STEPS).tolist(), draws)
     assert expected.std() > 0.3
@@ -93,7 +97,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
 def test_a_full_width_step_is_the_same(published) -> None:
     theirs, scheduler, experiment, params = published
     draws = noise(experiment.dataset.image_shape, 2)[:, :1]
-    schedule, denoise = experiment.sampling_chain(0)
+    schedule, denoise = experiment.method.chain.respaced(0)
     x_t, z = jnp.asarray(draws[0]), jnp.asarray(draws[1])
 
     @jax.jit
@@ -102,7 +106,7 @@ def test_a_full_width_step_is_the_same(published) -> None:
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return experiment.sampler.step(schedule, bound, x_t, t, lambda _: z, ())[0]
+        return diffusion.samplers.ancestral().step(schedule, bound, x_t, t, lambda _: z, ())[0]
 
     scheduler.set_timesteps(1000)
     expected = pipelines.step(theirs, scheduler, STEP, draws[0], draws[1])
@@ -211,7 +215,7 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
         config[name] = ConfigDict(choice)
     experiment = build(config)
     shape = experiment.dataset.image_shape
-    theirs = pipelines.unet(experiment.network, shape)
+    theirs = pipelines.unet(experiment.method.chain.network, shape)
     pipelines.randomize(theirs)
     original = tmp_path / "original"
     theirs.save_pretrained(original)
@@ -226,14 +230,18 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
 
     params = load_ema(experiment, tmp_path / "run", devices.make_mesh()).params
     draws = noise(shape, NUM_STEPS + 1)
-    chain, denoise = experiment.sampling_chain(NUM_STEPS)
+    chain, denoise = experiment.method.chain.respaced(NUM_STEPS)
     table = jnp.asarray(draws)
     monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 2)
     actual = jax.jit(
         lambda: (
             diffusion.samplers.sample(
-                experiment.sampler, chain, lambda x, t: denoise(params, x, t), keys, shape
+                diffusion.samplers.ancestral(),
+                chain,
+                lambda x, t: denoise(params, x, t),
+                keys,
+                shape,
             ).x_0
         )
     )()

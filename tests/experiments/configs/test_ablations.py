@@ -206,7 +206,7 @@ def test_weights_and_updates_are_changed_alone() -> None:
 
 def test_the_large_network_has_the_papers_256_million_parameters() -> None:
     config = get("lsun_bedroom", "large")
-    params = jax.eval_shape(build(config).init_params, jax.random.key(0))
+    params = jax.eval_shape(build(config).method.init, jax.random.key(0))
     assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6) == 256
     assert config.train.num_steps == 1_150_000
     assert get("digits", "large").train.num_steps == get("digits").train.num_steps

@@ -18,6 +18,7 @@ from experiments.configs import base, ranges
 from experiments.configs.ranges import FIELDS, Many, Range, Word
 from experiments.data.dataset import SPLITS
 from experiments.data.datasets import DATASETS
+from experiments.methods import diffusion as diffusion_method
 from experiments.metrics import flow
 from experiments.metrics.sample_store import PROTOCOLS
 from experiments.optimizers import CLIPS, OPTIMIZERS
@@ -29,7 +30,7 @@ CHOICES = MappingProxyType(
         "loss": losses.LOSSES,
         "loss.weighting": losses.WEIGHTINGS,
         "timesteps": losses.TIMESTEP_SAMPLERS,
-        "model": build.NETWORKS,
+        "model": diffusion_method.NETWORKS,
         "optimizer": OPTIMIZERS,
         "clip": CLIPS,
         "sample.sampler": samplers.SAMPLERS,
@@ -48,7 +49,7 @@ NONSENSE = (
 def keywords(field: str) -> Iterator[tuple[str, str]]:
     """(name of a choice, its keyword), those of nested choices left out."""
     for name, entry in CHOICES[field].items():
-        supplied = build.SUPPLIED if field == "model" else ()
+        supplied = diffusion_method.SUPPLIED if field == "model" else ()
         for keyword in lookup.keywords(entry, supplied):
             if f"{field}.{keyword}" not in CHOICES:
                 yield name, keyword
@@ -168,7 +169,7 @@ def test_words_are_those_that_the_program_knows() -> None:
         "evaluate.protocol": ("custom", *PROTOCOLS),
         "evaluate.quantize": images.QUANTIZE,
         "train.validate_with": hooks.VALIDATIONS,
-        "train.finish_with": main.FINISH,
+        "train.finish_with": main.MODES,
         "precision": devices.PRECISIONS,
     }
     for field, names in known.items():

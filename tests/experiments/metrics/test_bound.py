@@ -33,7 +33,7 @@ def compute(
 ) -> bound.BoundTable:
     experiment = build(config)
     mesh = options.get("mesh", devices.make_mesh(jax.devices()[:1]))
-    denoise = options.get("denoise", experiment.denoise)
+    denoise = options.get("denoise", experiment.method.chain.denoise)
     source = experiment.dataset.open("test")
     placed = jax.device_put(params, devices.replicated(mesh))
     return bound.evaluate_bound(experiment, denoise, placed, source, count, mesh, folder)
@@ -134,14 +134,15 @@ def test_an_interrupted_metric_costs_those_before_it_nothing(trained, monkeypatc
     def interrupted(context) -> None:
         raise KeyboardInterrupt
 
+    stop = evaluate.METRICS["bpd_fast"]._replace(measure=interrupted)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "METRICS", {**evaluate.METRICS, "bpd_fast": interrupted})
+        patch.setattr(evaluate, "METRICS", {**evaluate.METRICS, "bpd_fast": stop})
         with pytest.raises(KeyboardInterrupt):
             evaluate.evaluate(experiment, workdir)
     kept = json.loads((workdir / "results.json").read_text())["bpd"]["values"]
     monkeypatch.setattr(parts.Parts, "read", counting)
     assert evaluate.evaluate(experiment, workdir)["bpd"] == kept
-    assert len(reads) == 2  # the one batch of the network and of the untrained one
+    assert len(reads) == 1  # the one batch
     assert not list((workdir / "evaluation").glob("bpd*"))
 
 
@@ -236,8 +237,8 @@ def test_the_estimate_agrees_with_the_whole_bound(trained: tuple, params, tmp_pa
 def test_the_untrained_baseline_is_the_untrained_network(trained: tuple, tmp_path) -> None:
     """Its network returns zeros without being run; a new network returns almost zeros."""
     experiment = build(trained[0])
-    fresh = jax.jit(experiment.init_params)(jax.random.key(5))
-    zeros = experiment.untrained_denoise
+    fresh = jax.jit(experiment.method.init)(jax.random.key(5))
+    zeros = baselines.untrained_denoise(experiment.method.chain)
     numbers = [
         compute(trained[0], fresh, tmp_path / "a", count=4),
         compute(trained[0], {}, tmp_path / "b", count=4, denoise=zeros),

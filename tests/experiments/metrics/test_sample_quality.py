@@ -18,7 +18,7 @@ from experiments.features import classifier, frechet, scores
 from experiments.features.extractors import Extractor, features_of, load_extractor, make_feature_fn
 from experiments.features.references import read_statistics, real_features
 from experiments.files.tensors import cache_folder
-from experiments.metrics import parts, sample_quality, sample_store
+from experiments.metrics import parts, sample_store
 from experiments.metrics.metric import Context
 from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
@@ -225,7 +225,7 @@ def test_two_processes_judge_samples_like_one(
 
 def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None:
     config = changed(config, num_samples=24, quantize="floor")
-    calls, make = [], sample_quality.make_sample_fn
+    calls, make = [], sample_store.make_sample_fn
 
     def counting(*arguments, **options):
         sample_fn = make(*arguments, **options)
@@ -238,7 +238,7 @@ def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None
 
         return call
 
-    monkeypatch.setattr(sample_quality, "make_sample_fn", counting)
+    monkeypatch.setattr(sample_store, "make_sample_fn", counting)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(build(config), workdir)
     again = evaluate.evaluate(build(config), workdir)["samples"]
@@ -255,7 +255,7 @@ def test_what_is_not_finite_is_not_judged_and_loses_nothing(
     drawn = shutil.ignore_patterns("evaluation")
     run = shutil.copytree(trained[1], tmp_path / "run", ignore=drawn)
     config = changed(config, metrics="bpd_fast,samples", num_samples=12)
-    make = sample_quality.make_sample_fn
+    make = sample_store.make_sample_fn
     calls = []
 
     def spoilt(*arguments, **options):
@@ -269,7 +269,7 @@ def test_what_is_not_finite_is_not_judged_and_loses_nothing(
 
         return call
 
-    monkeypatch.setattr(sample_quality, "make_sample_fn", spoilt)
+    monkeypatch.setattr(sample_store, "make_sample_fn", spoilt)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"(?s)^2 of the samples 8 to 11 .*of step 8.*another"):
             evaluate.evaluate(build(config), run)
@@ -298,13 +298,13 @@ def test_samples_of_other_weights_at_the_same_step_are_drawn_anew(config, workdi
 def test_the_chain_ends_in_the_samples(config, workdir, monkeypatch) -> None:
     """Its last estimate is the sample, so that its last numbers are those of `samples`."""
     config = changed(config, metrics="samples,chain")
-    calls, make = [], sample_quality.make_sample_fn
+    calls, make = [], sample_store.make_sample_fn
 
     def counting(*arguments, **options):
         calls.append(options["record"])
         return make(*arguments, **options)
 
-    monkeypatch.setattr(sample_quality, "make_sample_fn", counting)
+    monkeypatch.setattr(sample_store, "make_sample_fn", counting)
     results = evaluate.evaluate(build(config), workdir)
     assert calls == [(7, 4, 0), (7, 4, 0)] or calls == [(7, 3, 0), (7, 3, 0)]
     with (workdir / "chain.csv").open() as file:

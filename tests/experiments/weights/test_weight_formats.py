@@ -279,7 +279,7 @@ def test_a_fixed_variance_is_trained_on_with_a_loss_that_needs_none(
     importer.merge(config, sources.read(str(folder)))
     assert config.variance.name == "fixed_large" and config.loss.name == "simple"
     assert config.train.preview_num_steps == config.sample.num_steps == 0
-    assert build(config).model.schedule.num_timesteps == 40
+    assert build(config).method.chain.process.schedule.num_timesteps == 40
     config = cifar10.get_config("eps_vlb_fixed")
     importer.merge(config, sources.read(str(folder)))
     assert config.loss.scale == 1 / 40

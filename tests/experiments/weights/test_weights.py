@@ -42,7 +42,9 @@ def test_the_network_repeats_the_output_of_diffusers(name, converted, outputs) -
     experiment, params = converted[name]
     x = noise(MODELS[name].image_shape, 1)[0]
     with jax.default_matmul_precision("highest"):
-        output = jax.jit(experiment.network.apply)({"params": params}, x, jnp.array(TIMESTEPS))
+        output = jax.jit(experiment.method.chain.network.apply)(
+            {"params": params}, x, jnp.array(TIMESTEPS)
+        )
     expected = outputs[f"{name}/forward"]
     assert 0.3 < expected.std() < 3.0
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
@@ -58,7 +60,7 @@ def given_noise(monkeypatch: pytest.MonkeyPatch, draws: np.ndarray) -> None:
 def test_an_ancestral_step_repeats_that_of_diffusers(name, converted, outputs) -> None:
     experiment, params = converted[name]
     draws = noise(MODELS[name].image_shape, 2)
-    schedule, denoise = experiment.sampling_chain(0)
+    schedule, denoise = experiment.method.chain.respaced(0)
 
     @jax.jit
     def step(params: Any, x_t: jax.Array, z: jax.Array) -> jax.Array:
@@ -66,7 +68,7 @@ def test_an_ancestral_step_repeats_that_of_diffusers(name, converted, outputs) -
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return experiment.sampler.step(schedule, bound, x_t, t, lambda _: z, ())[0]
+        return diffusion.samplers.ancestral().step(schedule, bound, x_t, t, lambda _: z, ())[0]
 
     actual = step(params, draws[0], draws[1])
     np.testing.assert_allclose(actual, outputs[f"{name}/step"], rtol=0, atol=1e-5)
@@ -77,7 +79,7 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
     experiment, params = converted[name]
     shape = MODELS[name].image_shape
     given_noise(monkeypatch, noise(shape, NUM_STEPS + 1))
-    schedule, denoise = experiment.sampling_chain(NUM_STEPS)
+    schedule, denoise = experiment.method.chain.respaced(NUM_STEPS)
 
     @jax.jit
     def chain(params: Any) -> jax.Array:
@@ -85,7 +87,9 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
             return denoise(params, x, t)
 
         keys = jax.random.split(jax.random.key(0), 2)
-        return diffusion.samplers.sample(experiment.sampler, schedule, bound, keys, shape).x_0
+        return diffusion.samplers.sample(
+            diffusion.samplers.ancestral(), schedule, bound, keys, shape
+        ).x_0
 
     expected = outputs[f"{name}/chain"]
     assert expected.std() > 0.3

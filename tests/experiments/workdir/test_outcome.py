@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import devices, hooks, train
+from experiments import console, devices, hooks, train
 from experiments.build import build
-from experiments.state import TrainState, init_state, load_ema
+from experiments.state import SavedState, TrainState, init_state, load_ema, save
 from experiments.workdir import outcome, training_log
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
 from experiments.workdir.outcome import EXIT_STATUS, Outcome, Watch
@@ -30,15 +30,17 @@ def watch(above: float = 0.0, steps: int = 0) -> Watch:
 
 def steps_of(watch: Watch, losses: list[float]) -> list[int]:
     """The steps, 10 apart, at which the watch says that the training has diverged."""
-    looks = [(10 * i, watch.look(10 * i, {"loss": loss})) for i, loss in enumerate(losses, 1)]
+    looks = [
+        (10 * i, watch.check_window(10 * i, {"loss": loss})) for i, loss in enumerate(losses, 1)
+    ]
     return [step for step, found in looks if found is not None]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_ends_it_at_once(loss: float) -> None:
     eye = watch()
-    assert eye.look(10, {"loss": 0.5, "grad_norm": 2.0}) is None
-    found = eye.look(20, {"loss": loss, "grad_norm": 3.0})
+    assert eye.check_window(10, {"loss": 0.5, "grad_norm": 2.0}) is None
+    found = eye.check_window(20, {"loss": loss, "grad_norm": 3.0})
     assert found is not None and found.step == 20 and str(loss) in found.reason
     assert found.metrics == {"step": 10, "loss": 0.5, "grad_norm": 2.0}
 
@@ -56,8 +58,8 @@ def test_a_high_loss_ends_it_when_it_stays_high() -> None:
 def test_what_is_reported_is_the_last_allowed_window() -> None:
     eye = watch(1.0, 10)
     for step, loss in ((10, 0.7), (20, 5.0)):
-        assert eye.look(step, {"loss": loss}) is None
-    found = eye.look(30, {"loss": 6.0})
+        assert eye.check_window(step, {"loss": loss}) is None
+    found = eye.check_window(30, {"loss": 6.0})
     assert found is not None and found.metrics == {"step": 10, "loss": 0.7}
     assert "diverged_above" in found.reason and "10 steps" in found.reason
 
@@ -66,7 +68,7 @@ def test_what_was_seen_before_an_interruption_is_reported(tmp_path: pathlib.Path
     log = tmp_path / "metrics.jsonl"
     eye = watch(1.0, 0)
     eye.remember(log)  # a new training
-    found = eye.look(10, {"loss": math.nan})
+    found = eye.check_window(10, {"loss": math.nan})
     assert found is not None and found.metrics == {}
     records = [
         *({"step": 10, "loss": 0.9}, {"step": 20, "loss": 0.7}, {"step": 30, "loss": 5.0}),
@@ -74,7 +76,7 @@ def test_what_was_seen_before_an_interruption_is_reported(tmp_path: pathlib.Path
     ]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     eye.remember(log)
-    found = eye.look(50, {"loss": math.inf})
+    found = eye.check_window(50, {"loss": math.inf})
     assert found is not None and found.metrics == records[1]
 
 
@@ -84,7 +86,7 @@ def test_a_training_that_diverges_stops_and_is_recorded(
     config = tiny()
     config.optimizer.learning_rate = 1e38
     config.train.num_steps, config.train.log_every = 40, 2
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     section = read_results(tmp_path)["train"]
     assert section["state"] == "diverged" and "loss is" in section["reason"]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -92,7 +94,9 @@ def test_a_training_that_diverges_stops_and_is_recorded(
     assert section["metrics"] == finite[-1]
     assert section["step"] == lines[-1]["step"] == finite[-1]["step"] + 2 < 40
     assert "DIVERGED" in capsys.readouterr().out
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED  # it would not get better
+    assert (
+        hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
+    )  # it would not get better
 
 
 def test_a_divergence_in_the_last_window_is_not_forgotten(
@@ -101,8 +105,8 @@ def test_a_divergence_in_the_last_window_is_not_forgotten(
     config = tiny()
     config.optimizer.learning_rate = 1e38
     config.train.log_every = config.train.num_steps
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
 
 
 class Fields(NamedTuple):
@@ -124,7 +128,7 @@ def test_one_number_that_is_not_finite_spoils_its_field(bad: float) -> None:
             "opt_state": True,
             "step": True,
         }
-        divergence = watch().check(30, found)
+        divergence = watch().check_state(30, found)
         assert (divergence is None) == (params is good)
     assert divergence is not None and divergence.step == 30 and "params" in divergence.reason
     assert "opt_state" not in divergence.reason
@@ -158,7 +162,11 @@ def numbers(workdir: pathlib.Path, config: ConfigDict) -> dict[int, Any]:
     with Checkpoints(workdir) as checkpoints:
         return {
             step: (
-                checkpoints.restore(step, "state", abstract._replace(ema_params=())),
+                TrainState(
+                    *checkpoints.restore(
+                        step, "state", SavedState(*abstract._replace(ema_params=()))
+                    )
+                ),
                 checkpoints.restore(step, "ema", abstract.ema_params),
             )
             for step in checkpoints.steps()
@@ -197,7 +205,7 @@ def test_what_diverged_is_never_saved(
     config.train.num_steps, config.train.keep_checkpoints = 14, 9
     config.train.log_every, config.train.checkpoint_every = log_every, checkpoint_every
     spoil(monkeypatch, at, what)
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     found = numbers(tmp_path, config)
     assert sorted(found) == list(range(checkpoint_every, at + 1, checkpoint_every))
     for leaf in jax.tree.leaves(found):
@@ -210,7 +218,7 @@ def test_what_diverged_is_never_saved(
 
     before = files(tmp_path)
     capsys.readouterr()
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     assert files(tmp_path) == before
     said = capsys.readouterr().out
     assert f"step {section['step']}" in said and section["reason"] in said
@@ -232,7 +240,7 @@ def test_nothing_is_saved_while_a_loss_is_above_its_bound(
         return read(window, num_steps, seconds) | ({"loss": 1e6} if window.step > 12 else {})
 
     monkeypatch.setattr(training_log.Window, "read", rising)
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     section = read_results(tmp_path)["train"]
     assert section["step"] == 28 and section["metrics"]["step"] == 12
     with Checkpoints(tmp_path) as checkpoints:
@@ -246,12 +254,12 @@ def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(
     """As older versions saved them; the message leads to the one before."""
     config = tiny()
     config.train.num_steps = 8
-    assert train.train(build(config), tmp_path) is Outcome.FINISHED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     with Checkpoints(tmp_path) as checkpoints:
         meta = checkpoints.meta(8)
         state, ema = numbers(tmp_path, config)[8]
         broken = jax.tree.map(lambda x: x.at[...].set(jnp.nan), ema)
-        checkpoints.save(12, state, broken, meta | {"step": 12})
+        save(checkpoints, 12, state._replace(ema_params=broken), meta)
     with pytest.raises(CheckpointError, match=r"(?s)/12 was saved with .*not finite.*\[8\]"):
         load_ema(build(config), tmp_path, devices.make_mesh())
 
@@ -262,12 +270,12 @@ def test_a_signal_saves_nothing_that_diverged(
     config = tiny()
     config.train.log_every = config.train.checkpoint_every = 8
     spoil(monkeypatch, 4, "params")
-    monkeypatch.setattr(train, "stop_requested", lambda: contextlib.nullcontext([1.0]))
+    monkeypatch.setattr(console, "stop_requested", lambda: contextlib.nullcontext([1.0]))
     monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
-    assert train.train(build(config), tmp_path / "at once") is Outcome.STOPPED
+    assert hooks.train_with_hooks(build(config), tmp_path / "at once") is Outcome.STOPPED
     assert sorted(numbers(tmp_path / "at once", config)) == [2]
     for _ in range(2):  # each start does one call
-        ended = train.train(build(config), tmp_path / "at once")
+        ended = hooks.train_with_hooks(build(config), tmp_path / "at once")
     assert ended is Outcome.DIVERGED
     assert sorted(numbers(tmp_path / "at once", config)) == [2, 4]
 
@@ -282,7 +290,7 @@ def test_the_best_is_never_one_that_diverged(
     values = iter([3.0, 2.0, 1.0, 0.0])
     fixed = {"bpd_fast": lambda *arguments: lambda params: next(values)}
     monkeypatch.setattr(hooks, "VALIDATIONS", fixed)
-    assert train.train(build(config), tmp_path) is Outcome.DIVERGED
+    assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     assert list(numbers(tmp_path / "best", config)) == [4]
 
 
