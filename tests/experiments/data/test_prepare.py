@@ -340,5 +340,12 @@ def test_program_says_what_is_wrong(tmp_path):
         run_main(dataset="digits", from_="here", data_dir=str(tmp_path))
 
 
-def test_every_prepared_data_set_has_a_command():
-    assert set(prepare.PREPARE) == set(DATASETS) - {"image_folder"}
+def test_every_data_set_says_how_it_is_prepared():
+    for name, make in DATASETS.items():
+        if name == "image_folder":
+            assert make(path="here", image_size=8).prepare is None
+            assert name not in prepare.PREPARED
+        else:
+            assert prepare.PREPARED[name] is make and make().prepare is not None
+            assert f"{name}: {make().prepared_from}." in prepare.FLAGS["from"].help
+            assert name in prepare.FLAGS["dataset"].help
