@@ -108,6 +108,17 @@ class Prepared:
         images, labels = zip(*map(self._decode, self._records.__getitems__(indices)), strict=True)
         return {"image": np.stack(images), "label": np.stack(labels)}
 
+    def text(self, index: int) -> str:
+        """The words that belong to an image.
+
+        Raises:
+            ValueError: the data set has none.
+        """
+        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        if "text" not in features:
+            raise ValueError("The images of this data set have labels at most: there is no text.")
+        return features["text"].bytes_list.value[0].decode()
+
     def _decode(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
         features = tf_example_pb2.Example.FromString(record).features.feature
         mode = "L" if self.image_shape[2] == 1 else "RGB"
