@@ -250,6 +250,7 @@ def test_cifar10_downloads(tmp_path, monkeypatch, few_records, address):
     [
         ("fashion_mnist", "Debian's package dataset-fashion-mnist .*--dataset=fashion_mnist"),
         ("cifar10", r"--dataset=cifar10 --from=cifar-10-binary\.tar\.gz"),
+        ("emoji", "package fonts-noto-color-emoji .* --from: .*--dataset=emoji"),
         ("celeb_a_hq/256", "--dataset=celeb_a_hq/256 --from=FOLDER_OF_IMAGES"),
     ],
 )
