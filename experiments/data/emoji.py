@@ -179,7 +179,7 @@ def name(sequence: str) -> str:
     place = region(sequence)
     if place is not None:
         return f"flag of {place}" if place else "unknown flag"
-    first, *rest = sequence.replace(PICTURE_SELECTOR, "").replace(JOINER, "")
+    first, *rest = list(sequence.replace(PICTURE_SELECTOR, "").replace(JOINER, ""))
     if rest == [KEYCAP]:
         return f"keycap {character_name(first)}"
     others = (MODIFIERS.get(character) or character_name(character) for character in rest)

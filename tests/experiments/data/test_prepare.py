@@ -258,7 +258,8 @@ def test_missing_data_set(name, words, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         DATASETS[name](data_dir=str(tmp_path)).open("train")
     message = str(caught.value)
-    assert f"The data set '{name}' is not prepared: looked for {tmp_path}/{name}" in message
+    assert f"The data set '{name}" in message
+    assert f"is not prepared: looked for {tmp_path}/{name}" in message
     assert "python -m experiments.prepare " in message and f"--data_dir={tmp_path}" in message
     assert re.search(words, message)
 
