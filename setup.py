@@ -10,6 +10,8 @@ DATA = [
     "etils>=1.9",
     "protobuf>=5",
     "pillow>=10",
+    "fonttools>=4.50",  # reads the emoji of a font
+    "unicodedata2>=15.1",  # their names, whatever Unicode this Python knows
     "scikit-learn>=1.5",  # carries the digits, the data set that needs no network
 ]
 

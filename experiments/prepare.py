@@ -5,25 +5,22 @@ from types import MappingProxyType
 
 from absl import app, flags
 
-from experiments.data import celeb_a_hq, cifar10, digits, fashion_mnist
+from experiments.data.dataset import Dataset
+from experiments.data.datasets import DATASETS
+from experiments.lookup import keywords
 
-# name -> prepare(source or None, data_dir or None) -> folder
-PREPARE: MappingProxyType[str, Callable[[str | None, str | None], str]] = MappingProxyType(
-    {
-        "digits": digits.prepare,
-        "fashion_mnist": fashion_mnist.prepare,
-        "cifar10": cifar10.prepare,
-        "celeb_a_hq/256": celeb_a_hq.prepare,
-    }
+# Those that keep a prepared folder somewhere below a data_dir.
+PREPARED: MappingProxyType[str, Callable[..., Dataset]] = MappingProxyType(
+    {name: make for name, make in DATASETS.items() if "data_dir" in keywords(make)}
 )
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", None, sorted(PREPARE), "The data set to prepare.")
+flags.DEFINE_enum("dataset", None, sorted(PREPARED), "The data set to prepare.")
 flags.DEFINE_string(
     "from",
     None,
-    "What to read: for fashion_mnist a folder of IDX files, for cifar10 a tarball, for "
-    "celeb_a_hq/256 a folder of images. Left out, fashion_mnist and cifar10 are downloaded.",
+    "What to read. "
+    + " ".join(f"{name}: {make().prepared_from}." for name, make in PREPARED.items()),
 )
 flags.DEFINE_string(
     "data_dir", None, "Where to put it; default $TFDS_DATA_DIR or ~/tensorflow_datasets."
@@ -34,8 +31,10 @@ def main(argv: Sequence[str]) -> None:
     """Prepares the data set that the flags name and prints its folder."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    prepare = PREPARED[FLAGS.dataset](data_dir=FLAGS.data_dir).prepare
+    assert prepare is not None  # of none that has a data_dir
     try:
-        folder = PREPARE[FLAGS.dataset](FLAGS["from"].value, FLAGS.data_dir)
+        folder = prepare(FLAGS["from"].value)
     except (OSError, ValueError) as error:  # what came, what is needed: no traceback on top
         raise SystemExit(f"{FLAGS.dataset} was not prepared. {error}") from error
     print(f"{FLAGS.dataset} is ready in {folder}")

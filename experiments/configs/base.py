@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     config.checkpoint = "latest"  # to sample and evaluate: latest | best (of the validations)
 
     config.method = dict(name="diffusion")  # the kind of generative model: diffusion
-    # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder
+    # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder |
+    # emoji
     config.data = ConfigDict(dict(name="digits"))
     config.data.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR or TFDS's own folder
     config.loader = ConfigDict()

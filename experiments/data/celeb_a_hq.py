@@ -49,11 +49,11 @@ def prepare(source: str | None, data_dir: str | None) -> str:
     """Prepares CelebA-HQ from a folder of pictures and returns the prepared folder.
 
     Args:
-      source: the folder (searched recursively); pictures of other sizes are resized.
-      data_dir: where to prepare; None is the usual place.
+        source: the folder (searched recursively); pictures of other sizes are resized.
+        data_dir: where to prepare; None is the usual place.
     Raises:
-      FileNotFoundError: there is no such folder, or no picture in it.
-      ValueError: no folder was given, or a picture is corrupt.
+        FileNotFoundError: there is no such folder, or no picture in it.
+        ValueError: no folder was given, or a picture is corrupt.
     """
     if not source:
         raise ValueError(
@@ -72,7 +72,7 @@ def open_split(split: str, data_dir: str | None, test_fraction: float) -> prepar
     the file names; so the same files give the same split everywhere.
 
     Raises:
-      ValueError: the wanted part is empty.
+        ValueError: the wanted part is empty.
     """
     how_to_get = "Prepare it from a folder of its 256x256 pictures: " + prepared.prepare_command(
         DATASET, data_dir, "FOLDER_OF_IMAGES"
@@ -95,8 +95,8 @@ def celeb_a_hq_256(data_dir: str | None = None, test_fraction: float = 0.1) -> D
     """CelebA-HQ at 256x256 pixels; of its one split of 30,000 images the last part is held out.
 
     Args:
-      data_dir: as in `digits`, or a gs:// address.
-      test_fraction: part held out, in [0, 1); 0.1 gives 27,000 and 3,000 images, 0 trains on all.
+        data_dir: as in `digits`, or a gs:// address.
+        test_fraction: part held out, in [0, 1); 0.1 gives 27,000 and 3,000 images, 0 trains on all.
     """
     kwargs = {"data_dir": data_dir, "test_fraction": test_fraction}
     return Dataset(
@@ -105,4 +105,6 @@ def celeb_a_hq_256(data_dir: str | None = None, test_fraction: float = 0.1) -> D
         num_classes=None,
         open=partial(open_named_split, open_split, kwargs),
         splits=SPLITS if test_fraction else ("train",),
+        prepare=partial(prepare, data_dir=data_dir),
+        prepared_from="a folder of its pictures, which cannot be downloaded",
     )

@@ -79,7 +79,7 @@ def read_binary_tarball(path: str) -> dict[str, Arrays]:
     """Both splits of a tarball in the format of cifar-10-binary.tar.gz.
 
     Raises:
-      ValueError: it is truncated, lacks a file, or a file has another size or label.
+        ValueError: it is truncated, lacks a file, or a file has another size or label.
     """
     names = {f"cifar-10-batches-bin/{b}.bin": b for batches in _BATCHES.values() for b in batches}
     contents = _read_members(path, list(names))
@@ -107,7 +107,7 @@ def read_python_tarball(path: str, sha256: str) -> dict[str, Arrays]:
     Its pickles were written by Python 2; nothing in them is run.
 
     Raises:
-      ValueError: the file is another one, or holds something else than batches of CIFAR-10.
+        ValueError: the file is another one, or holds something else than batches of CIFAR-10.
     """
     with open(path, "rb") as file:
         came = hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,12 +225,12 @@ def prepare(source: str | None, data_dir: str | None) -> str:
     """Prepares CIFAR-10 from a tarball and returns the prepared folder.
 
     Args:
-      source: a tarball or its folder; None downloads. One of the name cifar-10-python.tar.gz
-        is read as that file, any other as cifar-10-binary.tar.gz.
-      data_dir: where to prepare; None is the usual place.
+        source: a tarball or its folder; None downloads. One of the name cifar-10-python.tar.gz
+            is read as that file, any other as cifar-10-binary.tar.gz.
+        data_dir: where to prepare; None is the usual place.
     Raises:
-      FileNotFoundError: there is no tarball.
-      ValueError: it is damaged, of another format, or the python one is not the published file.
+        FileNotFoundError: there is no tarball.
+        ValueError: it is damaged, of another format, or the python one is not the published file.
     """
     builder = Cifar10(data_dir=prepared.resolve_data_dir(data_dir))
     builder.source = _locate(os.path.expanduser(source)) if source else None
@@ -250,11 +250,14 @@ def cifar10(data_dir: str | None = None) -> Dataset:
     """CIFAR-10, 50,000 train and 10,000 test images of 32x32 pixels.
 
     Args:
-      data_dir: as in `digits`, or a gs:// address.
+        data_dir: as in `digits`, or a gs:// address.
     """
     return Dataset(
         name="cifar10",
         image_shape=IMAGE_SHAPE,
         num_classes=NUM_CLASSES,
         open=partial(open_named_split, open_split, {"data_dir": data_dir}),
+        prepare=partial(prepare, data_dir=data_dir),
+        prepared_from=f"{BINARY_TARBALL}, {PYTHON_TARBALL} or a folder that holds one; left out, "
+        "a download",
     )

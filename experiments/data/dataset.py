@@ -28,10 +28,14 @@ class Dataset(NamedTuple):
     image_shape: H, W, C.
     num_classes: labels are 0..num_classes - 1; None where every label is 0.
     open: "train" | "test" -> Source; the two are disjoint. Raises FileNotFoundError where the
-      data is missing and ValueError for another split, or one without an image.
+        data is missing and ValueError for another split, or one without an image.
     splits: the splits that have images; ("train",) where nothing is held out.
     num_levels: how many values a pixel can have, 2 to 256. Fewer than 256 are stored spread over
-      0..255, see `images.to_model`; decoder, dequantization, rounding and baselines follow it.
+        0..255, see `images.to_model`; decoder, dequantization, rounding and baselines follow it.
+    prepare: what `experiments.prepare --from` names, or None where it is left out -> the prepared
+        folder; None where nothing is to be prepared. Raises OSError or ValueError, saying what is
+        needed.
+    prepared_from: what `prepare` takes, and what it does without, as the help of --from says it.
     """
 
     name: str
@@ -40,13 +44,15 @@ class Dataset(NamedTuple):
     open: Callable[[str], Source]
     splits: tuple[str, ...] = SPLITS
     num_levels: int = 256
+    prepare: Callable[[str | None], str] | None = None
+    prepared_from: str = ""
 
 
 def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
     """`open_split(split, **kwargs)` for one of SPLITS.
 
     Raises:
-        ValueError: for another name.
+            ValueError: for another name.
     """
     if split not in SPLITS:
         raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")
@@ -105,7 +111,7 @@ def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
     """All images but `count` evenly spaced ones, and these; each in the order of `source`.
 
     Raises:
-      ValueError: not 0 < count < len(source).
+        ValueError: not 0 < count < len(source).
     """
     if not 0 < count < len(source):
         raise ValueError(f"{count} of {len(source)} images cannot be held out.")
@@ -118,7 +124,7 @@ def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
     """Decodes every image of `source` once, into one array of N * H * W * C bytes.
 
     Args:
-      num_threads: that decode; there is one at least.
+        num_threads: that decode; there is one at least.
     """
     images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
     labels = np.empty(len(source), np.int32)
@@ -138,7 +144,7 @@ def read_images(source: Source, start: int, stop: int) -> dict[str, np.ndarray]:
     """Images start ... stop - 1 of `source`: {"image": uint8[N, H, W, C], "label": int32[N]}.
 
     Raises:
-      ValueError: not 0 <= start < stop <= len(source).
+        ValueError: not 0 <= start < stop <= len(source).
     """
     if not 0 <= start < stop <= len(source):
         raise ValueError(f"[{start}:{stop}] is not a part of the {len(source)} images.")

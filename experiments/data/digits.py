@@ -80,7 +80,7 @@ def digits(data_dir: str | None = None) -> Dataset:
     on first use.
 
     Args:
-      data_dir: folder of prepared data sets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        data_dir: folder of prepared data sets; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     return Dataset(
         name="digits",
@@ -88,4 +88,6 @@ def digits(data_dir: str | None = None) -> Dataset:
         num_classes=NUM_CLASSES,
         open=partial(open_named_split, open_split, {"data_dir": data_dir}),
         num_levels=NUM_LEVELS,
+        prepare=partial(prepare, data_dir=data_dir),
+        prepared_from="nothing: they come with scikit-learn",
     )

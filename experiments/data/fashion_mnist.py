@@ -84,7 +84,7 @@ def read_verified(path: str, sha256: str) -> bytes:
     """Contents of a file, gunzipped if need be, whose SHA-256 hex digest must be `sha256`.
 
     Raises:
-      ValueError: the file is truncated, or its contents are others.
+        ValueError: the file is truncated, or its contents are others.
     """
     with open(path, "rb") as file:
         content = file.read()
@@ -106,7 +106,7 @@ def parse_idx(content: bytes, item_shape: tuple[int, ...]) -> np.ndarray:
     """uint8[N, *item_shape] from the bytes of an IDX file.
 
     Raises:
-      ValueError: the header or the length belongs to something else.
+        ValueError: the header or the length belongs to something else.
     """
     rank = 1 + len(item_shape)
     header = 4 * (1 + rank)
@@ -122,11 +122,11 @@ def prepare(source: str | None, data_dir: str | None) -> str:
     """Prepares Fashion-MNIST from a folder of IDX files and returns the prepared folder.
 
     Args:
-      source: the folder; None takes the Debian package's where installed, else downloads.
-      data_dir: where to prepare; None is the usual place.
+        source: the folder; None takes the Debian package's where installed, else downloads.
+        data_dir: where to prepare; None is the usual place.
     Raises:
-      FileNotFoundError: `source` lacks a file.
-      ValueError: a file is damaged or not the published one.
+        FileNotFoundError: `source` lacks a file.
+        ValueError: a file is damaged or not the published one.
     """
     if source is None and os.path.isdir(DEBIAN_FOLDER):
         source = DEBIAN_FOLDER
@@ -167,10 +167,10 @@ def fashion_mnist(data_dir: str | None = None, pad_to: int = 28) -> Dataset:
     """Fashion-MNIST, 60,000 train and 10,000 test images of 28x28 pixels.
 
     Args:
-      data_dir: as in `digits`, or a gs:// address.
-      pad_to: side in pixels; above 28, zeros are added evenly on all sides.
+        data_dir: as in `digits`, or a gs:// address.
+        pad_to: side in pixels; above 28, zeros are added evenly on all sides.
     Raises:
-      ValueError: pad_to is odd.
+        ValueError: pad_to is odd.
     """
     if pad_to % 2:
         raise ValueError(f"config.data.pad_to = {pad_to} must be even: every side gets as much.")
@@ -179,4 +179,7 @@ def fashion_mnist(data_dir: str | None = None, pad_to: int = 28) -> Dataset:
         image_shape=(pad_to, pad_to, 1),
         num_classes=NUM_CLASSES,
         open=partial(open_named_split, open_split, {"data_dir": data_dir, "pad_to": pad_to}),
+        prepare=partial(prepare, data_dir=data_dir),
+        prepared_from="a folder of the four IDX files; left out, the files of Debian's package "
+        f"{DEBIAN_PACKAGE} where it is installed, else a download",
     )

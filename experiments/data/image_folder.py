@@ -16,7 +16,7 @@ def list_images(folder: str) -> list[str]:
     """Sorted paths, relative to `folder` and with "/", of all pictures in it and below.
 
     Raises:
-      FileNotFoundError: there is no such folder, or no picture in it.
+        FileNotFoundError: there is no such folder, or no picture in it.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {folder}; a folder of pictures is needed.")
@@ -43,7 +43,7 @@ def decode(path: str, image_size: int) -> np.ndarray:
     Orientation tags are honoured and transparency is dropped.
 
     Raises:
-      ValueError: the file cannot be decoded, or has more than 8 bits a channel.
+        ValueError: the file cannot be decoded, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as opened:
@@ -80,8 +80,8 @@ def open_split(split: str, path: str, image_size: int, test_fraction: float) -> 
     """Opens "train" or "test" of the pictures below a local folder.
 
     Raises:
-      FileNotFoundError: no folder is named, there is none, or no picture in it.
-      ValueError: every picture fell into the other split.
+        FileNotFoundError: no folder is named, there is none, or no picture in it.
+        ValueError: every picture fell into the other split.
     """
     if not path:  # which would be the current folder
         raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
@@ -104,9 +104,9 @@ def image_folder(path: str, image_size: int, test_fraction: float = 0.05) -> Dat
     relative path decides whether a picture is held out, so adding pictures moves no other.
 
     Args:
-      path: the folder, e.g. an LSUN category exported to files.
-      image_size: side in pixels.
-      test_fraction: expected part held out, in [0, 1); 0 trains on all.
+        path: the folder, e.g. an LSUN category exported to files.
+        image_size: side in pixels.
+        test_fraction: expected part held out, in [0, 1); 0 trains on all.
     """
     kwargs = {"path": path, "image_size": image_size, "test_fraction": test_fraction}
     return Dataset(

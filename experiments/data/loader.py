@@ -36,21 +36,21 @@ def batches(
     one-process batch, in its order.
 
     Args:
-      seed: 0 <= seed < 2**32; decides the whole stream.
-      batch_size: images per training step over all processes (B below).
-      start_step: first training step (0-based) to deliver.
-      steps_per_call: training steps in one item (k below).
-      process_index, process_count: which part of each batch this process gets.
-      num_workers: processes that read and decode; 0 uses threads only. Each gets a pickled copy
-        of `source`; the program needs a `__main__` guard and must have parsed its absl flags.
-      num_threads: reading threads, in each worker if there are any; 0 reads when asked.
-      prefetch: items read ahead, in each worker if there are any, which holds at least one.
+        seed: 0 <= seed < 2**32; decides the whole stream.
+        batch_size: images per training step over all processes (B below).
+        start_step: first training step (0-based) to deliver.
+        steps_per_call: training steps in one item (k below).
+        process_index, process_count: which part of each batch this process gets.
+        num_workers: processes that read and decode; 0 uses threads only. Each gets a pickled copy
+            of `source`; the program needs a `__main__` guard and must have parsed its absl flags.
+        num_threads: reading threads, in each worker if there are any; 0 reads when asked.
+        prefetch: items read ahead, in each worker if there are any, which holds at least one.
     Returns:
-      Iterator of {"image": uint8[k, B / process_count, H, W, C], "label": int32[k, B /
-      process_count]}; its `close()` stops the threads and workers.
+        Iterator of {"image": uint8[k, B / process_count, H, W, C], "label": int32[k, B /
+        process_count]}; its `close()` stops the threads and workers.
     Raises:
-      ValueError: batch_size is not divisible by process_count, or process_index or start_step is
-        out of range.
+        ValueError: batch_size is not divisible by process_count, or process_index or start_step is
+            out of range.
     """
     if batch_size % process_count:
         raise ValueError(

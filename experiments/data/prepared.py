@@ -61,7 +61,7 @@ def write(builder: tfds.core.GeneratorBasedBuilder, dataset: str, data_dir: str 
     Of two processes that prepare the same folder at the same time one wins and both return it.
 
     Raises:
-      ValueError: the folder is there in another format than array_record.
+        ValueError: the folder is there in another format than array_record.
     """
     folder = find(dataset, data_dir)
     if folder is not None:
@@ -108,6 +108,17 @@ class Prepared:
         images, labels = zip(*map(self._decode, self._records.__getitems__(indices)), strict=True)
         return {"image": np.stack(images), "label": np.stack(labels)}
 
+    def text(self, index: int) -> str:
+        """The words that belong to an image.
+
+        Raises:
+            ValueError: the data set has none.
+        """
+        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        if "text" not in features:
+            raise ValueError("The images of this data set have labels at most: there is no text.")
+        return features["text"].bytes_list.value[0].decode()
+
     def _decode(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
         features = tf_example_pb2.Example.FromString(record).features.feature
         mode = "L" if self.image_shape[2] == 1 else "RGB"
@@ -127,13 +138,13 @@ def open_prepared(
     """Opens a split (TFDS syntax, e.g. "train[:90%]") of a prepared data set.
 
     Args:
-      dataset: "name" or "name/config".
-      image_shape: H, W, C that the folder must hold.
-      data_dir: a local folder or gs:// address; None is the usual place (`resolve_data_dir`).
-      how_to_get: a sentence for the error message, with the command that prepares it.
+        dataset: "name" or "name/config".
+        image_shape: H, W, C that the folder must hold.
+        data_dir: a local folder or gs:// address; None is the usual place (`resolve_data_dir`).
+        how_to_get: a sentence for the error message, with the command that prepares it.
     Raises:
-      FileNotFoundError: there is no such prepared folder.
-      ValueError: it is in a format other than array_record, or its images have another shape.
+        FileNotFoundError: there is no such prepared folder.
+        ValueError: it is in a format other than array_record, or its images have another shape.
     """
     folder = find(dataset, data_dir)
     if folder is None:
@@ -160,7 +171,7 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
     """Downloads each address and returns where the files lie, under the same keys.
 
     Raises:
-      OSError: an address cannot be had; after some minutes where there is no network.
+        OSError: an address cannot be had; after some minutes where there is no network.
     """
     try:
         paths = dl_manager.download(urls)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import celeb_a_hq, cifar10, fashion_mnist
+from experiments.data import celeb_a_hq, cifar10, emoji, fashion_mnist
+from tests.experiments import emoji_font
 from tests.experiments.files import pickles
 
 CIFAR_RECORDS = 6  # per file, instead of 10,000
@@ -115,6 +116,7 @@ def prepare_all(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     for i in range(10):
         picture(root / "faces" / f"{i:05d}.png", 256, 256, seed=i)
     celeb_a_hq.prepare(str(root / "faces"), data_dir)
+    emoji.prepare(str(emoji_font.small(root / "emoji.ttf")), data_dir)
     for i in range(40):
         picture(root / "pictures" / f"{i % 3}" / f"{i}.jpg", 20 + i, 24, seed=i)
     return {
@@ -122,5 +124,6 @@ def prepare_all(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
         "fashion_mnist": {"data_dir": data_dir},
         "cifar10": {"data_dir": data_dir},
         "celeb_a_hq/256": {"data_dir": data_dir},
+        "emoji": {"data_dir": data_dir},
         "image_folder": {"path": str(root / "pictures"), "image_size": 16, "test_fraction": 0.3},
     }

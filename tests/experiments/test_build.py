@@ -14,7 +14,7 @@ from experiments.configs import ablations, base, digits, fashion_mnist
 from experiments.lookup import lookup
 
 DATA_CONFIGS = (
-    *("digits", "fashion_mnist", "cifar10", "celebahq256"),
+    *("digits", "fashion_mnist", "cifar10", "celebahq256", "emoji"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
 OTHERS = (

@@ -250,6 +250,7 @@ def test_cifar10_downloads(tmp_path, monkeypatch, few_records, address):
     [
         ("fashion_mnist", "Debian's package dataset-fashion-mnist .*--dataset=fashion_mnist"),
         ("cifar10", r"--dataset=cifar10 --from=cifar-10-binary\.tar\.gz"),
+        ("emoji", "package fonts-noto-color-emoji .* --from: .*--dataset=emoji"),
         ("celeb_a_hq/256", "--dataset=celeb_a_hq/256 --from=FOLDER_OF_IMAGES"),
     ],
 )
@@ -257,7 +258,8 @@ def test_missing_data_set(name, words, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         DATASETS[name](data_dir=str(tmp_path)).open("train")
     message = str(caught.value)
-    assert f"The data set '{name}' is not prepared: looked for {tmp_path}/{name}" in message
+    assert f"The data set '{name}" in message
+    assert f"is not prepared: looked for {tmp_path}/{name}" in message
     assert "python -m experiments.prepare " in message and f"--data_dir={tmp_path}" in message
     assert re.search(words, message)
 
@@ -340,5 +342,12 @@ def test_program_says_what_is_wrong(tmp_path):
         run_main(dataset="digits", from_="here", data_dir=str(tmp_path))
 
 
-def test_every_prepared_data_set_has_a_command():
-    assert set(prepare.PREPARE) == set(DATASETS) - {"image_folder"}
+def test_every_data_set_says_how_it_is_prepared():
+    for name, make in DATASETS.items():
+        if name == "image_folder":
+            assert make(path="here", image_size=8).prepare is None
+            assert name not in prepare.PREPARED
+        else:
+            assert prepare.PREPARED[name] is make and make().prepare is not None
+            assert f"{name}: {make().prepared_from}." in prepare.FLAGS["from"].help
+            assert name in prepare.FLAGS["dataset"].help

@@ -1,0 +1,383 @@
+"""Emoji: the colour pictures of a font such as Noto Color Emoji, with a name and a group each."""
+
+import io
+import os
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+import unicodedata2 as unicodedata  # the same names under every version of Python
+from fontTools.ttLib import TTFont
+from PIL import Image
+
+from experiments.data import prepared
+from experiments.data.dataset import Dataset, open_named_split
+from experiments.data.image_folder import is_test
+
+SIZES = (32, 64)
+TEST_FRACTION = 0.1  # of the bases, expected
+DEBIAN_PACKAGE = "fonts-noto-color-emoji"
+DEBIAN_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+HOW_TO_GET = (
+    f"Install Debian's package {DEBIAN_PACKAGE} (its font is found by itself), or name a font "
+    "whose glyphs are colour bitmaps (tables CBDT and CBLC) with --from: "
+)
+# The code points at which a range of each group begins; it ends where the next of any begins. The
+# groups of Unicode's emoji-test.txt 15.0, but hearts, bubbles and the like are symbols here.
+GROUPS: MappingProxyType[str, tuple[int, ...]] = MappingProxyType(
+    {
+        name: tuple(int(start, 16) for start in starts.split())
+        for name, starts in {
+            "faces": (
+                "2639 1F479 1F47D 1F4A9 1F600 1F648 1F910 1F920 1F927 1F970 1F978 1F9D0 1FAE0 1FAE8"
+            ),
+            "people and body": (
+                "261D 26F7 26F9 270A 1F385 1F3C2 1F3C7 1F3CA 1F3FB 1F440 1F463 1F47C 1F481 1F485 "
+                "1F48F 1F491 1F4AA 1F574 1F57A 1F590 1F5E3 1F645 1F64B 1F6A3 1F6B4 1F6C0 1F6CC "
+                "1F90C 1F90F 1F918 1F926 1F930 1F977 1F9B0 1F9BB 1F9BE 1F9CC 1F9D1 1FAC0 1FAE6 "
+                "1FAF0"
+            ),
+            "animals and nature": (
+                "2618 1F331 1F337 1F33E 1F3F5 1F400 1F490 1F4AE 1F54A 1F577 1F940 1F981 1F992 "
+                "1F99F 1F9AB 1FAB0 1FAB6 1FACE"
+            ),
+            "food and drink": (
+                "2615 1F32D 1F336 1F33D 1F345 1F382 1F3FA 1F52A 1F942 1F950 1F980 1F990 1F99E "
+                "1F9AA 1F9C0 1FAD0"
+            ),
+            "flags": ("1F38C 1F3C1 1F3F3 1F6A9"),
+            "symbols": (
+                "23 23CF 23F8 2611 2620 2640 267B 2695 269B 26A7 26CE 26D4 2705 2714 2733 2747 "
+                "2B55 1F170 1F201 1F3A6 1F3E7 1F48B 1F493 1F4A2 1F4A4 1F4A8 1F4AB 1F4AF 1F4B1 "
+                "1F4DB 1F4F3 1F500 1F518 1F52F 1F54E 1F573 1F5A4 1F5E8 1F6AB 1F6AD 1F6B3 1F6B7 "
+                "1F6BE 1F6C2 1F6D0 1F6DC 1F7E0 1F90D 1F9E1 1FA75 1FAAF 1FB00"
+            ),
+            "objects": (
+                "2328 260E 2692 2694 2696 26B0 26CF 2702 2709 270F 1F392 1F399 1F3A4 1F3A7 1F3A9 "
+                "1F3AC 1F3B5 1F3EE 1F3F7 1F3F9 1F451 1F484 1F489 1F48D 1F4A1 1F4A3 1F4B0 1F4B3 "
+                "1F4BB 1F4DC 1F4F7 1F507 1F526 1F52C 1F56F 1F576 1F587 1F5A5 1F5C2 1F5F3 1F5FF "
+                "1F6AA 1F6AC 1F6BD 1F6BF 1F6C1 1F6CB 1F6CD 1F6CF 1F6D2 1F6D7 1F6E0 1F941 1F97B "
+                "1F9AF 1F9BA 1F9E2 1F9EA 1F9EE 1F9F2 1F9F4 1F9F7 1F9F9 1FA78 1FA83 1FA87 1FA91 "
+                "1FAA3 1FAAA 1FAE7"
+            ),
+            "activities": (
+                "265F 26BD 26F3 26F8 2728 1F004 1F380 1F383 1F386 1F38D 1F396 1F39F 1F3A3 1F3A8 "
+                "1F3AB 1F3AD 1F3BD 1F3C5 1F3C8 1F3CF 1F3F8 1F52B 1F52E 1F579 1F5BC 1F6F7 1F93F "
+                "1F945 1F9E7 1F9F5 1F9F8 1FA80 1FA84 1FAA1 1FAA9"
+            ),
+            "travel and places": (
+                "231A 23F0 2600 2614 2668 2693 26A1 26C4 26E9 26F4 26FA 2708 2744 2B50 1F300 "
+                "1F3A0 1F3AA 1F3CD 1F3D4 1F3E8 1F3EF 1F488 1F492 1F4A7 1F4BA 1F525 1F54B 1F550 "
+                "1F570 1F5FA 1F680 1F6A4 1F6B2 1F6CE 1F6D1 1F6D5 1F6DD 1F6E2 1F6F8 1F9BC 1F9ED "
+                "1F9F1 1F9F3 1FA82 1FA90 1FAA8 1FAB5"
+            ),
+        }.items()
+    }
+)
+NUM_CLASSES = len(GROUPS)
+_STARTS = tuple(sorted((start, i) for i, starts in enumerate(GROUPS.values()) for start in starts))
+
+JOINER, KEYCAP, CANCEL_TAG = "\u200d", "\u20e3", "\U000e007f"
+PICTURE_SELECTOR = "\ufe0f"  # asks for the coloured form of the character before it
+TONES = MappingProxyType(
+    {
+        "\U0001f3fb": "light skin tone",
+        "\U0001f3fc": "medium-light skin tone",
+        "\U0001f3fd": "medium skin tone",
+        "\U0001f3fe": "medium-dark skin tone",
+        "\U0001f3ff": "dark skin tone",
+    }
+)
+# What changes the character before it: the words for it in a name. A base has none of them.
+MODIFIERS = MappingProxyType(
+    {
+        **TONES,
+        "\U0001f9b0": "red hair",
+        "\U0001f9b1": "curly hair",
+        "\U0001f9b2": "bald",
+        "\U0001f9b3": "white hair",
+        "♀": "woman",
+        "♂": "man",
+        "➡": "facing right",
+    }
+)
+# What stands for each character in a base. Couples and the family are spelled out.
+_NEUTRAL = str.maketrans(
+    {
+        **dict.fromkeys((*MODIFIERS, JOINER, PICTURE_SELECTOR), ""),
+        **dict.fromkeys("👨👩", "🧑"),
+        **dict.fromkeys("👦👧", "🧒"),
+        **dict.fromkeys("👴👵", "🧓"),
+        **dict.fromkeys("🎅🤶", "🧑🎄"),
+        **dict.fromkeys("🤴👸", "🫅"),
+        **dict.fromkeys("🤰🫃", "🫄"),
+        **dict.fromkeys("👫👬👭", "🧑🤝"),
+        **{"🕺": "💃", "💏": "🧑❤💋", "💑": "🧑❤", "👪": "🧑🧒"},
+    }
+)
+
+
+class Glyph(NamedTuple):
+    """A picture of a font.
+
+    sequence: the characters that it stands for, without variation selectors.
+    text: its name.
+    picture: the bytes of a PNG.
+    """
+
+    sequence: str
+    text: str
+    picture: bytes
+
+
+def region(sequence: str) -> str | None:
+    """The "de" or "gb-eng" of a flag; "" of tags that name no region; None of what is no flag."""
+    if len(sequence) == 2 and all("🇦" <= letter <= "🇿" for letter in sequence):
+        return "".join(chr(ord(letter) - ord("🇦") + ord("a")) for letter in sequence)
+    if sequence.startswith("🏴") and sequence.endswith(CANCEL_TAG):
+        tags = "".join(chr(ord(tag) - 0xE0000) for tag in sequence[1:-1])
+        return f"{tags[:2]}-{tags[2:]}" if tags else ""
+    return None
+
+
+def group(sequence: str) -> int:
+    """The place in GROUPS of a sequence, which its first character decides; a region has a flag."""
+    if region(sequence) is not None:
+        return list(GROUPS).index("flags")
+    return _STARTS[max(bisect_right(_STARTS, (ord(sequence[0]), NUM_CLASSES)) - 1, 0)][1]
+
+
+def base(sequence: str) -> str:
+    """The sequence without tone, hair, gender, direction and joiners: what the split hashes.
+
+    The characters that remain stand sorted and once each, so that couples of any tones and
+    families of any size share a base. A flag is its own, and so is a modifier that stands alone.
+    """
+    if region(sequence) is not None:
+        return sequence
+    neutral = sequence.translate(_NEUTRAL).replace("🫱🫲", "🤝")
+    return "".join(sorted(set(neutral))) or sequence
+
+
+def is_held_out(sequence: str) -> bool:
+    """Whether a picture belongs to the test split: a hash of its base decides."""
+    return is_test(base(sequence), TEST_FRACTION)
+
+
+def character_name(character: str) -> str:
+    """Unicode's name in lower case; "u+fe4e5" of a code point that has none."""
+    return unicodedata.name(character, f"u+{ord(character):04x}").lower()
+
+
+def name(sequence: str) -> str:
+    """The name of a sequence, in lower case, with a comma between its parts."""
+    place = region(sequence)
+    if place is not None:
+        return f"flag of {place}" if place else "unknown flag"
+    first, *rest = list(sequence.replace(PICTURE_SELECTOR, "").replace(JOINER, ""))
+    if rest == [KEYCAP]:
+        return f"keycap {character_name(first)}"
+    others = (MODIFIERS.get(character) or character_name(character) for character in rest)
+    return ", ".join([character_name(first), *others])
+
+
+def choose_sequence(sequences: Iterable[str]) -> str:
+    """The one of several sequences of a glyph that is no private code point, and in reading order.
+
+    Fonts have sequences backwards too, for lines from right to left. Of two, the one that does not
+    begin with a modifier, then the one whose first character is of the earlier group, then the one
+    of the earlier characters; a woman before a man, as Unicode has couples.
+    """
+
+    def rank(sequence: str) -> tuple:
+        private = any(unicodedata.category(character) == "Co" for character in sequence)
+        broken = sequence[0] in MODIFIERS or any(JOINER + tone in sequence for tone in TONES)
+        neutral = sequence.translate(_NEUTRAL)
+        return private, broken, group(sequence), neutral, sequence[::-1]
+
+    return min((sequence.replace(PICTURE_SELECTOR, "") for sequence in sequences), key=rank)
+
+
+def _sequences(font: TTFont) -> dict[str, set[str]]:
+    """Glyph -> the sequences that the font's cmap and its ligatures turn into it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for code, glyph in (font.getBestCmap() or {}).items():
+        found[glyph].add(chr(code))
+    spelled = {glyph: min(characters) for glyph, characters in found.items()}
+    lookups = font["GSUB"].table.LookupList.Lookup if "GSUB" in font else ()
+    for subtable in (subtable for lookup in lookups for subtable in lookup.SubTable):
+        ligatures = getattr(getattr(subtable, "ExtSubTable", subtable), "ligatures", {})
+        for first, follow in ligatures.items():
+            for ligature in follow:
+                parts = (first, *ligature.Component)
+                if all(part in spelled for part in parts):
+                    sequence = "".join(spelled[part] for part in parts)
+                    found[ligature.LigGlyph].add(sequence)
+                    spelled.setdefault(ligature.LigGlyph, sequence)
+    return found
+
+
+def read_font(path: str) -> list[Glyph]:
+    """The pictures of a font in the order of their sequences, those of its largest size.
+
+    A picture that several glyphs share is there once, under the shortest of their sequences, then
+    under the first of their names. A glyph that no sequence leads to is left out.
+
+    Raises:
+        ValueError: the file is no font, is damaged, or has no colour bitmaps.
+    """
+    try:
+        font = TTFont(path)
+        has_pictures = "CBDT" in font and "CBLC" in font
+        if has_pictures:
+            strikes = zip(font["CBLC"].strikes, font["CBDT"].strikeData, strict=True)
+            _, strike = max(strikes, key=lambda pair: pair[0].bitmapSizeTable.ppemY)
+            pictures = {glyph: bytes(bitmap.imageData) for glyph, bitmap in strike.items()}
+            sequences = _sequences(font)
+    except Exception as error:  # whatever a damaged table can raise
+        raise ValueError(
+            f"{path} cannot be read as a font ({type(error).__name__}: {error}). "
+            + HOW_TO_GET
+            + prepared.prepare_command("emoji", source="FONT.ttf")
+        ) from error
+    if not has_pictures:
+        raise ValueError(
+            f"{path} has no colour bitmaps (it has the tables {', '.join(font.keys())}): outlines, "
+            "coloured (COLR, SVG) or not, cannot be used. "
+            + HOW_TO_GET
+            + prepared.prepare_command("emoji", source="FONT.ttf")
+        )
+    distinct: dict[bytes, Glyph] = {}
+    for glyph, picture in pictures.items():
+        if glyph in sequences:
+            found = Glyph(choose_sequence(sequences[glyph]), _text(sequences[glyph]), picture)
+            known = distinct.setdefault(picture, found)
+            distinct[picture] = min(known, found, key=lambda one: (len(one.sequence), one.text))
+    return sorted(distinct.values())
+
+
+def _text(sequences: Iterable[str]) -> str:
+    """The name of a glyph; of a flag that several regions share, with all of them."""
+    places = sorted({place for place in map(region, sequences) if place})
+    return f"flag of {' or '.join(places)}" if places else name(choose_sequence(sequences))
+
+
+def render(picture: bytes, image_size: int) -> np.ndarray:
+    """uint8[image_size, image_size, 3]: a PNG on a white square, what is visible in its middle.
+
+    The square's side is the PNG's longer one, so that pictures keep their relative sizes, and is
+    resized (Lanczos) to image_size pixels.
+    """
+    with Image.open(io.BytesIO(picture)) as opened:
+        image = opened.convert("RGBA")
+    side = max(image.size)
+    visible = image.crop(image.getchannel("A").getbbox())
+    square = Image.new("RGB", (side, side), "white")
+    corner = ((side - visible.width) // 2, (side - visible.height) // 2)
+    square.paste(visible, corner, mask=visible)
+    return np.asarray(square.resize((image_size, image_size), Image.Resampling.LANCZOS))
+
+
+class Emoji(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """The pictures of `glyphs`, set before preparing, in the size that the configuration names."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=str(size)) for size in SIZES)
+    glyphs: tuple[Glyph, ...] = ()
+
+    @property
+    def image_size(self) -> int:
+        """The side of the pictures in pixels."""
+        return int(self.builder_config.name)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="The colour pictures of an emoji font with their names and groups.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(self.image_size, self.image_size, 3)),
+                    "label": tfds.features.ClassLabel(names=list(GROUPS)),
+                    "text": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://github.com/googlefonts/noto-emoji",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager  # nothing to download
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+
+    def _generate_examples(self, held_out: bool) -> Iterator[tuple[str, dict]]:
+        for sequence, text, picture in self.glyphs:
+            if is_held_out(sequence) != held_out:
+                continue
+            try:
+                image = prepared.encode_png(render(picture, self.image_size))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"The font's picture of {text!r} is no PNG: {error}") from error
+            key = "-".join(f"{ord(character):x}" for character in sequence)
+            yield key, {"image": image, "label": group(sequence), "text": text}
+
+
+def prepare(source: str | None, data_dir: str | None) -> str:
+    """Prepares the emoji of a font in every size and returns the folder that holds the sizes.
+
+    Args:
+        source: the font's file; None takes that of the Debian package.
+        data_dir: where to prepare; None is the usual place.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the package is not installed.
+        ValueError: it cannot be read, or has no colour bitmaps.
+    """
+    path = os.path.expanduser(source or DEBIAN_FONT)
+    if not os.path.isfile(path):
+        command = prepared.prepare_command("emoji", data_dir, "FONT.ttf")
+        raise FileNotFoundError(f"There is no font {path}. {HOW_TO_GET}{command}")
+    glyphs = tuple(read_font(path))
+    for size in SIZES:
+        builder = Emoji(config=str(size), data_dir=prepared.resolve_data_dir(data_dir))
+        builder.glyphs = glyphs
+        folder = prepared.write(builder, f"emoji/{size}", data_dir)
+    return os.path.dirname(os.path.dirname(folder))
+
+
+def open_split(split: str, data_dir: str | None, image_size: int) -> prepared.Prepared:
+    """Opens "train" or "test", whose `text(index)` is the name of a picture."""
+    shape = (image_size, image_size, 3)
+    how_to_get = HOW_TO_GET + prepared.prepare_command("emoji", data_dir)
+    return prepared.open_prepared(f"emoji/{image_size}", split, shape, data_dir, how_to_get)
+
+
+def emoji(data_dir: str | None = None, image_size: int = 32) -> Dataset:
+    """The pictures of an emoji font; about a tenth of the base emoji, in all variants, is held out.
+
+    Args:
+        data_dir: as in `digits`, or a gs:// address.
+        image_size: side in pixels, one of SIZES.
+
+    Raises:
+        ValueError: for another size.
+    """
+    if image_size not in SIZES:
+        raise ValueError(
+            f"config.data.image_size = {image_size!r}: emoji are prepared in "
+            f"{' and '.join(map(str, SIZES))} pixels. Choose one of them."
+        )
+    return Dataset(
+        name="emoji",
+        image_shape=(image_size, image_size, 3),
+        num_classes=NUM_CLASSES,
+        open=partial(
+            open_named_split, open_split, {"data_dir": data_dir, "image_size": image_size}
+        ),
+        prepare=partial(prepare, data_dir=data_dir),
+        prepared_from=f"a font with colour bitmaps; left out, that of Debian's {DEBIAN_PACKAGE}",
+    )
