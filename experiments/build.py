@@ -11,7 +11,8 @@ import ml_collections
 import optax
 
 from diffusion import likelihood, losses, samplers, schedules
-from diffusion.networks.unet import UNet
+from diffusion.networks import NETWORKS
+from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
@@ -22,7 +23,6 @@ from experiments.data.datasets import DATASETS
 from experiments.lookup import choose, lookup, naming_field
 from experiments.optimizers import CLIPS, OPTIMIZERS, GradientFn
 
-NETWORKS = MappingProxyType({"unet": UNet})
 SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, by `build`
 DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
 
@@ -32,7 +32,7 @@ class Experiment(NamedTuple):
 
     config: ml_collections.ConfigDict
     dataset: Dataset
-    network: UNet
+    network: Network
     model: Process
     loss_fn: Callable[..., jax.Array]  # (params, x_0, t, eps, **inputs) -> f32[B]
     timesteps: TimestepSampler
@@ -54,7 +54,7 @@ class Experiment(NamedTuple):
         return {} if self.network.num_classes is None else {"labels": labels}
 
 
-def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels: int) -> UNet:
+def _network(config: ml_collections.ConfigDict, dataset: Dataset, extra_channels: int) -> Network:
     spec = config.model.to_dict()
     dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
     conditional = spec.pop("class_conditional")
