@@ -92,8 +92,6 @@ class ClassEmbedding(nn.Module):
             check_labels(np.asarray(labels), self.num_classes, self.label_dropout)
         labels = jnp.where(labels < 0, len(table), labels)  # -1 would be the last row
         if train and self.label_dropout:
-            drop = jax.random.bernoulli(
-                self.make_rng("dropout"), self.label_dropout, (batch_size,)
-            )
+            drop = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, (batch_size,))
             labels = jnp.where(drop, self.num_classes, labels)
         return jnp.take(table, labels, axis=0, mode="fill")

@@ -69,12 +69,8 @@ def check_labels(labels: np.ndarray, num_classes: int, label_dropout: float) -> 
     most = num_classes if label_dropout else num_classes - 1
     wrong = labels[(labels < 0) | (labels > most)]
     if wrong.size:
-        null = (
-            f"or {num_classes} for no label"
-            if label_dropout
-            else f"; {num_classes}, for no label, needs a network trained with label_dropout above 0"
-        )
+        trained = "" if label_dropout else ", which needs a training with label_dropout above 0"
         raise ValueError(
-            f"label {wrong[0]} is not known: labels are 0 to {num_classes - 1}"
-            f"{' ' * bool(label_dropout)}{null}."
+            f"label {wrong[0]} is not known to this network: labels are 0 to {num_classes - 1}, "
+            f"and {num_classes} for no label{trained}."
         )

@@ -1,7 +1,7 @@
 """CIFAR-10 with a DiT for the U-Net; all else as in cifar10.py.
 
     python -m experiments.prepare --dataset=cifar10 --from=cifar-10-binary.tar.gz
-    python -m experiments.main --config=experiments/configs/cifar10_dit.py --workdir=runs/cifar10_dit
+    python -m experiments.main --config=experiments/configs/cifar10_dit.py --workdir=runs/cifar_dit
 
 Not measured, and no number of a paper is of this model: Peebles and Xie train theirs on ImageNet's
 latents.

@@ -1,6 +1,6 @@
 """The digits with a DiT for the U-Net; all else as in digits.py.
 
-    python -m experiments.main --config=experiments/configs/digits_dit.py --workdir=runs/digits_dit
+python -m experiments.main --config=experiments/configs/digits_dit.py --workdir=runs/digits_dit
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ from experiments.files.parameters import tensors_from_params
 from experiments.state import load_ema, saved_layout
 from experiments.weights import diffusers_config
 from experiments.weights.sources import RUN, WEIGHTS
-from experiments.weights.unet_names import NAMINGS
+from experiments.weights.unet_names import NAMINGS, as_unet
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import AS_PUBLISHED, EMA, RAW
@@ -146,7 +146,8 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     check_new(out, "--out")
-    network, shape = experiment.network, experiment.dataset.image_shape
+    shape = experiment.dataset.image_shape
+    network = as_unet(experiment.network, experiment.config.model.name)
     unet = diffusers_config.unet_config(network, shape)
     scheduler = diffusers_config.scheduler_config(experiment.config)
     step, params, kind = _load(experiment, workdir, weights)
