@@ -5,18 +5,24 @@ everything that x_t, t or the output pass whole stays float32: conv_in, the path
 the attention's logits, norm_out and conv_out.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion.networks.convolution import conv_general_dilated
-
-Dtype = Any
-Time = Int[Array, " b"] | Float[Array, " b"]
+from diffusion.networks.layers import (
+    ClassEmbedding,
+    Dtype,
+    Time,
+    TimeEmbedding,
+    attention,
+    dense,
+    kernel_init,
+)
+from diffusion.networks.network import check_label_dropout
 
 
 class Settings(NamedTuple):
@@ -27,30 +33,6 @@ class Settings(NamedTuple):
     norm_groups: int
     remat: bool
     dtype: Dtype
-
-
-def kernel_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
-    """Uniform with variance scale / mean(fan_in, fan_out); 0 means 1e-10, as in the original."""
-    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
-
-
-def timestep_embedding(t: Time, channels: int) -> Float[Array, "b c"]:
-    """[sin(t f_i), cos(t f_i)] with f_i = exp(-ln 10000 * i / (half - 1)) (Transformer positions).
-
-    Args:
-        t: i32[B], the timesteps that the network is told; f32[B] between them.
-        channels: width of the result, at least 4; an odd width gets one zero column.
-    """
-    half = channels // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1))
-    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]
-    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
-    return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
-
-
-def dense(features: int, name: str, dtype: Dtype, scale: float = 1.0) -> nn.Dense:
-    """A linear map of the last axis, which is also the 1x1 convolution of an image."""
-    return nn.Dense(features, kernel_init=kernel_init(scale), dtype=dtype, name=name)
 
 
 def conv3x3(features: int, name: str, dtype: Dtype, scale: float = 1.0, stride: int = 1) -> nn.Conv:
@@ -121,9 +103,7 @@ class Attention(nn.Module):
             return y.swapaxes(1, 2)
 
         q, k, v = (heads(name) for name in "qkv")
-        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * head**-0.5).astype(dtype)
-        h = jnp.einsum("bhqk,bhkc->bhqc", weights, v).swapaxes(1, 2).reshape(x.shape)
+        h = attention(q, k, v).swapaxes(1, 2).reshape(x.shape)
         return x + dense(channels, "proj_out", dtype, scale=0.0)(h)
 
 
@@ -146,18 +126,6 @@ class Upsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         return conv3x3(x.shape[-1], "conv", self.dtype)(x)
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoids of t through two dense layers, to four times the width."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, t: Time) -> jax.Array:
-        temb = timestep_embedding(t, self.channels)
-        temb = nn.swish(dense(4 * self.channels, "dense0", jnp.float32)(temb))
-        return dense(4 * self.channels, "dense1", jnp.float32)(temb)
 
 
 def residual_block(features: int, settings: Settings, name: str) -> ResidualBlock:
@@ -235,6 +203,7 @@ class UNet(nn.Module):
     num_heads: int = 1  # attention heads
     norm_groups: int = 32  # groups of every GroupNorm
     num_classes: int | None = None  # number of labels, for a class-conditional network
+    label_dropout: float = 0.0  # share of labels that training replaces by the null class
     remat: bool = False  # recompute the blocks in the backward pass instead of storing them
     dtype: Dtype = jnp.float32  # of the blocks' computation; parameters are float32 always
 
@@ -244,6 +213,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: saying what came, what is allowed and what to change.
         """
+        check_label_dropout(self.label_dropout, self.num_classes)
         height, width, _ = image_shape
         levels = len(self.channel_multipliers)
         factor = 2 ** (levels - 1)
@@ -283,19 +253,20 @@ class UNet(nn.Module):
         Args:
             x: f32[B, H, W, C], x_t.
             t: i32[B], timesteps as the schedule's `model_t` gives them; f32[B] between them.
-            labels: i32[B] in [0, num_classes], the last being "no label"; None means that for
-                all. Only for a network with num_classes.
-            train: apply dropout, with the rng stream "dropout".
+            labels: i32[B], see `ClassEmbedding`. Only for a network with num_classes.
+            train: apply dropout, of labels too, with the rng stream "dropout".
 
         Raises:
             ValueError: see `check`; also for labels without num_classes.
         """
         self.check(x.shape[1:])
         settings = Settings(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype)
-        temb = TimeEmbedding(self.channels, name="temb")(t)
+        temb = TimeEmbedding(self.channels, 4 * self.channels, name="temb")(t)
         if self.num_classes is not None:
-            table = nn.Embed(self.num_classes + 1, 4 * self.channels, name="class_embedding")
-            temb += table(jnp.full(t.shape, self.num_classes) if labels is None else labels)
+            table = ClassEmbedding(
+                self.num_classes, 4 * self.channels, self.label_dropout, name="class_embedding"
+            )
+            temb += table(labels, t.shape[0], train)
         elif labels is not None:
             raise ValueError("labels were given to a network without num_classes.")
 

@@ -44,6 +44,8 @@ def get_config() -> ConfigDict:
     # How t is drawn: uniform | loss_second_moment (history, uniform_share)
     config.timesteps = dict(name="uniform")
 
+    # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio; then as here from dropout
+    # on, but for norm_groups)
     config.model = ConfigDict(dict(name="unet"))
     config.model.channels = 128  # width of the first level
     config.model.channel_multipliers = (1, 2, 2, 2)  # widths of the levels, in `channels`
@@ -53,6 +55,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 1  # of the attention
     config.model.norm_groups = 32  # of every GroupNorm
     config.model.class_conditional = False  # give the network the labels
+    config.model.label_dropout = 0.0  # share of labels that training replaces by "no label"
     config.model.remat = False  # recompute activations in the backward pass to save memory
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion import likelihood, losses, random, samplers, schedules
-from diffusion.networks.unet import UNet
+from diffusion.networks import NETWORKS
+from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.samplers import Samples
@@ -20,7 +21,6 @@ from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
 from experiments.methods.method import Chain, Encoder, Keys, Method
 
-NETWORKS = MappingProxyType({"unet": UNet})
 SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, from here
 DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
 
@@ -35,7 +35,7 @@ class Examples(NamedTuple):
     labels: jax.Array  # i32[B]
 
 
-def _network(config: ConfigDict, dataset: Dataset, shape: tuple[int, ...], outputs: int) -> Any:
+def _network(config: ConfigDict, dataset: Dataset, shape: tuple[int, ...], outputs: int) -> Network:
     """The network of config.model, for `outputs` values a channel of what is modelled."""
     spec = config.model.to_dict()
     dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
@@ -211,7 +211,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         sample=sample,
         num_steps=num_timesteps,
         num_classes=network.num_classes or 0,
-        null_class=False,
+        null_class=network.label_dropout > 0,
         protocol={
             "sampler": config.sample.sampler.to_dict(),
             "spacing": "even",

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from diffusion.likelihood import Decoder
+from diffusion.networks.network import Network
 from diffusion.reverse import Denoise
 from diffusion.samplers import Samples
 from diffusion.structs import Process, Schedule
@@ -66,7 +67,7 @@ class Chain(NamedTuple):
     """
 
     process: Process
-    network: Any
+    network: Network
     apply: Callable[..., jax.Array]
     condition: Callable[[jax.Array], dict[str, jax.Array]]
     clip: bool

@@ -17,7 +17,7 @@ from experiments.methods.method import chain_of
 from experiments.state import load_ema, load_raw
 from experiments.weights import diffusers_config
 from experiments.weights.sources import RUN, WEIGHTS
-from experiments.weights.unet_names import NAMINGS
+from experiments.weights.unet_names import NAMINGS, as_unet
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import AS_PUBLISHED, EMA, RAW
 from experiments.workdir.results import read_results
@@ -144,7 +144,8 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
         CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     check_new(out, "--out")
-    network = chain_of(experiment.method, "--to=diffusers").network
+    chain = chain_of(experiment.method, "--to=diffusers")
+    network = as_unet(chain.network, experiment.config.model.name)
     shape = experiment.dataset.image_shape
     unet = diffusers_config.unet_config(network, shape)
     scheduler = diffusers_config.scheduler_config(experiment.config)

@@ -13,17 +13,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import schedules
+from diffusion.networks import NETWORKS
 from experiments import console
 from experiments.build import Experiment, build
 from experiments.configs import saved
 from experiments.data.datasets import DATASETS
 from experiments.files.atomic import check_new, whole_folder
 from experiments.files.parameters import params_from_tensors
-from experiments.lookup import lookup
+from experiments.lookup import choose, lookup
 from experiments.methods.method import chain_of
 from experiments.state import TrainState, save
 from experiments.weights import sources
-from experiments.weights.unet_names import NAMINGS
+from experiments.weights.unet_names import NAMINGS, as_unet, check_unet
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import config_to_dict, write_config
 from experiments.workdir.origin import AS_PUBLISHED, BOTH, EMA, ONE, RAW
@@ -116,7 +117,8 @@ def fill(experiment: Experiment, source: sources.Source, where: str) -> tuple[An
     Raises:
         ValueError: where the tensors do not fit the network.
     """
-    network = chain_of(experiment.method, "Weights of another program").network
+    chain = chain_of(experiment.method, "Weights of another program")
+    network = as_unet(chain.network, experiment.config.model.name)
     shapes = jax.eval_shape(lambda: experiment.method.init(jax.random.key(0)))
     naming, levels = NAMINGS[source.naming], len(network.channel_multipliers)
     try:
@@ -198,6 +200,8 @@ def import_weights(
         config = saved.complete(source.run)
     if config is None:
         config = config_by_name(where, source.image_shape)
+    name = config.model.name
+    check_unet(choose(NETWORKS, name, "model.name"), name)
     check_images(config, source, where)
     merge(config, source)
     experiment = build(config)

@@ -6,9 +6,12 @@ original's names: `down_1/block_0/conv1/kernel`.
 
 import re
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 
+from diffusion.networks.network import Network
+from diffusion.networks.unet import UNet
 from experiments.files.parameters import Naming, Path
 
 TORCH_LEAVES = MappingProxyType({"kernel": "weight", "scale": "weight", "bias": "bias"})
@@ -123,3 +126,26 @@ NAMINGS = MappingProxyType(
         "tensorflow": Naming(_tensorflow_name, _same, _same),
     }
 )
+
+
+def check_unet(network: type, model: str) -> None:
+    """Refuses a network whose parameters have no names elsewhere.
+
+    Args:
+        network: its class.
+        model: the network's name in the config, for the error.
+
+    Raises:
+        ValueError: naming it and what there is.
+    """
+    if not issubclass(network, UNet):
+        raise ValueError(
+            f"config.model.name = {model!r}: weights come from and go to other programs for the "
+            f"U-Net only (config.model.name = 'unet'), and this network is a {network.__name__}."
+        )
+
+
+def as_unet(network: Network, model: str) -> UNet:
+    """`network`, which `check_unet` finds to be one."""
+    check_unet(type(network), model)
+    return cast(UNet, network)

@@ -46,10 +46,13 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, as JSON has it, under the names that its fields have now.
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
-    The precision of products was the default of jax before it was a field, and diffusion the only
-    method.
+    The precision of products was the default of jax before it was a field, diffusion the only
+    method, and no label of a U-Net was dropped.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, **config}
+    match config:
+        case {"model": {"name": "unet"} as model}:
+            config["model"] = {"label_dropout": 0.0, **model}
     match config:
         case {
             "clip": {"images_per_core": int(images), **clip},

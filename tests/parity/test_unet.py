@@ -7,7 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="comparing with diffusers needs the parity extra")
 pytest.importorskip("diffusers", reason="comparing with diffusers needs the parity extra")
 
-from diffusion.networks.unet import UNet, timestep_embedding  # noqa: E402
+from diffusion.networks.layers import timestep_embedding  # noqa: E402
+from diffusion.networks.unet import UNet  # noqa: E402
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params  # noqa: E402
 from tests.parity import pipelines  # noqa: E402
 

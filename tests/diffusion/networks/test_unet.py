@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.networks.unet import Settings, UNet, group_norm, timestep_embedding
+from diffusion.networks.layers import timestep_embedding
+from diffusion.networks.unet import Settings, UNet, group_norm
 
 TINY = dict(channels=32, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,))
 

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion import losses, samplers, schedules
+from diffusion.networks import NETWORKS
 from experiments import build, configs, devices, evaluate, hooks, images, lookup, main
 from experiments.configs import base, ranges
 from experiments.configs.ranges import FIELDS, Many, Range, Word
@@ -30,7 +31,7 @@ CHOICES = MappingProxyType(
         "loss": losses.LOSSES,
         "loss.weighting": losses.WEIGHTINGS,
         "timesteps": losses.TIMESTEP_SAMPLERS,
-        "model": diffusion_method.NETWORKS,
+        "model": NETWORKS,
         "optimizer": OPTIMIZERS,
         "clip": CLIPS,
         "sample.sampler": samplers.SAMPLERS,

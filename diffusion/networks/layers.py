@@ -1,0 +1,97 @@
+"""What networks share: linear maps, attention, and the embeddings of timestep and label."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion.networks.network import check_labels
+
+Dtype = Any
+Time = Int[Array, " b"] | Float[Array, " b"]
+
+
+def kernel_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
+    """Uniform with variance scale / mean(fan_in, fan_out); 0 means 1e-10, as in DDPM's code."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def dense(features: int, name: str, dtype: Dtype, scale: float = 1.0) -> nn.Dense:
+    """A linear map of the last axis, which is also the 1x1 convolution of an image."""
+    return nn.Dense(features, kernel_init=kernel_init(scale), dtype=dtype, name=name)
+
+
+def attention(
+    q: Float[Array, "b heads n c"], k: Float[Array, "b heads m c"], v: Float[Array, "b heads m c"]
+) -> Float[Array, "b heads n c"]:
+    """softmax(q k^T / sqrt(c)) v of every head, with float32 logits whatever the dtype."""
+    scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
+
+
+def timestep_embedding(t: Time, channels: int) -> Float[Array, "b c"]:
+    """[sin(t f_i), cos(t f_i)] with f_i = exp(-ln 10000 * i / (half - 1)) (Transformer positions).
+
+    Args:
+        t: i32[B], the timesteps that the network is told; f32[B] between them.
+        channels: width of the result, at least 4; an odd width gets one zero column.
+    """
+    half = channels // 2
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1))
+    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
+
+
+class TimeEmbedding(nn.Module):
+    """`channels` sinusoids of t through two dense layers of width `features`, in float32."""
+
+    channels: int
+    features: int
+
+    @nn.compact
+    def __call__(self, t: Time) -> jax.Array:
+        temb = timestep_embedding(t, self.channels)
+        temb = nn.swish(dense(self.features, "dense0", jnp.float32)(temb))
+        return dense(self.features, "dense1", jnp.float32)(temb)
+
+
+class ClassEmbedding(nn.Module):
+    """A row for every label and a last one for the null class, which means "no label".
+
+    The null class is what training replaces a label by with probability `label_dropout`
+    (Ho and Salimans 2022, Algorithm 1); its row exists, but learns nothing, where that is 0.
+    """
+
+    num_classes: int
+    features: int
+    label_dropout: float
+
+    @nn.compact
+    def __call__(
+        self, labels: Int[Array, " b"] | None, batch_size: int, train: bool
+    ) -> Float[Array, "b c"]:
+        """The rows of the labels, float32.
+
+        Args:
+            labels: i32[B] in [0, num_classes), or num_classes, the null class, where label_dropout
+                is above 0; None is the null class for all. A label out of range is refused where
+                its value is known, and gives NaN inside of a compiled function.
+            batch_size: B.
+            train: drop labels, with the rng stream "dropout".
+        """
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+        table = self.param("embedding", init, (self.num_classes + 1, self.features))
+        if labels is None:
+            labels = jnp.full(batch_size, self.num_classes)
+        elif not isinstance(labels, jax.core.Tracer):
+            check_labels(np.asarray(labels), self.num_classes, self.label_dropout)
+        labels = jnp.where(labels < 0, len(table), labels)  # -1 would be the last row
+        if train and self.label_dropout:
+            drop = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, (batch_size,))
+            labels = jnp.where(drop, self.num_classes, labels)
+        return jnp.take(table, labels, axis=0, mode="fill")

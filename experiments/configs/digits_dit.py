@@ -1,0 +1,29 @@
+"""The digits with a DiT for the U-Net; all else as in digits.py.
+
+python -m experiments.main --config=experiments/configs/digits_dit.py --workdir=runs/digits_dit
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import ablations, digits
+
+
+def get_config(ablation: str = "") -> ConfigDict:
+    """A small DiT over single pixels, which are as many tokens as CIFAR-10 has at patches of 4."""
+    config = digits.get_config()
+    config.model = ConfigDict(
+        dict(
+            name="dit",
+            patch_size=1,  # 64 tokens
+            hidden_size=64,
+            depth=4,
+            num_heads=4,
+            mlp_ratio=4.0,
+            dropout=0.1,  # as for the U-Net
+            class_conditional=False,
+            label_dropout=0.0,
+            remat=False,
+            dtype="float32",
+        )
+    )
+    return ablations.apply(config, ablation)
