@@ -10,8 +10,7 @@ from experiments.build import Experiment
 from experiments.console import format_duration
 from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
-from experiments.state import load_ema
-from experiments.workdir.checkpoint import checksums
+from experiments.workdir.checkpoint import Loaded, checksums
 from experiments.workdir.results import write_results
 
 METRICS: MappingProxyType[str, Metric] = MappingProxyType(
@@ -45,8 +44,8 @@ def check(experiment: Experiment) -> None:
         )
 
 
-def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]:
-    """Measures config.evaluate.metrics on the newest checkpoint's EMA parameters.
+def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """Measures config.evaluate.metrics on the parameters that were loaded.
 
     Every metric becomes a section of results.json as soon as it is known; returned are the values
     of each.
@@ -54,7 +53,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]
     config = experiment.config.evaluate
     mesh = devices.make_mesh()
     source = experiment.dataset.open(config.split)
-    step, params, origin = load_ema(experiment, workdir, mesh)
+    step, params, origin = loaded
     num_images = config.num_images or len(source)
     names = metric_names(config)
     if num_images < len(source) and any(METRICS[name].of_images for name in names):

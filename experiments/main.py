@@ -22,7 +22,8 @@ from ml_collections import config_flags
 from experiments import command_line, console, devices, evaluate, sample
 from experiments.build import Experiment, build
 from experiments.hooks import train_with_hooks
-from experiments.workdir.checkpoint import CheckpointError
+from experiments.state import load_ema
+from experiments.workdir.checkpoint import CheckpointError, Loaded
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 
 
@@ -33,7 +34,7 @@ class Mode(NamedTuple):
     """
 
     check: Callable[[Experiment], None]
-    run: Callable[[Experiment, Path], Any]
+    run: Callable[[Experiment, Path, Loaded], Any]
 
 
 MODES = MappingProxyType(
@@ -71,8 +72,10 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
         outcome = train_with_hooks(experiment, workdir)
         if outcome is not Outcome.FINISHED:
             return EXIT_STATUS[outcome]
-    for mode in modes:
-        MODES[mode].run(experiment, workdir)
+    if modes:
+        loaded = load_ema(experiment, workdir, devices.make_mesh())
+        for mode in modes:
+            MODES[mode].run(experiment, workdir, loaded)
     return 0
 
 

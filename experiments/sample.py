@@ -16,7 +16,7 @@ from diffusion.schedules import evenly_spaced
 from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.methods.method import Method
-from experiments.state import load_ema
+from experiments.workdir.checkpoint import Loaded
 from experiments.workdir.results import write_results
 
 SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array, jax.Array]]
@@ -151,8 +151,8 @@ def draw(
     )
 
 
-def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Draws config.sample.num_images samples from the newest checkpoint into `workdir`/samples.
+def sample(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str, Any]:
+    """Draws config.sample.num_images samples from what was loaded into `workdir`/samples.
 
     Writes samples.npz (arr_0, uint8[N, H, W, C]), samples.png, progress.png (estimates of x_0 along
     the chain, DDPM Figure 6) and the section "sample" of results.json.
@@ -160,7 +160,6 @@ def sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     config = experiment.config.sample
     mesh = devices.make_mesh()
     batch_size = devices.round_up(config.batch_size, mesh)
-    loaded = load_ema(experiment, workdir, mesh)
     num_steps = config.num_steps or experiment.method.num_steps
     columns = min(config.progress_columns, num_steps)
     record = tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])

@@ -12,7 +12,7 @@ from experiments import devices
 from experiments.build import Experiment
 from experiments.data.dataset import Source, fingerprint, hold_out
 from experiments.workdir import origin
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints, Loaded, abstract_like
 from experiments.workdir.config import check_same, check_same_model, config_to_dict
 from experiments.workdir.protocols import TRAINING
 from experiments.workdir.results import read_results
@@ -153,14 +153,6 @@ def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Sharding) ->
     if meta["fingerprint"] is None:
         layout = layout._replace(opt_state=(), memory=())
     return SavedState(*layout)
-
-
-class Loaded(NamedTuple):
-    """Parameters of a checkpoint, averaged or raw."""
-
-    step: int
-    params: Any
-    origin: origin.Origin
 
 
 def load_ema(experiment: Experiment, workdir: Path, mesh: Mesh) -> Loaded:

@@ -8,12 +8,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+from experiments.workdir.origin import Origin
 
 
 def layout(tree: Any) -> dict[str, str]:
@@ -30,6 +32,14 @@ def checksums(tree: Any) -> dict[str, int]:
     return {
         jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in leaves
     }
+
+
+class Loaded(NamedTuple):
+    """Parameters of a checkpoint."""
+
+    step: int
+    params: Any
+    origin: Origin
 
 
 class CheckpointError(RuntimeError):

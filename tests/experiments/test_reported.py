@@ -11,9 +11,9 @@ from experiments.evaluate import evaluate
 from experiments.reports import report
 from experiments.reports.collect import collect, training_fields
 from experiments.reports.tables import last_loss
-from experiments.sample import sample
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.metrics_file import windows
+from tests.experiments.modes import sample
 
 
 def test_a_report_reads_a_run(

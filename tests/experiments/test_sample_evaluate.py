@@ -16,10 +16,11 @@ from experiments.build import build
 from experiments.data.dataset import load_in_memory
 from experiments.evaluate import check
 from experiments.hooks import make_preview
-from experiments.sample import draw, make_sample_fn, sample
+from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.config import config_to_dict
+from tests.experiments.modes import sample
 
 Make = Callable[[], ConfigDict]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import devices, evaluate, hooks, state
+from experiments import devices, hooks, state
 from experiments.build import build
 from experiments.data.dataset import fingerprint, hold_out
 from experiments.features import classifier
@@ -20,6 +20,7 @@ from experiments.state import TrainState, load_ema
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
+from tests.experiments import modes
 
 Make = Callable[[], ConfigDict]
 
@@ -88,7 +89,7 @@ def test_every_number_says_what_its_checkpoint_was_chosen_by(config, trained, tm
     for which in ("latest", "best"):
         other = ConfigDict(config.to_dict())
         other.checkpoint, other.evaluate.metrics = which, "bpd_fast"
-        evaluate.evaluate(build(other), run)
+        modes.evaluate(build(other), run)
         said[which] = read_results(run)["bpd_fast"]["protocol"]["selected_on"]
     assert said == {"latest": "nothing", "best": "bits/dim of 10 images held out of train"}
     other.train.validate_with = "samples"

@@ -18,6 +18,7 @@ from experiments.build import build
 from experiments.data.dataset import Source, fingerprint, read_images
 from experiments.metrics import baselines, bound, flow, parts
 from experiments.workdir.protocols import differences
+from tests.experiments import modes
 
 Make = Callable[[], ConfigDict]
 
@@ -41,7 +42,7 @@ def compute(
 
 def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
     config, workdir = trained
-    values = evaluate.evaluate(build(config), workdir)["bpd"]
+    values = modes.evaluate(build(config), workdir)["bpd"]
     section = json.loads((workdir / "results.json").read_text())["bpd"]
     assert section["values"] == values
     number = {name: value["value"] for name, value in values.items()}
@@ -138,10 +139,10 @@ def test_an_interrupted_metric_costs_those_before_it_nothing(trained, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "METRICS", {**evaluate.METRICS, "bpd_fast": stop})
         with pytest.raises(KeyboardInterrupt):
-            evaluate.evaluate(experiment, workdir)
+            modes.evaluate(experiment, workdir)
     kept = json.loads((workdir / "results.json").read_text())["bpd"]["values"]
     monkeypatch.setattr(parts.Parts, "read", counting)
-    assert evaluate.evaluate(experiment, workdir)["bpd"] == kept
+    assert modes.evaluate(experiment, workdir)["bpd"] == kept
     assert len(reads) == 1  # the one batch
     assert not list((workdir / "evaluation").glob("bpd*"))
 
@@ -169,8 +170,8 @@ def test_flows_that_were_solved_are_not_solved_again(trained, monkeypatch) -> No
 
     monkeypatch.setattr(flow, "make_flow_fn", lambda experiment, mesh: flow_fn)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(build(config), workdir)
-    values = evaluate.evaluate(build(config), workdir)["ode"]
+        modes.evaluate(build(config), workdir)
+    values = modes.evaluate(build(config), workdir)["ode"]
     assert calls == [0, 8, 16, 16]
     solved = [i for i in range(20) if i != 3]
     assert values["flow_bits_per_dim"]["value"] == pytest.approx(np.mean(solved))
@@ -324,20 +325,20 @@ def test_metrics_are_checked_before_anything_runs(trained: tuple) -> None:
 def test_the_flow_s_likelihood_is_measured_as_another_quantity(trained: tuple) -> None:
     config, workdir = trained
     config = changed(config, metrics="ode", num_images=3, ode_tolerance=1e-3)
-    values = evaluate.evaluate(build(config), workdir)["ode"]
+    values = modes.evaluate(build(config), workdir)["ode"]
     assert 0 < values["flow_bits_per_dim"]["value"] < 20
     assert values["flow_evaluations"]["value"] > 7 and values["flow_unsolved_images"]["value"] == 0
     section = json.loads((workdir / "results.json").read_text())["ode"]
     assert "probability-flow" in section["protocol"]["quantity"]
     decoded = changed(config, ode_dequantization="decoder")
-    values = evaluate.evaluate(build(decoded), workdir)["ode"]
+    values = modes.evaluate(build(decoded), workdir)["ode"]
     assert 0 < values["flow_bound"]["value"] < 20 and "flow_bits_per_dim" not in values
     other = json.loads((workdir / "results.json").read_text())["ode"]["protocol"]
     assert other["quantity"] != section["protocol"]["quantity"] and other["decoder"] == "tanh"
     with pytest.raises(ValueError, match=r"ode_dequantization = 'noise' is not known"):
         evaluate.check(build(changed(config, ode_dequantization="noise")))
     with pytest.raises(ValueError, match="no image's flow was solved in .*ode_max_steps = 2"):
-        evaluate.evaluate(build(changed(config, ode_max_steps=2)), workdir)
+        modes.evaluate(build(changed(config, ode_max_steps=2)), workdir)
     mu = changed(config)
     mu.parameterization, mu.train.preview_num_steps = ConfigDict({"name": "mu"}), 0
     with pytest.raises(ValueError, match=r"evaluate\.metrics.*mu"):

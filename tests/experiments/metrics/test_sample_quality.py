@@ -23,6 +23,7 @@ from experiments.metrics.metric import Context
 from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import checksums
+from tests.experiments import modes
 from tests.experiments.processes import in_two_processes
 
 Make = Callable[[], ConfigDict]
@@ -135,7 +136,7 @@ def test_features_are_computed_once(count: int, batch_size: int) -> None:
 def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> None:
     """Every value again from the images that the program's sampler draws, by the definitions."""
     experiment = build(config)
-    values = evaluate.evaluate(experiment, workdir)["samples"]
+    values = modes.evaluate(experiment, workdir)["samples"]
     mesh = devices.make_mesh()
     params = load_ema(experiment, workdir, mesh).params
     samples = draw(make_sample_fn(experiment, mesh, num_steps=0), params, 0, 20, 8, mesh).samples
@@ -181,7 +182,7 @@ def test_the_numbers_are_those_of_the_samples(config, workdir, extractor) -> Non
 def test_without_held_out_images_the_other_numbers_stay(config, workdir) -> None:
     """As under the 256x256 configs, which train on every image."""
     experiment = build(changed(config, split="train"))
-    whole = evaluate.evaluate(experiment, workdir)["samples"]
+    whole = modes.evaluate(experiment, workdir)["samples"]
 
     dataset = experiment.dataset
 
@@ -191,7 +192,7 @@ def test_without_held_out_images_the_other_numbers_stay(config, workdir) -> None
 
     experiment = experiment._replace(dataset=dataset._replace(open=open_train, splits=("train",)))
     evaluate.check(experiment)
-    found = evaluate.evaluate(experiment, workdir)["samples"]
+    found = modes.evaluate(experiment, workdir)["samples"]
     missing = {name for name in whole if name not in found}
     assert {name.partition("_digits")[0] for name in missing} == {
         *("fd_test", "nearest_neighbour_ratio", "fd_train_of_held_out")
@@ -205,7 +206,7 @@ def test_two_processes_judge_samples_like_one(
     config, workdir, tmp_path: pathlib.Path, monkeypatch
 ) -> None:
     """Each draws half of every batch and looks at half; the classifier is the only thing shared."""
-    one = evaluate.evaluate(build(config), workdir)["samples"]
+    one = modes.evaluate(build(config), workdir)["samples"]
     run, cache = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(workdir, run, ignore=shutil.ignore_patterns("evaluation", "results.json"))
     shutil.copytree(cache_folder() / "classifiers", cache / "classifiers")
@@ -240,12 +241,12 @@ def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None
 
     monkeypatch.setattr(sample_store, "make_sample_fn", counting)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(build(config), workdir)
-    again = evaluate.evaluate(build(config), workdir)["samples"]
+        modes.evaluate(build(config), workdir)
+    again = modes.evaluate(build(config), workdir)["samples"]
     assert len(calls) == 3 + 2  # of three batches the first was kept
-    assert evaluate.evaluate(build(config), workdir)["samples"] == again
+    assert modes.evaluate(build(config), workdir)["samples"] == again
     assert len(calls) == 5
-    evaluate.evaluate(build(changed(config, num_samples=32)), workdir)
+    modes.evaluate(build(changed(config, num_samples=32)), workdir)
     assert len(calls) == 6
 
 
@@ -272,7 +273,7 @@ def test_what_is_not_finite_is_not_judged_and_loses_nothing(
     monkeypatch.setattr(sample_store, "make_sample_fn", spoilt)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"(?s)^2 of the samples 8 to 11 .*of step 8.*another"):
-            evaluate.evaluate(build(config), run)
+            modes.evaluate(build(config), run)
         assert len(calls) == 2  # the second time they are read
     assert (
         "bits_per_dim_estimate"
@@ -305,7 +306,7 @@ def test_the_chain_ends_in_the_samples(config, workdir, monkeypatch) -> None:
         return make(*arguments, **options)
 
     monkeypatch.setattr(sample_store, "make_sample_fn", counting)
-    results = evaluate.evaluate(build(config), workdir)
+    results = modes.evaluate(build(config), workdir)
     assert calls == [(7, 4, 0), (7, 4, 0)] or calls == [(7, 3, 0), (7, 3, 0)]
     with (workdir / "chain.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -324,7 +325,7 @@ def test_a_chain_seen_once_is_seen_at_its_end(config) -> None:
 
 
 def test_of_several_sets_the_nearest_counts(config, workdir) -> None:
-    values = evaluate.evaluate(build(changed(config, num_samples=10, num_sets=2)), workdir)
+    values = modes.evaluate(build(changed(config, num_samples=10, num_sets=2)), workdir)
     distances = next(v for k, v in values["samples"].items() if k.startswith("fd_train_digits"))
     assert len(distances["sets"]) == 2 and distances["value"] == min(distances["sets"])
 
@@ -332,7 +333,7 @@ def test_of_several_sets_the_nearest_counts(config, workdir) -> None:
 def test_published_statistics_can_be_the_reference(config, workdir, extractor, tmp_path) -> None:
     """The cache's own files have the keys that published ones have."""
     path = next((cache_folder() / "references").glob(f"{extractor.name}-*-train-*.npz"))
-    results = evaluate.evaluate(build(changed(config, reference=str(path))), workdir)["samples"]
+    results = modes.evaluate(build(changed(config, reference=str(path))), workdir)["samples"]
     value = {name.removesuffix(f"_{extractor.name}"): v["value"] for name, v in results.items()}
     assert value["fd_file"] == pytest.approx(value["fd_train"], rel=1e-9)
     with pytest.raises(FileNotFoundError, match="do not exist"):
