@@ -9,23 +9,25 @@ from diffusion.structs import Gaussian, Schedule
 Time = Int[Array, ""] | Int[Array, " b"]
 
 
-def at(table: Float[Array, " T"], t: Time, like: jax.Array) -> Float[Array, "..."]:
-    """table[t], with axes of length 1 appended so that it broadcasts against `like`.
+def at(schedule: Schedule, t: Time, like: jax.Array) -> Schedule:
+    """The tables at t, gathered once: each broadcasts against `like`.
 
     Args:
-        table: f32[T].
+        schedule: the chain.
         t: i32[] or i32[B], in [0, T); `like` then has B as its first axis.
         like: array of any rank, at least 1 where t is [B].
+
+    Returns:
+        Its arrays are of t's shape, with axes of length 1 appended.
     """
-    return table[t].reshape(t.shape + (1,) * (like.ndim - t.ndim))
+    shape = t.shape + (1,) * (like.ndim - t.ndim)
+    return jax.tree.map(lambda table: table[t].reshape(shape), schedule)
 
 
 def q_marginal(schedule: Schedule, x_0: Float[Array, "*x"], t: Time) -> Gaussian:
     """q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (DDPM Eq. 4)."""
-    return Gaussian(
-        mean=at(schedule.sqrt_alpha_bar, t, x_0) * x_0,
-        log_variance=jnp.log(at(schedule.one_minus_alpha_bar, t, x_0)),
-    )
+    now = at(schedule, t, x_0)
+    return Gaussian(now.sqrt_alpha_bar * x_0, jnp.log(now.one_minus_alpha_bar))
 
 
 def q_sample(
@@ -39,32 +41,26 @@ def q_sample(
         t: i32[] or i32[B], in [0, T).
         eps: f32[B, ...] standard normal noise.
     """
-    return (
-        at(schedule.sqrt_alpha_bar, t, x_0) * x_0
-        + at(schedule.sqrt_one_minus_alpha_bar, t, x_0) * eps
-    )
+    now = at(schedule, t, x_0)
+    return now.sqrt_alpha_bar * x_0 + now.sqrt_one_minus_alpha_bar * eps
 
 
 def q_step(schedule: Schedule, x_prev: Float[Array, "*x"], t: Time) -> Gaussian:
     """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) (DDPM Eq. 2)."""
-    return Gaussian(
-        mean=jnp.sqrt(at(schedule.alpha, t, x_prev)) * x_prev,
-        log_variance=at(schedule.log_beta, t, x_prev),
-    )
+    now = at(schedule, t, x_prev)
+    return Gaussian(jnp.sqrt(now.alpha) * x_prev, now.log_beta)
 
 
-def q_posterior(
-    schedule: Schedule, x_0: Float[Array, "*x"], x_t: Float[Array, "*x"], t: Time
-) -> Gaussian:
+def q_posterior(now: Schedule, x_0: Float[Array, "*x"], x_t: Float[Array, "*x"]) -> Gaussian:
     """q(x_{t-1} | x_t, x_0) = N(mu-tilde_t, beta-tilde_t I) (DDPM Eqs. 6, 7).
 
     The log-variance at t = 0, where the variance is 0, is the one at t = 1, as in the original.
+
+    Args:
+        now: the tables at t, from `at`.
     """
-    return Gaussian(
-        mean=at(schedule.posterior_mean_x_0, t, x_0) * x_0
-        + at(schedule.posterior_mean_x_t, t, x_t) * x_t,
-        log_variance=at(schedule.posterior_log_variance, t, x_t),
-    )
+    mean = now.posterior_mean_x_0 * x_0 + now.posterior_mean_x_t * x_t
+    return Gaussian(mean, now.posterior_log_variance)
 
 
 def snr(schedule: Schedule, t: Time) -> Float[Array, "..."]:

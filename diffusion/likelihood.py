@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.forward import q_marginal, q_posterior, q_sample
+from diffusion.forward import at, q_marginal, q_posterior, q_sample
 from diffusion.random import normal
 from diffusion.structs import Gaussian, Prediction, Schedule
 
@@ -132,7 +132,7 @@ def vlb_term(
         f32[B] in nats per dimension.
     """
     p = Gaussian(prediction.mean, prediction.log_variance)
-    divergence = mean_per_example(normal_kl(q_posterior(schedule, x_0, x_t, t), p))
+    divergence = mean_per_example(normal_kl(q_posterior(at(schedule, t, x_t), x_0, x_t), p))
     reconstruction = mean_per_example(-decoder(x_0, p))
     return jnp.where(t == 0, reconstruction, divergence)
 
@@ -142,19 +142,6 @@ def prior_term(schedule: Schedule, x_0: Float[Array, "b *x"]) -> Float[Array, " 
     last = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1)
     zero = jnp.zeros(())
     return mean_per_example(normal_kl(q_marginal(schedule, x_0, last), Gaussian(zero, zero)))
-
-
-class Bound(NamedTuple):
-    """The variational bound of each example, in nats per dimension, and what it is made of."""
-
-    prior: Float[Array, " b"]  # L_T
-    terms: Float[Array, "T b"]  # row 0 is L_0 (the decoder), row t > 0 the divergence L_t
-    x_0_mse: Float[Array, "T b"]  # mean squared error of the estimate of x_0 at each t
-
-    @property
-    def total(self) -> Float[Array, " b"]:
-        """L_T + sum over t > 0 of L_t + L_0 (DDPM Eq. 5)."""
-        return self.prior + jnp.sum(self.terms, axis=0)
 
 
 class Terms(NamedTuple):
@@ -202,20 +189,6 @@ def bound_terms(
 
     _, results = jax.lax.scan(body, None, timesteps.reshape(rows // at_once, at_once * batch))
     return Terms(*(result.reshape(rows, batch) for result in results))
-
-
-def variational_bound(
-    schedule: Schedule,
-    denoise: Callable[[X, jax.Array], Prediction],
-    x_0: Float[Array, "b *x"],
-    keys: Key[Array, " b"],
-    *,
-    decoder: Decoder = tanh_decoder,
-) -> Bound:
-    """All T terms of the bound (DDPM Eq. 5); arguments as for `bound_terms`."""
-    timesteps = jnp.arange(schedule.num_timesteps)[:, None].repeat(x_0.shape[0], axis=1)
-    terms = bound_terms(schedule, denoise, x_0, keys, timesteps, decoder=decoder)
-    return Bound(prior_term(schedule, x_0), terms.nats, terms.x_0_mse)
 
 
 def stratified_timesteps(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.forward import q_sample, snr
+from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import Decoder, mean_per_example, tanh_decoder, to_bits_per_dim, vlb_term
 from diffusion.reverse import check_signal, predict, split_output
 from diffusion.structs import Process, TimestepSampler
@@ -35,22 +35,22 @@ class Noised(NamedTuple):
     t: T
 
 
-# --- Weightings of the simple loss: functions of (model, t), f32[B] ---
+# --- Weightings of the simple loss: functions of (process, t), f32[B] ---
 
 
-def _output_to_x_0(model: Process, t: T) -> PerExample:
+def _output_to_x_0(process: Process, t: T) -> PerExample:
     """|d x_0 / d output|: how far x_0 moves when the network's output moves by 1."""
     zero, one = jnp.zeros(t.shape), jnp.ones(t.shape)
-    decode = model.parameterization.decode
-    return jnp.abs(decode(model.schedule, one, zero, t) - decode(model.schedule, zero, zero, t))
+    now, decode = at(process.schedule, t, t), process.parameterization.decode
+    return jnp.abs(decode(now, one, zero) - decode(now, zero, zero))
 
 
-def uniform_weight(model: Process, t: T, /) -> PerExample:
+def uniform_weight(process: Process, t: T, /) -> PerExample:
     """1, the paper's L_simple (DDPM Eq. 14)."""
     return jnp.ones(t.shape)
 
 
-def vlb_weight(model: Process, t: T, /) -> PerExample:
+def vlb_weight(process: Process, t: T, /) -> PerExample:
     """The weight that the bound gives the squared error of the output.
 
     (d mean / d output)^2 / (2 sigma_t^2), which for eps is
@@ -59,30 +59,31 @@ def vlb_weight(model: Process, t: T, /) -> PerExample:
     Raises:
         ValueError: if the variance is learned, so that no sigma_t exists before the network runs.
     """
-    if model.variance.extra_channels:
+    if process.variance.extra_channels:
         raise ValueError(f"weighting `vlb` needs a fixed variance to weight by. {ALLOWED}")
-    slope = model.schedule.posterior_mean_x_0[t] * _output_to_x_0(model, t)
-    log_variance = model.variance.log_variance(model.schedule, None, t.astype(jnp.float32), t)
+    now = at(process.schedule, t, t)
+    slope = now.posterior_mean_x_0 * _output_to_x_0(process, t)
+    log_variance = process.variance.log_variance(now, None, t.astype(jnp.float32))
     return jnp.square(slope) * jnp.exp(-log_variance) / 2.0
 
 
-def min_snr_weight(model: Process, t: T, /, gamma: float = 5.0) -> PerExample:
+def min_snr_weight(process: Process, t: T, /, gamma: float = 5.0) -> PerExample:
     """min(SNR, gamma) on the squared error of x_0, carried over to the output (minSNR Eq. 6)."""
-    ratio = jnp.minimum(snr(model.schedule, t), gamma)
-    return ratio * jnp.square(_output_to_x_0(model, t))
+    ratio = jnp.minimum(snr(process.schedule, t), gamma)
+    return ratio * jnp.square(_output_to_x_0(process, t))
 
 
-# --- Losses: functions of (model, output, noised, decoder), f32[B]; decoder is L_0's ---
+# --- Losses: functions of (process, output, noised, decoder), f32[B]; decoder is L_0's ---
 
 
-def _squared_error(model: Process, value: X, noised: Noised) -> PerExample:
+def _squared_error(process: Process, value: X, noised: Noised) -> PerExample:
     x_0, eps, x_t, t = noised
-    target = model.parameterization.target(model.schedule, x_0, eps, x_t, t)
+    target = process.parameterization.target(at(process.schedule, t, x_t), x_0, eps, x_t)
     return mean_per_example(jnp.square(target - value))
 
 
 def simple(
-    model: Process,
+    process: Process,
     output: Float[Array, "b ..."],
     noised: Noised,
     decoder: Decoder = tanh_decoder,
@@ -96,14 +97,14 @@ def simple(
     Raises:
         ValueError: if the variance is learned: this loss would give it no gradient.
     """
-    if model.variance.extra_channels:
+    if process.variance.extra_channels:
         raise ValueError(f"loss `simple` gives a learned variance no gradient. {ALLOWED}")
-    value, _ = split_output(model.variance, output, noised.x_t)
-    return weighting(model, noised.t) * _squared_error(model, value, noised)
+    value, _ = split_output(process.variance, output, noised.x_t)
+    return weighting(process, noised.t) * _squared_error(process, value, noised)
 
 
 def vlb(
-    model: Process,
+    process: Process,
     output: Float[Array, "b ..."],
     noised: Noised,
     decoder: Decoder = tanh_decoder,
@@ -117,13 +118,13 @@ def vlb(
     root of the second moment is not large beside its eps.
     """
     x_0, _, x_t, t = noised
-    prediction = predict(*model, output, x_t, t, clip=False)
-    term = to_bits_per_dim(vlb_term(model.schedule, prediction, x_0, x_t, t, decoder=decoder))
-    return scale * model.schedule.num_timesteps * term
+    prediction = predict(*process, output, x_t, t, clip=False)
+    term = to_bits_per_dim(vlb_term(process.schedule, prediction, x_0, x_t, t, decoder=decoder))
+    return scale * process.schedule.num_timesteps * term
 
 
 def hybrid(
-    model: Process,
+    process: Process,
     output: Float[Array, "b ..."],
     noised: Noised,
     decoder: Decoder = tanh_decoder,
@@ -136,18 +137,17 @@ def hybrid(
     Raises:
         ValueError: if the variance is fixed: the second part would then have no gradient at all.
     """
-    if not model.variance.extra_channels:
+    if not process.variance.extra_channels:
         raise ValueError(f"loss `hybrid` trains a learned variance and has none. {ALLOWED}")
-    value, _ = split_output(model.variance, output, noised.x_t)
+    value, _ = split_output(process.variance, output, noised.x_t)
     held = output.at[..., : value.shape[-1]].set(jax.lax.stop_gradient(value))
-    return weighting(model, noised.t) * _squared_error(model, value, noised) + vlb_coefficient * (
-        vlb(model, held, noised, decoder)
-    )
+    bound = vlb_coefficient * vlb(process, held, noised, decoder)
+    return weighting(process, noised.t) * _squared_error(process, value, noised) + bound
 
 
 def make_loss_fn(
     apply: Callable[..., jax.Array],
-    model: Process,
+    process: Process,
     loss: Callable[..., PerExample],
     decoder: Decoder = tanh_decoder,
 ) -> Callable[..., PerExample]:
@@ -155,19 +155,19 @@ def make_loss_fn(
 
     Args:
         apply: (params, x_t, model_t, **inputs) -> network output.
-        model: concrete tables, not traced ones.
+        process: concrete tables, not traced ones.
         loss: one of LOSSES, its options bound.
         decoder: of L_0, for the data's number of levels.
 
     Raises:
-        ValueError: if the parameterization cannot be decoded on the model's schedule.
+        ValueError: if the parameterization cannot be decoded on the process's schedule.
     """
-    check_signal(model.schedule, model.parameterization)
+    check_signal(process.schedule, process.parameterization)
 
     def loss_fn(params: Any, x_0: X, t: T, eps: X, **inputs: Any) -> PerExample:
-        x_t = q_sample(model.schedule, x_0, t, eps)
-        output = apply(params, x_t, model.schedule.model_t[t], **inputs)
-        return loss(model, output, Noised(x_0, eps, x_t, t), decoder)
+        x_t = q_sample(process.schedule, x_0, t, eps)
+        output = apply(params, x_t, process.schedule.model_t[t], **inputs)
+        return loss(process, output, Noised(x_0, eps, x_t, t), decoder)
 
     return loss_fn
 

@@ -28,6 +28,16 @@ class NoiseLevel(NamedTuple):
     rate: Scalar  # d log alpha_bar / du, <= 0
     model_t: Scalar  # what the network is told
 
+    @property
+    def sqrt_alpha_bar(self) -> Scalar:
+        """The signal's coefficient, as `Schedule` names it."""
+        return jnp.exp(0.5 * self.log_alpha_bar)
+
+    @property
+    def sqrt_one_minus_alpha_bar(self) -> Scalar:
+        """The noise's coefficient."""
+        return jnp.sqrt(-jnp.expm1(self.log_alpha_bar))
+
 
 def _solve_1_4_1(right: np.ndarray) -> np.ndarray:
     """f64[n] x with x[k - 1] + 4 x[k] + x[k + 1] = right[k], where x is 0 beyond both ends."""

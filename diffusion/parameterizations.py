@@ -1,65 +1,60 @@
 """What the network predicts: each entry is the target and the way back from it to x_0.
 
-Every `target` is a function of (schedule, x_0, eps, x_t, t) and every `decode` one of
-(schedule, output, x_t, t); arrays are f32[B, ...] and t is i32[] or i32[B].
+Every `target` is a function of (now, x_0, eps, x_t) and every `decode` one of (now, output, x_t),
+where `now` holds a chain's tables at t (`forward.at`); all but mu's need two of them only, and a
+point between two timesteps will do (`noise_curve.NoiseLevel`). Arrays are f32[B, ...].
 """
 
 from types import MappingProxyType
 
 from jaxtyping import Array, Float
 
-from diffusion.forward import Time, at, q_posterior
+from diffusion.forward import q_posterior
+from diffusion.noise_curve import NoiseLevel
 from diffusion.structs import Parameterization, Schedule
 
 X = Float[Array, "*x"]
+Point = Schedule | NoiseLevel
 
 
-def mu_target(schedule: Schedule, x_0: X, eps: X, x_t: X, t: Time) -> X:
+def mu_target(now: Schedule, x_0: X, eps: X, x_t: X) -> X:
     """mu-tilde_t(x_t, x_0), the mean of the forward posterior (DDPM Eqs. 7, 8)."""
-    return q_posterior(schedule, x_0, x_t, t).mean
+    return q_posterior(now, x_0, x_t).mean
 
 
-def mu_decode(schedule: Schedule, output: X, x_t: X, t: Time) -> X:
+def mu_decode(now: Schedule, output: X, x_t: X) -> X:
     """x_0 = (output - c_t x_t) / c_0 where mu-tilde_t = c_0 x_0 + c_t x_t (DDPM Eq. 7 solved)."""
-    c_t = at(schedule.posterior_mean_x_t, t, x_t)
-    return (output - c_t * x_t) / at(schedule.posterior_mean_x_0, t, x_t)
+    return (output - now.posterior_mean_x_t * x_t) / now.posterior_mean_x_0
 
 
-def x_0_target(schedule: Schedule, x_0: X, eps: X, x_t: X, t: Time) -> X:
+def x_0_target(now: Point, x_0: X, eps: X, x_t: X) -> X:
     """The data itself (DDPM section 3.2, tried and set aside there)."""
     return x_0
 
 
-def x_0_decode(schedule: Schedule, output: X, x_t: X, t: Time) -> X:
+def x_0_decode(now: Point, output: X, x_t: X) -> X:
     """x_0 = output."""
     return output
 
 
-def eps_target(schedule: Schedule, x_0: X, eps: X, x_t: X, t: Time) -> X:
+def eps_target(now: Point, x_0: X, eps: X, x_t: X) -> X:
     """The noise that made x_t (DDPM Eqs. 12, 14)."""
     return eps
 
 
-def eps_decode(schedule: Schedule, output: X, x_t: X, t: Time) -> X:
+def eps_decode(now: Point, output: X, x_t: X) -> X:
     """x_0 = (x_t - sqrt(1 - alpha_bar_t) output) / sqrt(alpha_bar_t) (DDPM Eq. 15)."""
-    noise = at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * output
-    return (x_t - noise) / at(schedule.sqrt_alpha_bar, t, x_t)
+    return (x_t - now.sqrt_one_minus_alpha_bar * output) / now.sqrt_alpha_bar
 
 
-def v_target(schedule: Schedule, x_0: X, eps: X, x_t: X, t: Time) -> X:
+def v_target(now: Point, x_0: X, eps: X, x_t: X) -> X:
     """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho 2022, App. D)."""
-    return (
-        at(schedule.sqrt_alpha_bar, t, x_t) * eps
-        - at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * x_0
-    )
+    return now.sqrt_alpha_bar * eps - now.sqrt_one_minus_alpha_bar * x_0
 
 
-def v_decode(schedule: Schedule, output: X, x_t: X, t: Time) -> X:
+def v_decode(now: Point, output: X, x_t: X) -> X:
     """x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) output (Salimans and Ho 2022, App. D)."""
-    return (
-        at(schedule.sqrt_alpha_bar, t, x_t) * x_t
-        - at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * output
-    )
+    return now.sqrt_alpha_bar * x_t - now.sqrt_one_minus_alpha_bar * output
 
 
 PARAMETERIZATIONS = MappingProxyType(

@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion.forward import q_marginal
 from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
-from diffusion.noise_curve import NoiseLevel, noise_curve, noise_level
-from diffusion.reverse import check_signal, predict
+from diffusion.noise_curve import noise_curve, noise_level
+from diffusion.reverse import check_signal, split_output
 from diffusion.structs import Gaussian, Parameterization, Prediction, Schedule, Variance
 
 Scalar = Float[Array, ""]
@@ -60,28 +60,6 @@ class FlowLikelihood(NamedTuple):
         return to_bits_per_dim(-self.log_density) - float(np.log2(bin_width))
 
 
-def _one_step_chain(level: NoiseLevel) -> Schedule:
-    """The chain whose only step leads from data to this noise level: f32[1] tables, T = 1."""
-    log_alpha_bar = level.log_alpha_bar[None]
-    signal, noise = jnp.exp(log_alpha_bar), -jnp.expm1(log_alpha_bar)
-    one, zero = jnp.ones_like(signal), jnp.zeros_like(signal)
-    return Schedule(
-        beta=noise,
-        alpha=signal,
-        alpha_bar=signal,
-        alpha_bar_prev=one,
-        one_minus_alpha_bar=noise,
-        sqrt_alpha_bar=jnp.exp(0.5 * log_alpha_bar),
-        sqrt_one_minus_alpha_bar=jnp.sqrt(noise),
-        log_beta=jnp.log(noise),
-        posterior_variance=zero,
-        posterior_log_variance=jnp.log(noise),
-        posterior_mean_x_0=one,
-        posterior_mean_x_t=zero,
-        model_t=jnp.zeros(1, jnp.int32),
-    )
-
-
 def make_flow(
     apply: Callable[..., jax.Array],
     schedule: Schedule,
@@ -117,11 +95,12 @@ def make_flow(
     check_signal(schedule, parameterization)
 
     def velocity(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
-        level = noise_level(curve, u)
-        chain, only = _one_step_chain(level), jnp.zeros((), jnp.int32)
-        output = apply(params, x, jnp.broadcast_to(level.model_t, x.shape[:1]), **inputs)
-        eps = predict(chain, parameterization, variance, output, x, only, clip=False).eps
-        return 0.5 * level.rate * (x - eps / chain.sqrt_one_minus_alpha_bar)
+        now = noise_level(curve, u)
+        output = apply(params, x, jnp.broadcast_to(now.model_t, x.shape[:1]), **inputs)
+        value, _ = split_output(variance, output, x)
+        x_0 = parameterization.decode(now, value, x)
+        eps = (x - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
+        return 0.5 * now.rate * (x - eps / now.sqrt_one_minus_alpha_bar)
 
     return Flow(velocity, float(schedule.num_timesteps - 1))
 

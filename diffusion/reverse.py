@@ -56,14 +56,13 @@ def predict(
             clipped: there only the reported x_0 is, as in the original.
     """
     value, extra = split_output(variance, output, x_t)
-    x_0 = parameterization.decode(schedule, value, x_t, t)
+    now = at(schedule, t, x_t)
+    x_0 = parameterization.decode(now, value, x_t)
     if clip:
         x_0 = jnp.clip(x_0, -1.0, 1.0)
-    eps = (x_t - at(schedule.sqrt_alpha_bar, t, x_t) * x_0) / at(
-        schedule.sqrt_one_minus_alpha_bar, t, x_t
-    )
-    mean = value if parameterization.predicts_mean else q_posterior(schedule, x_0, x_t, t).mean
-    return Prediction(x_0, eps, mean, variance.log_variance(schedule, extra, x_t, t))
+    eps = (x_t - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
+    mean = value if parameterization.predicts_mean else q_posterior(now, x_0, x_t).mean
+    return Prediction(x_0, eps, mean, variance.log_variance(now, extra, x_t))
 
 
 def check_signal(schedule: Schedule, parameterization: Parameterization) -> None:

@@ -110,6 +110,7 @@ def _tables(betas: np.ndarray, model_t: np.ndarray) -> Schedule:
     posterior_variance = betas * one_minus_prev / one_minus
     # The variance is 0 at t = 0; like the original, the logarithm there repeats the one at t = 1.
     positive = np.concatenate([posterior_variance[1:2], posterior_variance[1:]])
+    log_posterior = np.log(positive) if betas.size > 1 else np.log(betas)
     tables = dict(
         beta=betas,
         alpha=alpha,
@@ -119,8 +120,9 @@ def _tables(betas: np.ndarray, model_t: np.ndarray) -> Schedule:
         sqrt_alpha_bar=np.sqrt(alpha_bar),
         sqrt_one_minus_alpha_bar=np.sqrt(one_minus),
         log_beta=np.log(betas),
+        large_log_variance=np.concatenate([log_posterior[:1], np.log(betas)[1:]]),
         posterior_variance=posterior_variance,
-        posterior_log_variance=np.log(positive) if betas.size > 1 else np.log(betas),
+        posterior_log_variance=log_posterior,
         posterior_mean_x_0=betas * np.sqrt(alpha_bar_prev) / one_minus,
         posterior_mean_x_t=one_minus_prev * np.sqrt(alpha) / one_minus,
     )

@@ -20,6 +20,7 @@ class Schedule(NamedTuple):
     sqrt_alpha_bar: jax.Array
     sqrt_one_minus_alpha_bar: jax.Array
     log_beta: jax.Array
+    large_log_variance: jax.Array  # log beta_t, but for entry 0, log beta-tilde_1
     posterior_variance: jax.Array  # beta-tilde_t of DDPM Eq. 7; 0 at t = 0
     posterior_log_variance: jax.Array  # log beta-tilde_t, whose entry 0 repeats entry 1
     posterior_mean_x_0: jax.Array  # coefficient of x_0 in mu-tilde_t, DDPM Eq. 7
@@ -51,8 +52,8 @@ class Prediction(NamedTuple):
 class Parameterization(NamedTuple):
     """What the network is asked to predict, as functions of (schedule, ..., t).
 
-    target: (schedule, x_0, eps, x_t, t) -> what the network should emit.
-    decode: (schedule, output, x_t, t) -> x_0; affine in `output`.
+    target: (now, x_0, eps, x_t) -> what the network should emit; `now` holds the tables at t.
+    decode: (now, output, x_t) -> x_0; affine in `output`.
     predicts_mean: the output is itself the mean of p(x_{t-1} | x_t).
     needs_signal: decode divides by alpha_bar_t, which then must not reach 0.
     """
@@ -67,8 +68,8 @@ class Variance(NamedTuple):
     """The variance of p(x_{t-1} | x_t), always as a logarithm.
 
     extra_channels: how many outputs beyond the mean's the network emits per data channel, 0 or 1.
-    log_variance: (schedule, extra, x_t, t) -> log-variance broadcastable to x_t; `extra` is the
-        network's second half, or None where extra_channels is 0.
+    log_variance: (now, extra, x_t) -> log-variance broadcastable to x_t; `now` holds the tables at
+        t, `extra` is the network's second half, or None where extra_channels is 0.
     one_step: the network learned the variance of one step of its own chain, so that it says nothing
         of a respaced one.
     """

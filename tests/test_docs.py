@@ -105,7 +105,7 @@ def test_every_link_leads_to_a_file_that_defines_its_name(path: pathlib.Path) ->
         "[forward.q_posteriors](../diffusion/forward.py)",
         "[reverse.q_posterior](../diffusion/forward.py)",
         "[Schedule.gamma](../diffusion/structs.py)",
-        "[Bound.totals](../diffusion/likelihood.py)",
+        "[Terms.totals](../diffusion/likelihood.py)",
         "[`test_the_posterior`](../tests/diffusion/test_forward.py)",
         "[the forward process](../diffusion/forwards.py)",
         "[the paper](paper.md#results)",
@@ -120,7 +120,7 @@ def test_a_link_to_nothing_is_noticed(link: str) -> None:
     [
         "[diffusion.forward.q_posterior](../diffusion/forward.py)",
         "[Schedule.num_timesteps](../diffusion/structs.py)",
-        "[likelihood.Bound.prior](../diffusion/likelihood.py)",
+        "[likelihood.Terms.nats](../diffusion/likelihood.py)",
         "[losses.LOSSES](../diffusion/losses.py)",
         "[forward.py](../diffusion/forward.py)",
         "[the license](../LICENSE)",

@@ -52,14 +52,16 @@ def test_the_posterior_is_bayes_rule(name: str, t: int) -> None:
     p /= p.sum()
     mean = (p * grid).sum()
     variance = (p * (grid - mean) ** 2).sum()
-    posterior = q_posterior(schedule, jnp.array([x_0]), jnp.array([x_t]), jnp.array(t))
+    posterior = q_posterior(
+        at(schedule, jnp.array(t), jnp.zeros(1)), jnp.array([x_0]), jnp.array([x_t])
+    )
     assert posterior.mean.item() == pytest.approx(mean, abs=2e-5)
     assert jnp.exp(posterior.log_variance).item() == pytest.approx(variance, rel=1e-4)
 
 
 def test_the_posterior_at_the_first_step_is_x_0() -> None:
     x_0, x_t = jnp.array([[0.3]]), jnp.array([[5.0]])
-    posterior = q_posterior(SCHEDULE, x_0, x_t, jnp.array([0]))
+    posterior = q_posterior(at(SCHEDULE, jnp.array([0]), x_t), x_0, x_t)
     assert posterior.mean.item() == pytest.approx(0.3)
     assert posterior.log_variance.item() == pytest.approx(
         float(jnp.log(SCHEDULE.posterior_variance[1]))
@@ -69,10 +71,10 @@ def test_the_posterior_at_the_first_step_is_x_0() -> None:
 @pytest.mark.parametrize("shape", [(4, 2), (4, 8, 8, 3), (4,)])
 def test_at_broadcasts_against_any_rank(shape: tuple[int, ...]) -> None:
     like, t = jnp.zeros(shape), jnp.array([0, 5, 9, 999])
-    rows = at(SCHEDULE.beta, t, like)
+    rows = at(SCHEDULE, t, like).beta
     assert rows.shape == (4,) + (1,) * (len(shape) - 1)
     np.testing.assert_array_equal(rows.reshape(4), SCHEDULE.beta[t])
-    assert at(SCHEDULE.beta, jnp.array(7), like).shape == (1,) * len(shape)
+    assert at(SCHEDULE, jnp.array(7), like).beta.shape == (1,) * len(shape)
 
 
 def test_snr_falls_to_nothing() -> None:

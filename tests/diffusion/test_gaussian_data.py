@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from diffusion import random
-from diffusion.forward import q_posterior, q_sample, q_step
+from diffusion.forward import at, q_posterior, q_sample, q_step
 from diffusion.likelihood import (
-    Bound,
     bound_terms,
     prior_term,
     stratified_timesteps,
-    variational_bound,
     vlb_term,
 )
 from diffusion.parameterizations import PARAMETERIZATIONS
@@ -20,7 +18,15 @@ from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral, sample
 from diffusion.schedules import BETAS, from_betas, respace
 from diffusion.structs import Gaussian
-from tests.diffusion.gaussian import DEVIATION, MEAN, best_network, exact_variance, log_density
+from tests.diffusion.gaussian import (
+    DEVIATION,
+    MEAN,
+    Bound,
+    best_network,
+    exact_variance,
+    log_density,
+    variational_bound,
+)
 
 LINEAR = from_betas(BETAS["linear"](1000))
 STANDARD = Gaussian(jnp.zeros(()), jnp.zeros(()))
@@ -114,7 +120,7 @@ def test_rao_blackwell_keeps_the_mean_and_lowers_the_variance(key: jax.Array) ->
     def both(t: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch_t = jnp.full(n, t)
         x_t = q_sample(schedule, x_0, batch_t, noise[0])
-        posterior = q_posterior(schedule, x_0, x_t, batch_t)
+        posterior = q_posterior(at(schedule, batch_t, x_t), x_0, x_t)
         deviation = jnp.sqrt(schedule.posterior_variance[t])
         x_prev = posterior.mean + deviation * noise[1]
         p = denoise(x_t, batch_t)

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from diffusion import losses
-from diffusion.forward import q_sample, snr
-from diffusion.likelihood import to_bits_per_dim, variational_bound
+from diffusion.forward import at, q_sample, snr
+from diffusion.likelihood import to_bits_per_dim
 from diffusion.losses import LOSSES, WEIGHTINGS, Noised, make_loss_fn
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
+from tests.diffusion.gaussian import variational_bound
 
 SCHEDULE = from_betas(BETAS["linear"](100, beta_start=1e-3, beta_end=0.2))
 LEARNED = {name for name, variance in VARIANCES.items() if variance.extra_channels}
@@ -83,7 +84,7 @@ def test_a_perfect_output_costs_nothing(parameterization: str) -> None:
     x_0, t, eps = batch()
     x_t = q_sample(SCHEDULE, x_0, t, eps)
     noised = Noised(x_0, eps, x_t, t)
-    target = m.parameterization.target(SCHEDULE, x_0, eps, x_t, t)
+    target = m.parameterization.target(at(SCHEDULE, t, x_t), x_0, eps, x_t)
     np.testing.assert_array_equal(losses.simple(m, target, noised), jnp.zeros(8))
     np.testing.assert_allclose(losses.simple(m, target + 0.5, noised), 0.25, rtol=1e-4)
 
@@ -98,7 +99,7 @@ def test_the_vlb_weighting_turns_simple_into_the_bound(
     x_0, t, eps = batch()
     x_t = q_sample(SCHEDULE, x_0, t, eps)
     noised = Noised(x_0, eps, x_t, t)
-    target = m.parameterization.target(SCHEDULE, x_0, eps, x_t, t)
+    target = m.parameterization.target(at(SCHEDULE, t, x_t), x_0, eps, x_t)
     later = slice(3, None)
 
     def bits(output: jax.Array) -> jax.Array:

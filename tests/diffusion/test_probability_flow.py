@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import ndtr, ndtri
 
 from diffusion import random
-from diffusion.forward import q_sample
+from diffusion.forward import at, q_sample
 from diffusion.likelihood import exact_decoder
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
@@ -257,7 +257,8 @@ def test_the_flow_through_the_true_decoder_is_the_density_of_the_data() -> None:
         return x * jnp.sqrt(-jnp.expm1(log)) / (jnp.exp(log) * std**2 - jnp.expm1(log))
 
     flow = make_flow(apply, LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
-    mean, variance = x_0_given_x_t(LINEAR, x_1, jnp.zeros(64, jnp.int32), 0.0, std)
+    first = at(LINEAR, jnp.zeros(64, jnp.int32), x_1)
+    mean, variance = x_0_given_x_t(first, x_1, 0.0, std)
     prediction = Prediction(mean, mean, mean, jnp.log(variance))
     bits = decoded_bits_per_dim(LINEAR, solve(flow, x_1), prediction, x_0, x_1, log_density)
     expected = -log_density(x_0, Gaussian(jnp.zeros(()), jnp.log(std**2))).mean(axis=1)

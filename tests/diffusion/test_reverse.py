@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.forward import q_posterior, q_sample
+from diffusion.forward import at, q_posterior, q_sample
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise, predict
 from diffusion.schedules import BETAS, from_betas
@@ -30,7 +30,8 @@ def truth() -> tuple:
 def test_decoding_the_target_gives_back_x_0(name: str, truth: tuple) -> None:
     schedule, x_0, eps, x_t = truth
     target, decode, _, _ = PARAMETERIZATIONS[name]
-    decoded = decode(schedule, target(schedule, x_0, eps, x_t, TIMES), x_t, TIMES)
+    now = at(schedule, TIMES, x_t)
+    decoded = decode(now, target(now, x_0, eps, x_t), x_t)
     # mu carries x_0 with the small coefficient c_0, so late steps lose digits of float32.
     np.testing.assert_allclose(decoded, x_0, atol=2e-2 if name == "mu" else 1e-4)
     np.testing.assert_allclose(decoded[:4], x_0[:4], atol=1e-3)
@@ -40,11 +41,11 @@ def test_decoding_the_target_gives_back_x_0(name: str, truth: tuple) -> None:
 def test_all_parameterizations_tell_the_same_truth(name: str, truth: tuple) -> None:
     schedule, x_0, eps, x_t = truth
     parameterization = PARAMETERIZATIONS[name]
-    output = parameterization.target(schedule, x_0, eps, x_t, TIMES)
+    output = parameterization.target(at(schedule, TIMES, x_t), x_0, eps, x_t)
     prediction = predict(
         schedule, parameterization, VARIANCES["fixed_small"], output, x_t, TIMES, clip=False
     )
-    posterior = q_posterior(schedule, x_0, x_t, TIMES)
+    posterior = q_posterior(at(schedule, TIMES, x_t), x_0, x_t)
     np.testing.assert_allclose(prediction.mean, posterior.mean, atol=1e-4)
     np.testing.assert_allclose(prediction.eps, eps, atol=2e-2)
     np.testing.assert_allclose(prediction.log_variance, posterior.log_variance)
@@ -66,7 +67,7 @@ def test_clipping_moves_every_mean_but_a_predicted_one(name: str, truth: tuple) 
         np.testing.assert_array_equal(clipped.mean, output)
         np.testing.assert_array_equal(free.mean, output)
     else:
-        expected = q_posterior(schedule, clipped.x_0, x_t, TIMES).mean
+        expected = q_posterior(at(schedule, TIMES, x_t), clipped.x_0, x_t).mean
         np.testing.assert_allclose(clipped.mean, expected, rtol=1e-6)
         assert float(jnp.abs(clipped.mean - free.mean).max()) > 1e-3
 
@@ -84,8 +85,8 @@ def test_eps_mean_is_equation_11(truth: tuple) -> None:
 
 def test_fixed_variances_at_the_first_step(truth: tuple) -> None:
     schedule, _, _, x_t = truth
-    large = VARIANCES["fixed_large"].log_variance(schedule, None, x_t, TIMES).reshape(-1)
-    small = VARIANCES["fixed_small"].log_variance(schedule, None, x_t, TIMES).reshape(-1)
+    large = VARIANCES["fixed_large"].log_variance(at(schedule, TIMES, x_t), None, x_t).reshape(-1)
+    small = VARIANCES["fixed_small"].log_variance(at(schedule, TIMES, x_t), None, x_t).reshape(-1)
     assert float(large[0]) == pytest.approx(-9.8167, abs=1e-4) == float(small[0])
     np.testing.assert_allclose(large[1:], jnp.log(schedule.beta[TIMES[1:]]), rtol=1e-6)
     np.testing.assert_allclose(
@@ -97,15 +98,15 @@ def test_fixed_variances_at_the_first_step(truth: tuple) -> None:
 def test_learned_range_spans_the_two_fixed_variances(truth: tuple) -> None:
     schedule, _, _, x_t = truth
     read = VARIANCES["learned_range"].log_variance
-    ones = jnp.ones_like(x_t)
+    ones, now = jnp.ones_like(x_t), at(schedule, TIMES, x_t)
     np.testing.assert_allclose(
-        read(schedule, ones, x_t, TIMES)[:, 0, 0, 0], jnp.log(schedule.beta[TIMES]), rtol=1e-6
+        read(now, ones, x_t)[:, 0, 0, 0], jnp.log(schedule.beta[TIMES]), rtol=1e-6
     )
     np.testing.assert_allclose(
-        read(schedule, -ones, x_t, TIMES)[:, 0, 0, 0], schedule.posterior_log_variance[TIMES]
+        read(now, -ones, x_t)[:, 0, 0, 0], schedule.posterior_log_variance[TIMES]
     )
     np.testing.assert_array_equal(
-        VARIANCES["learned"].log_variance(schedule, ones * 0.7, x_t, TIMES), ones * 0.7
+        VARIANCES["learned"].log_variance(at(schedule, TIMES, x_t), ones * 0.7, x_t), ones * 0.7
     )
 
 
