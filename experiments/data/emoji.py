@@ -233,7 +233,7 @@ def read_font(path: str) -> list[Glyph]:
     """
     try:
         font = TTFont(path)
-        has_pictures = "CBDT" in font and "CBLC" in font
+        has_pictures = "CBDT" in font
         if has_pictures:
             strikes = zip(font["CBLC"].strikes, font["CBDT"].strikeData, strict=True)
             _, strike = max(strikes, key=lambda pair: pair[0].bitmapSizeTable.ppemY)

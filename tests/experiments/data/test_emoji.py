@@ -65,6 +65,7 @@ def test_glyphs_of_one_picture_are_read_once_under_the_shortest_sequence(tmp_pat
 def test_sequences_of_one_glyph(tmp_path):
     same = {
         "\U000fe4e8": "🇩🇪",  # a private code point
+        "\U000fe001": "🔧",
         "🇸🇯": "🇳🇴",
         "🚀\u200d👩": "👩\u200d🚀",  # backwards
         "🦰\u200d👩🏽": "👩🏽\u200d🦰",
@@ -180,6 +181,14 @@ def test_resizing_keeps_the_mean_and_the_middle(size):
     for axis in (0, 1):
         centre = (weights.sum(axis) * (np.arange(size) + 0.5)).sum() / weights.sum()
         assert abs(centre / size - 0.5) < 0.05
+
+
+def test_lines_finer_than_a_pixel_become_grey():
+    stripes = Image.fromarray(np.tile(np.asarray([0, 255], np.uint8), (128, 64)))
+    buffer = io.BytesIO()
+    stripes.save(buffer, format="png")
+    inside = emoji.render(buffer.getvalue(), 32)[2:-2, 2:-2].astype(int)
+    assert abs(inside - 127.5).max() < 10
 
 
 # Preparing.
