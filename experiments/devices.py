@@ -10,6 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+# Random numbers do not depend on how arrays lie on devices; set for all who import this package.
+jax.config.update("jax_threefry_partitionable", True)
+
 PRECISIONS = ("default", "high", "highest")
 REPORTED = "highest"  # precision of the products behind likelihoods and distances
 # jaxlib 0.10 fuses matrix products with what follows them for its CPU library and gets rows beyond

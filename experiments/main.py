@@ -107,5 +107,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_threefry_partitionable", True)
     app.run(main, flags_parser=command_line.parse)
