@@ -1,0 +1,146 @@
+"""The loop, the sampler, the log and the metrics know a method by its contract alone."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion.samplers import Samples
+from experiments import build, devices, evaluate, hooks, images
+from experiments.build import METHODS
+from experiments.data.dataset import read_images
+from experiments.methods.method import Method, pixels
+from experiments.sample import draw, make_sample_fn
+from experiments.state import load_ema
+from experiments.workdir.outcome import Outcome
+from experiments.workdir.results import read_results
+from tests.experiments import modes
+
+Make = Callable[[], ConfigDict]
+
+
+def gaussian(config: ConfigDict, dataset: Any, encoder: Any, /) -> Method:
+    """One Gaussian per pixel, fitted by its likelihood: a generative model without any chain."""
+
+    def losses(params: Any, x_0: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        scale = params["log_scale"]
+        square = jnp.square((x_0 - params["mean"]) * jnp.exp(-scale))
+        details = {"square": square.mean((1, 2, 3))}
+        details["scale"] = jnp.broadcast_to(scale.mean(), x_0.shape[:1])
+        return 0.5 * details["square"] + details["scale"], details
+
+    def sample(params, keys, labels, *, steps, record):
+        noise = jax.vmap(lambda key: jax.random.normal(key, encoder.shape))(keys)
+        x_0 = params["mean"] + jnp.exp(params["log_scale"]) * noise
+        return Samples(x_0, jnp.stack([x_0] * len(record)) if record else x_0[None][:0])
+
+    return Method(
+        init=lambda key: {name: jnp.zeros(encoder.shape) for name in ("mean", "log_scale")},
+        memory=lambda: {"seen": jnp.zeros((), jnp.int32)},
+        draw=lambda memory, x_0, labels, keys: x_0,
+        losses=losses,
+        remember=lambda memory, x_0, details: {"seen": memory["seen"] + len(x_0)},
+        summary=lambda x_0, details: {
+            name: (value.sum(), jnp.asarray(value.size, jnp.float32))
+            for name, value in details.items()
+        },
+        sample=sample,
+        num_steps=1,
+        num_classes=0,
+        null_class=False,
+        protocol={"sampler": {"name": "gaussian"}},
+        description=("model     one Gaussian per pixel",),
+    )
+
+
+@pytest.fixture
+def config(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+    monkeypatch.setattr(build, "METHODS", {**METHODS, "gaussian": gaussian})
+    config = tiny()
+    config.method = ConfigDict(dict(name="gaussian"))
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.warmup_steps = 0
+    config.train.num_steps = config.train.checkpoint_every = 400
+    config.train.log_every, config.train.steps_per_call = 100, 20
+    config.train.preview_every, config.train.preview_images = 400, 4
+    config.ema_decay = 0.9
+    return config
+
+
+def test_another_method_trains_logs_and_samples(
+    config: ConfigDict, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What it learns is the mean and deviation of every pixel that has one."""
+    experiment = build.build(config)
+    assert hooks.train_with_hooks(experiment, tmp_path) is Outcome.FINISHED
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "square", "scale"} <= set(lines[0]) and "loss_q0" not in lines[0]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
+    said = capsys.readouterr().out
+    assert "  square " in said and "  scale " in said
+    assert (tmp_path / "previews" / "00000400.png").is_file()
+    loaded = load_ema(experiment, tmp_path, devices.make_mesh())
+    train = experiment.dataset.open("train")
+    x = np.asarray(images.to_model(read_images(train, 0, len(train))["image"], 17))
+    varied = x.std(axis=0) > 0.1
+    np.testing.assert_allclose(
+        np.asarray(loaded.params["mean"])[varied], x.mean(axis=0)[varied], atol=0.15
+    )
+    mesh = devices.make_mesh()
+    drawn = draw(
+        make_sample_fn(experiment, mesh, num_steps=0, quantize="none"),
+        loaded.params,
+        0,
+        512,
+        512,
+        mesh,
+    )
+    found = drawn.samples / 127.5 - 1  # clipped to [-1, 1], which moves the mean a little
+    assert np.corrcoef(found.mean(axis=0)[varied], x.mean(axis=0)[varied])[0, 1] > 0.98
+    results = modes.sample(experiment, tmp_path)
+    assert results["num_steps"] == 1 and results["sampler"] == {"name": "gaussian"}
+
+
+def test_metrics_of_a_chain_refuse_a_method_without_one(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    for name in ("bpd", "bpd_fast", "ode", "chain"):
+        config.evaluate.metrics = name
+        with pytest.raises(ValueError, match=rf"The metric {name} needs the timesteps of a diff"):
+            evaluate.check(build.build(config))
+    config.train.num_steps = config.train.checkpoint_every = 100
+    config.train.preview_every = 0
+    experiment = build.build(config)
+    assert hooks.train_with_hooks(experiment, tmp_path) is Outcome.FINISHED
+    config.evaluate.metrics = "baselines"
+    experiment = build.build(config)
+    evaluate.check(experiment)
+    found = modes.evaluate(experiment, tmp_path)["baselines"]
+    assert "gaussian_per_pixel" in found and "untrained_network" not in found
+    assert list(read_results(tmp_path)) == ["train", "baselines"]
+
+
+def test_its_checkpoint_is_not_another_method_s(config: ConfigDict, tmp_path: pathlib.Path) -> None:
+    config.train.num_steps = config.train.checkpoint_every = 100
+    config.train.preview_every = 0
+    hooks.train_with_hooks(build.build(config), tmp_path)
+    config.method = ConfigDict(dict(name="diffusion"))
+    with pytest.raises(ValueError, match=r"method: \{'name': 'gaussian'\} then"):
+        load_ema(build.build(config), tmp_path, devices.make_mesh())
+    config.method = ConfigDict(dict(name="vea"))
+    with pytest.raises(ValueError, match=r"config.method.name = 'vea' is not known. .*diffusion"):
+        build.build(config)
+
+
+def test_pixels_are_their_own_encoding() -> None:
+    encoder = pixels((4, 4, 1), 256)
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 4, 4, 1)
+    x = encoder.encode(jnp.asarray(stored))
+    assert x.shape[1:] == encoder.shape and float(x.min()) == -1 and float(x.max()) == 1
+    np.testing.assert_array_equal(images.to_uint8(encoder.decode(x)), stored)
