@@ -104,7 +104,7 @@ def test_the_whole_network_equals_diffusers(params: dict[str, Any]) -> None:
     with jax.default_matmul_precision("highest"):
         output = jax.jit(MODEL.apply)({"params": params}, x, TIMESTEPS, LABELS)
     assert 0.3 < expected.std() < 3.0
-    np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
 
 def test_the_position_embedding_equals_diffusers() -> None:
