@@ -113,6 +113,16 @@ def modern(config: ConfigDict) -> None:
 
 
 def large(config: ConfigDict) -> None:
-    """The width and at most the steps of the paper's large network."""
+    """The width and at most the steps of the paper's large network.
+
+    Raises:
+        ValueError: for another network than the paper's.
+    """
+    if config.model.name != "unet":
+        raise ValueError(
+            f"the ablation `large` widens the U-Net, and config.model.name = {config.model.name!r} "
+            "has no such width. Set the sizes of this network themselves, such as "
+            "--config.model.hidden_size for a dit."
+        )
     config.model.channels = 192
     config.train.num_steps = min(config.train.num_steps, 1_150_000)

@@ -137,7 +137,7 @@ def _summary(num_timesteps: int, examples: Examples, details: jax.Array) -> dict
 
 def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
     """The model and the chain, with a warning where the chain is cut short."""
-    params = jax.eval_shape(init, jax.random.key(0))
+    params = jax.eval_shape(lambda: init(jax.random.key(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     chain = schedules.describe(process.schedule)
     lines = [

@@ -17,9 +17,14 @@ DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256", "emoji"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
+NETWORK_CONFIGS = ("digits_dit", "cifar10_dit")  # a data set's config with another network
 OTHERS = (
     *("base", "images256", "ablations", "changes", "published"),
     *("saved", "ranges"),
+)
+DIT = dict(
+    **dict(name="dit", patch_size=2, hidden_size=16, depth=1, num_heads=2),
+    **dict(class_conditional=False, dtype="float32"),
 )
 
 
@@ -32,14 +37,14 @@ def get(name: str, ablation: str = "") -> ConfigDict:
 
 def test_no_config_is_forgotten() -> None:
     modules = {module.name for module in pkgutil.iter_modules(configs.__path__)}
-    assert modules == {*DATA_CONFIGS, *OTHERS}
+    assert modules == {*DATA_CONFIGS, *NETWORK_CONFIGS, *OTHERS}
 
 
 @pytest.mark.parametrize(
     ("name", "ablation"),
-    [(name, "") for name in DATA_CONFIGS]
+    [(name, "") for name in (*DATA_CONFIGS, *NETWORK_CONFIGS)]
     + [("digits", ablation) for ablation in (*ablations.GROUPS["table2"], "iddpm")]
-    + [("cifar10", "mu_vlb_learned")],
+    + [("cifar10", "mu_vlb_learned"), ("digits_dit", "mu_vlb_learned")],
 )
 def test_every_config_builds_without_data_and_without_memory(name: str, ablation: str) -> None:
     experiment = build(get(name, ablation))
@@ -128,6 +133,10 @@ def test_the_papers_rows_are_the_base_config() -> None:
         ("model.dtype", "float16", ["config.model.dtype", "float32, bfloat16"]),
         ("model.channels", 40, ["40 channels", "norm_groups = 32"]),
         ("model.depth", 3, ["config.model has 'depth'", "channel_multipliers"]),
+        ("model.label_dropout", 0.1, ["config.model: label_dropout = 0.1", "class_conditional"]),
+        ("model", dict(DIT, patch_size=3), ["config.model: patch_size = 3", "8x8 image"]),
+        ("model", dict(DIT, num_heads=5), ["config.model: hidden_size = 16", "num_heads = 5"]),
+        ("model", dict(DIT, channels=8), ["config.model has 'channels'", "patch_size, hidden"]),
         ("data.name", "digit", ["config.data.name = 'digit'", "mean 'digits'"]),
         ("data.path", "x", ["config.data has 'path'", "data_dir"]),
     ],
@@ -160,6 +169,14 @@ def test_labels_need_a_data_set_with_classes() -> None:
     config = digits.get_config()
     config.model.class_conditional = True
     assert build(config).method.chain.network.num_classes == 10
+
+
+def test_a_config_with_another_network_differs_in_the_network_alone() -> None:
+    shared = {"dropout", "class_conditional", "label_dropout", "remat", "dtype"}
+    for name in NETWORK_CONFIGS:
+        other, plain = get(name), get(name.rpartition("_")[0])
+        assert other.model.name != plain.model.name and shared <= set(other.model)
+        assert other.to_dict() | dict(model=None) == plain.to_dict() | dict(model=None)
 
 
 def test_unknown_ablations_list_the_known_ones() -> None:

@@ -17,7 +17,7 @@ from experiments.data.dataset import load_in_memory
 from experiments.files.atomic import write_json
 from experiments.reports import collect
 from experiments.state import SavedState, TrainState, init_state
-from experiments.workdir import training_log
+from experiments.workdir import protocols, training_log
 from experiments.workdir.checkpoint import Checkpoints, abstract_like
 from experiments.workdir.config import check_same, config_to_dict, read_config
 from experiments.workdir.outcome import Outcome
@@ -103,6 +103,23 @@ def test_a_checkpoint_older_than_num_cores_goes_on(tiny: Make, tmp_path: pathlib
     config.clip.num_cores = 8
     with pytest.raises(ValueError, match=r"clip: .*'num_cores': 4.* then, .*'num_cores': 8.* now"):
         check_same(old, config, TRAINING, tmp_path)
+
+
+def test_a_checkpoint_older_than_label_dropout_goes_on(tiny: Make, tmp_path: pathlib.Path) -> None:
+    """No label was dropped then; a network that is not the U-Net has its fields from the start."""
+    config = tiny()
+    config.model.class_conditional = True
+    old = config_to_dict(config)
+    del old["model"]["label_dropout"]
+    check_same(old, config, TRAINING, tmp_path)
+    write_json(tmp_path / "config.json", old)
+    assert read_config(tmp_path).model.to_dict() == config.model.to_dict()
+    assert collect.training_fields(old) == collect.training_fields(config_to_dict(config))
+    config.model.label_dropout = 0.1
+    with pytest.raises(ValueError, match=r"'label_dropout': 0.0.* then, .*: 0.1.* now"):
+        check_same(old, config, TRAINING, tmp_path)
+    mine = {"model": {"name": "mine", "width": 3}}
+    assert protocols.renewed(mine)["model"] == mine["model"]
 
 
 def test_several_steps_in_one_call_are_the_same_steps(tiny: Make) -> None:

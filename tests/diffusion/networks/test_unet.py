@@ -149,7 +149,7 @@ def test_dropout_is_for_training_and_by_key() -> None:
 
 
 def test_labels_matter_and_none_is_the_null_class() -> None:
-    unet = UNet(1, **TINY, num_classes=10)
+    unet = UNet(1, **TINY, num_classes=10, label_dropout=0.1)
     params = shake(init(unet))
     x, t = jnp.zeros((2, 8, 8, 1)), jnp.array([5, 5])
     out = unet.apply(params, x, t, jnp.array([3, 4]))

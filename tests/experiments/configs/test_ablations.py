@@ -20,7 +20,7 @@ from experiments.configs import ablations, published
 from experiments.configs.ablations import ABLATIONS, GROUPS
 from experiments.lookup import lookup
 from experiments.optimizers import OPTIMIZERS
-from tests.experiments.test_build import DATA_CONFIGS, get
+from tests.experiments.test_build import DATA_CONFIGS, NETWORK_CONFIGS, get
 from tests.experiments.test_main import program
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -77,6 +77,21 @@ def test_every_data_set_and_ablation_builds(name: str, ablation: str) -> None:
     config.model.channel_multipliers = (1,)
     if "model.channels" not in ABLATIONS[ablation].keys:
         config.model.channels = 32
+    build_once(config)
+
+
+@every_ablation
+@pytest.mark.parametrize("name", NETWORK_CONFIGS)
+def test_every_ablation_goes_with_another_network(name: str, ablation: str) -> None:
+    """But for `large`, which is a width of the U-Net."""
+    if ablation == "large":
+        with pytest.raises(ValueError, match="`large` widens the U-Net.*model.name = 'dit'"):
+            get(name, ablation)
+        return
+    config = get(name, ablation)
+    keys = ABLATIONS[ablation].keys
+    assert all(any(covers(key, field) for key in keys) for field in changed(get(name), config))
+    config.model.depth, config.model.hidden_size, config.train.num_steps = 1, 24, 10
     build_once(config)
 
 

@@ -88,6 +88,13 @@ def config_with(field: str) -> ConfigDict:
         if section in CHOICES
         else []
     )
+    if field == "model.label_dropout":
+        config.data.name, config.model.class_conditional = "digits", True
+    if section == "model" and found and "unet" not in found:
+        config.model = dict(
+            **dict(name="dit", patch_size=1, hidden_size=8, depth=1, num_heads=2),
+            **dict(class_conditional=False, dtype="float32"),
+        )
     if not found or section == "model":
         return config
     entry = CHOICES[section][found[0]]

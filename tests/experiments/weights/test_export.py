@@ -21,6 +21,7 @@ from experiments.workdir.config import config_from_dict, config_to_dict, read_co
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
 from tests.experiments.modes import sample
+from tests.experiments.test_build import DIT
 from tests.experiments.weights.published_configs import base_config
 from tests.fixtures.published import FOLDER
 
@@ -93,6 +94,7 @@ def test_the_card_gives_the_results_and_where_they_come_from(
         ({"variance": {"name": "learned"}, "loss": {"name": "vlb"}}, "it is its logarithm"),
         ({"model.class_conditional": True}, "passes no labels"),
         ({"model.num_heads": 2}, "heads of equal width"),
+        ({"model": DIT}, "config.model.name = 'dit': .*U-Net only.*this network is a DiT"),
     ],
 )
 def test_what_diffusers_has_not_is_not_written(

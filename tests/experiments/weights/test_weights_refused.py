@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from diffusion.networks.unet import UNet
-from experiments.configs import digits
+from experiments.configs import cifar10_dit, digits
 from experiments.files.parameters import params_from_tensors, tensors_from_params
 from experiments.weights import diffusers_config, importer, sources
 from experiments.weights.unet_names import NAMINGS
@@ -303,6 +303,13 @@ def test_images_of_another_size_and_unknown_data_are_refused(tmp_path: pathlib.P
         importer.import_weights(str(PIPELINE), tmp_path / "run", digits.get_config(), None)
     with pytest.raises(ValueError, match=r"'some/model' says which data .*--config=.*cifar10\.py"):
         importer.config_by_name("some/model", (256, 256, 3))
+
+
+def test_another_network_than_theirs_is_refused(tmp_path: pathlib.Path) -> None:
+    config = cifar10_dit.get_config()
+    with pytest.raises(ValueError, match="config.model.name = 'dit': .*'unet'.*is a DiT"):
+        importer.import_weights(str(FOLDER / "ddpm-cifar10-32"), tmp_path / "run", config, None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:

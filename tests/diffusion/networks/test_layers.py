@@ -1,0 +1,133 @@
+"""What the networks share: labels and the null class, and attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.networks import NETWORKS
+from diffusion.networks.layers import ClassEmbedding, attention
+from diffusion.networks.network import check_labels
+from tests.diffusion.networks.test_unet import init, shake
+
+SMALL = {
+    "unet": dict(channels=8, channel_multipliers=(1,), num_blocks=1, norm_groups=4, num_heads=1),
+    "dit": dict(patch_size=4, hidden_size=8, depth=1, num_heads=2),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def conditional(name: str, **fields):
+    attention = {"attention_resolutions": ()} if name == "unet" else {}
+    return NETWORKS[name](1, **SMALL[name], **attention, num_classes=10, **fields)
+
+
+def drop(labels: np.ndarray, share: float, seed: int = 0, train: bool = True) -> np.ndarray:
+    """The labels that the table is asked for, told by rows that hold their own number."""
+    table = ClassEmbedding(10, 1, share)
+    params = {"params": {"embedding": jnp.arange(11.0)[:, None]}}
+    rngs = {"dropout": jax.random.key(seed)}
+    rows = table.apply(params, jnp.asarray(labels), len(labels), train, rngs=rngs)
+    return np.asarray(rows[:, 0])
+
+
+def test_attention_is_its_formula_and_gives_the_values_mean_where_queries_are_zero() -> None:
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 5, 4))
+    weights = np.exp(np.einsum("bhqc,bhkc->bhqk", q, k) / 2)
+    weights /= weights.sum(-1, keepdims=True)
+    exact = np.einsum("bhqk,bhkc->bhqc", weights, v)
+    f32 = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    np.testing.assert_allclose(attention(*f32), exact, atol=1e-5)
+    mean = attention(0 * f32[0], *f32[1:])
+    np.testing.assert_allclose(mean, np.broadcast_to(v.mean(2, keepdims=True), v.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_training_drops_that_share_of_the_labels_of_every_class(share: float) -> None:
+    labels = np.tile(np.arange(10), 4000)
+    found = drop(labels, share)
+    dropped = found == 10
+    assert ((found == labels) | dropped).all()
+    deviation = np.sqrt(share * (1 - share) / 4000)
+    shares = dropped.reshape(-1, 10).mean(0)
+    assert (abs(shares - share) < 5 * deviation).all()
+    other = drop(labels, share, seed=1) == 10
+    both, error = (dropped & other).mean(), np.sqrt(share**2 * (1 - share**2) / labels.size)
+    assert abs(both - share**2) < 5 * error  # independent of each other
+    np.testing.assert_array_equal(drop(labels, share), found)
+
+
+def test_labels_are_dropped_in_training_only_and_with_a_share_only() -> None:
+    labels = np.arange(10)
+    np.testing.assert_array_equal(drop(labels, 0.9, train=False), labels)
+    np.testing.assert_array_equal(drop(labels, 0.0), labels)
+
+
+@every_network
+def test_no_dropout_asks_for_no_random_number(name: str) -> None:
+    network = conditional(name)
+    params = init(network)
+    network.apply(params, jnp.zeros((2, 8, 8, 1)), jnp.zeros(2), jnp.arange(2), train=True)
+
+
+@every_network
+def test_the_null_class_has_a_row_whatever_the_share(name: str) -> None:
+    """So that a checkpoint can be trained on with another share."""
+    shapes = [jax.tree.map(jnp.shape, init(conditional(name, label_dropout=p))) for p in (0.0, 0.5)]
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["params"]["class_embedding"]["embedding"][0] == 11
+
+
+@every_network
+def test_the_null_class_learns_from_dropped_labels_and_from_nothing_else(name: str) -> None:
+    t, x = jnp.full(64, 5), jax.random.normal(jax.random.key(3), (64, 8, 8, 1))
+
+    def gradient(share: float) -> np.ndarray:
+        network = conditional(name, label_dropout=share)
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(0)}
+            out = network.apply(params, x, t, jnp.full(64, 3), train=True, rngs=rngs)
+            return jnp.mean(jnp.square(out))
+
+        table = jax.jit(jax.grad(loss))(shake(init(network)))["params"]["class_embedding"]
+        return np.abs(table["embedding"]).max(axis=1)
+
+    assert (np.flatnonzero(gradient(0.0)) == [3]).all()
+    assert (np.flatnonzero(gradient(0.5)) == [3, 10]).all()
+
+
+@every_network
+def test_label_dropout_leaves_the_other_random_numbers_alone(name: str) -> None:
+    """At a share so small that no label is dropped, the same activations are."""
+    t, x = jnp.full(4, 5), jax.random.normal(jax.random.key(3), (4, 8, 8, 1))
+    params = shake(init(conditional(name)))
+
+    def run(**fields) -> jax.Array:
+        network = conditional(name, dropout=0.5, **fields)
+        rngs = {"dropout": jax.random.key(0)}
+        return network.apply(params, x, t, jnp.arange(4), train=True, rngs=rngs)
+
+    np.testing.assert_array_equal(run(), run(label_dropout=1e-9))
+
+
+@every_network
+@pytest.mark.parametrize("label", [-1, 10, 11, 2**31 - 1])
+def test_a_label_out_of_range_is_refused_or_gives_nan(name: str, label: int) -> None:
+    network = conditional(name)
+    params, x, t = shake(init(network)), jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
+    labels = jnp.array([3, label])
+    with pytest.raises(ValueError, match=rf"label {label} is not known.*labels are 0 to 9"):
+        network.apply(params, x, t, labels)
+    if label != 10:  # the null class, which a compiled function cannot tell from a trained one
+        out = jax.jit(network.apply)(params, x, t, labels)
+        assert jnp.isfinite(out[0]).all() and jnp.isnan(out[1]).all()
+
+
+def test_the_null_class_needs_a_training_that_knew_it() -> None:
+    check_labels(np.array([[0, 9], [10, 3]]), 10, 0.1)
+    check_labels(np.array([]), 10, 0.0)
+    with pytest.raises(ValueError, match="label 10 is not known.*10 for no label, which needs"):
+        check_labels(np.array([0, 10]), 10, 0.0)
+    with pytest.raises(ValueError, match="label 11 is not known.*and 10 for no label.$"):
+        check_labels(np.array([0, 11]), 10, 0.1)
