@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.configs import ablations
+from experiments.workdir.outcome import USER_ERROR
 
 SAVED = Path(__file__).parent / "configs" / "saved.py"
 
@@ -26,7 +27,7 @@ class ListAblations(flags.BooleanFlag):
 def fail(error: BaseException | str) -> int:
     """Prints the error where it began, for one that the user can mend; returns the exit status."""
     print(f"error: {error}\n(--verbosity=1 shows where it was raised)", file=sys.stderr)
-    return 2
+    return USER_ERROR
 
 
 def verbose(argv: list[str]) -> bool:
