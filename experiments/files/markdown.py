@@ -26,8 +26,6 @@ def head(names: Sequence[str], numbers: int | None = None) -> str:
     return f"{row(names)}\n{row(rule)}"
 
 
-def table(
-    names: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None
-) -> str:
+def table(names: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> str:
     """A whole table of cells that are Markdown already; see `head` and `plain`."""
     return "\n".join([head(names, numbers), *map(row, rows)])
