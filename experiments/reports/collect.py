@@ -1,18 +1,23 @@
 """Reads the runs below a folder, or out of a report's summary, and never writes to them."""
 
-import csv
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from experiments.files.atomic import read_json
+from experiments.workdir.metrics_file import Record, read_records, windows
+from experiments.workdir.outcome import FINAL
 from experiments.workdir.protocols import TRAINING, renewed
+from experiments.workdir.results import Section, measured
 
 # What decides which model a run trains, apart from its seed, and where its data lies.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
 PLACES = ("data.data_dir", "data.path")
-PARTS = 10  # points of a bound's curve that are kept
+BOUND_POINTS = 10  # of a bound's curve that are kept
 
 
 class Run(NamedTuple):
@@ -26,9 +31,10 @@ class Run(NamedTuple):
         "unfinished" for one that has and that no sweep keeps a status of.
     message: one line on that; `log_tail` is the end of a failed run's log.
     num_steps: of the whole training.
-    train: the section "train" of results.json: step, metrics, reason.
+    train: the section "train" of results.json: step, reason, and the metrics of the last window
+        that was in order, which the log has of a run that has not ended.
     sample: the section "sample": sampler, number of steps.
-    sections: name -> {"values", "protocol", "provenance"} of what was measured.
+    sections: what was measured.
     training: the resolved config's fields that decide the model, flat; empty where not known.
     bound: reverse time -> {"rate", "rmse_root_of_mean", ...}, at tenths of the chain.
     folder: where it lies; None for one read out of a summary.
@@ -48,17 +54,39 @@ class Run(NamedTuple):
     num_steps: int | None = None
     train: Mapping[str, Any] = {}
     sample: Mapping[str, Any] = {}
-    sections: Mapping[str, Mapping[str, Any]] = {}
+    sections: Mapping[str, Section] = {}
     training: Mapping[str, Any] = {}
     bound: Mapping[str, Mapping[str, float]] = {}
     folder: Path | None = None
 
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """The provenance of the run's first numbers."""
+        return next((section.provenance for section in self.sections.values()), {})
+
+    @property
+    def hardware(self) -> str:
+        """As "1 x cpu (AMD EPYC, 2 cores)"."""
+        found = self.origin.get("hardware", {})
+        return f"{found['devices']} ({found.get('host', '')})" if "devices" in found else ""
+
+    @property
+    def last_window(self) -> Mapping[str, Any]:
+        """Metrics of the last window that was in order."""
+        return self.train.get("metrics") or {}
+
 
 class Collection(NamedTuple):
-    """The runs in the order of their folders, and what could not be read, one line each."""
+    """What there is to report.
+
+    runs: in the order of their folders.
+    problems: what could not be read, one line each.
+    pictures: what was drawn of the runs, as `figures.draw` returns it; only of a summary.
+    """
 
     runs: tuple[Run, ...]
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    pictures: Mapping[str, Any] = {}
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,6 +107,12 @@ def training_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in flat(renewed(config)).items()
         if name not in PLACES and any(f"{name}.".startswith(f"{field}.") for field in DEFINING)
     }
+
+
+def finite_windows(folder: Path | None) -> tuple[list[Record], int]:
+    """The windows of a run's log whose loss is a number, and how many lines are damaged."""
+    records, damaged = read_records(folder / "metrics.jsonl") if folder else ([], 0)
+    return [window for window in windows(records) if math.isfinite(window["loss"])], damaged
 
 
 class _Reader:
@@ -112,109 +146,91 @@ class _Reader:
         self.complain(path, f"{name} is a {type(value).__name__}, not an object with fields.")
         return {}
 
-    def sections(self, results: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-        """The sections that hold values, each value a number under "value"."""
-        found = {}
-        for name, section in results.items():
-            if not isinstance(section, dict) or "values" not in section:
-                continue
-            values = self.mapping(section, "values", path)
-            protocol = self.mapping(section, "protocol", path)
-            origin = self.mapping(section, "provenance", path)
-            good = {k: v for k, v in values.items() if _is_value(v)}
-            if len(good) < len(values) or not protocol:
-                what = ", ".join(sorted(set(values) - set(good))) or "its protocol"
-                self.complain(path, f"section {name}: {what} cannot be read.")
-            if good and protocol:
-                origin = {k: v for k, v in origin.items() if k != "config"}
-                found[name] = {"values": good, "protocol": protocol, "provenance": origin}
-        return found
-
-    def bound(self, path: Path) -> dict[str, dict[str, float]]:
+    def bound(self, path: Path) -> dict[Any, Any]:
         """Rate and distortion at tenths of the chain, from bound.csv."""
         if not path.is_file():
             return {}
         try:
-            with path.open(newline="") as stream:
-                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
-            wanted = max(1, len(rows) // PARTS)
-            return {
-                f"{row['reverse_time']:.0f}": row
-                for row in rows
-                if not row["reverse_time"] % wanted
-            }
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            table = pd.read_csv(path, dtype=float)
+            kept = table[table["reverse_time"] % max(1, len(table) // BOUND_POINTS) == 0]
+            return kept.set_index(kept["reverse_time"].map("{:.0f}".format)).to_dict("index")
+        except (ValueError, KeyError) as error:
             self.complain(path, f"is damaged: {error}")
             return {}
 
+    def run(self, folder: Path) -> Run:
+        """One folder that holds run.json or results.json."""
+        about = self.object(folder / "run.json")
+        status = self.object(folder / "status.json")
+        results, path = self.object(folder / "results.json"), folder / "results.json"
+        sections, problems = measured(results)
+        for problem in problems:
+            self.complain(path, problem)
+        own = [part.get("provenance") for part in results.values() if isinstance(part, dict)]
+        origin = next((found for found in own if isinstance(found, dict)), {})
+        config = self.object(folder / "config.json") or origin.get("config", {})
+        training = training_fields(config)
+        train, sample = (
+            {
+                name: v
+                for name, v in self.mapping(results, part, path).items()
+                if name != "provenance"
+            }
+            for part in ("train", "sample")
+        )
+        log = finite_windows(folder)[0]
+        if log and not train.get("metrics"):
+            train = {**train, "metrics": log[-1]}
+        seed = about.get("seed", origin.get("seed", config.get("seed")))
+        settings = self.mapping(about, "settings", folder / "run.json")
+        return Run(
+            name=str(about.get("name", folder.name)),
+            place=self.place(folder),
+            config=str(about.get("config", "")),
+            ablation=about.get("ablation"),
+            seed=seed if isinstance(seed, int) else None,
+            overrides=self.mapping(about, "overrides", folder / "run.json"),
+            settings={k: v for k, v in settings.items() if k not in PLACES},
+            state=_state(status, train, bool(sections), folder),
+            message=" ".join(str(train.get("reason") or status.get("message", "")).split()),
+            log_tail=tuple(map(str, status.get("log_tail") or ())),
+            attempts=len(status.get("attempts") or ()),
+            num_steps=training.get("train.num_steps", about.get("num_steps")),
+            train=train,
+            sample=sample,
+            sections={name: _without_config(section) for name, section in sections.items()},
+            training=training,
+            bound=self.bound(folder / "bound.csv"),
+            folder=folder,
+        )
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("value"), int | float)
+    def planned(self, sweep: Path, found: set[str]) -> Iterator[Run]:
+        """Runs that a sweep names and that have no folder below it."""
+        for name in map(str, self.object(sweep / "sweep.json").get("runs") or ()):
+            if name not in found:
+                seed = name.rpartition("-seed")[2]
+                yield Run(
+                    name=name,
+                    place=self.place(sweep / "runs" / name),
+                    seed=int(seed) if seed.isdecimal() else None,
+                    message="its folder is not here",
+                )
 
 
-def _state(status: Mapping[str, Any], train: Mapping[str, Any], folder: Path, results: Any) -> str:
+def _without_config(section: Section) -> Section:
+    kept = {name: value for name, value in section.provenance.items() if name != "config"}
+    return section._replace(provenance=kept)
+
+
+def _state(status: Mapping[str, Any], train: Mapping[str, Any], any_values: bool, at: Path) -> str:
     """What the sweep wrote down; of a run outside a sweep, what its files tell."""
     if "state" in status:
         return str(status["state"])
-    if train.get("state") in ("finished", "diverged"):
+    if train.get("state") in [end.value for end in FINAL]:
         return str(train["state"])
-    if any("values" in section for section in results.values() if isinstance(section, dict)):
+    if any_values:
         return "finished"
-    return "unfinished" if (folder / "metrics.jsonl").is_file() else "waiting"
-
-
-def _without_origin(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name != "provenance"}
-
-
-def read_run(folder: Path, reader: _Reader) -> Run:
-    """One folder that holds run.json or results.json."""
-    about = reader.object(folder / "run.json")
-    status = reader.object(folder / "status.json")
-    results = reader.object(folder / "results.json")
-    train = reader.mapping(results, "train", folder / "results.json")
-    origins = [
-        s["provenance"] for s in results.values() if isinstance(s, dict) and "provenance" in s
-    ]
-    origin = next((origin for origin in origins if isinstance(origin, dict)), {})
-    config = reader.object(folder / "config.json") or origin.get("config", {})
-    seed = about.get("seed", origin.get("seed", config.get("seed")))
-    settings = reader.mapping(about, "settings", folder / "run.json")
-    reason, training = train.get("reason", ""), training_fields(config)
-    return Run(
-        name=str(about.get("name", folder.name)),
-        place=reader.place(folder),
-        config=str(about.get("config", "")),
-        ablation=about.get("ablation"),
-        seed=seed if isinstance(seed, int) else None,
-        overrides=reader.mapping(about, "overrides", folder / "run.json"),
-        settings={k: v for k, v in settings.items() if k not in PLACES},
-        state=_state(status, train, folder, results),
-        message=" ".join(str(reason or status.get("message", "")).split()),
-        log_tail=tuple(map(str, status.get("log_tail") or ())),
-        attempts=len(status.get("attempts") or ()),
-        num_steps=training.get("train.num_steps", about.get("num_steps")),
-        train=_without_origin(train),
-        sample=_without_origin(reader.mapping(results, "sample", folder / "results.json")),
-        sections=reader.sections(results, folder / "results.json"),
-        training=training,
-        bound=reader.bound(folder / "bound.csv"),
-        folder=folder,
-    )
-
-
-def _planned(sweep: Path, found: set[str], reader: _Reader) -> Iterator[Run]:
-    """Runs that a sweep names and that have no folder below it."""
-    content = reader.object(sweep / "sweep.json")
-    for name in map(str, content.get("runs") or ()):
-        if name not in found:
-            seed = name.rpartition("-seed")[2]
-            yield Run(
-                name=name,
-                place=reader.place(sweep / "runs" / name),
-                seed=int(seed) if seed.isdecimal() else None,
-                message="its folder is not here",
-            )
+    return "unfinished" if (at / "metrics.jsonl").is_file() else "waiting"
 
 
 def collect(workdir: Path) -> Collection:
@@ -222,12 +238,8 @@ def collect(workdir: Path) -> Collection:
     that have no folder yet.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no run in it.
+        FileNotFoundError: if there is no run in it.
     """
-    if not workdir.is_dir():
-        raise FileNotFoundError(
-            f"{workdir} does not exist: name the folder of a sweep, or of runs."
-        )
     reader = _Reader(workdir)
     runs: list[Run] = []
     sweeps: list[Path] = []
@@ -241,10 +253,10 @@ def collect(workdir: Path) -> Collection:
             sweeps.append(Path(root))
         if "run.json" in files or "results.json" in files:
             folders.clear()  # what lies in a run belongs to it
-            runs.append(read_run(Path(root), reader))
+            runs.append(reader.run(Path(root)))
     for sweep in sweeps:
         inside = {run.name for run in runs if run.folder and sweep in run.folder.parents}
-        runs += _planned(sweep, inside, reader)
+        runs += reader.planned(sweep, inside)
     if not runs:
         raise FileNotFoundError(
             f"{workdir} holds no run: no folder below it has a run.json or a results.json. Start a "
@@ -258,16 +270,16 @@ def collect(workdir: Path) -> Collection:
 
 def to_summary(collection: Collection) -> dict[str, Any]:
     """The collection as JSON values, without logs and without the folders it was read from."""
-    apart = ("folder", "log_tail")
     runs = [
-        {name: value for name, value in run._asdict().items() if name not in apart}
+        run._asdict() | {"sections": {k: part._asdict() for k, part in run.sections.items()}}
         for run in collection.runs
     ]
-    return {"runs": runs, "problems": list(collection.problems)}
+    kept = [{k: v for k, v in run.items() if k not in ("folder", "log_tail")} for run in runs]
+    return collection._asdict() | {"runs": kept}
 
 
 def read_summary(path: Path) -> Collection:
-    """The inverse of `to_summary`.
+    """The inverse of `to_summary`, for a summary of an older version of this program too.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -277,9 +289,18 @@ def read_summary(path: Path) -> Collection:
         raise FileNotFoundError(f"{path} does not exist: name a summary.json, or a folder of runs.")
     content = read_json(path)
     try:
-        runs = tuple(Run(**run) for run in content["runs"])
-        return Collection(runs, tuple(content["problems"]))
-    except (KeyError, TypeError) as error:
+        runs = [Run(**run | {"sections": measured(run["sections"])[0]}) for run in content["runs"]]
+        return Collection(tuple(runs), tuple(content["problems"]), content.get("pictures", {}))
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no summary of a report ({error}): python -m launch.report writes one."
         ) from error
+
+
+def load(path: Path) -> Collection:
+    """The runs below a folder, or those of a summary.
+
+    Raises:
+        FileNotFoundError, ValueError: for a path that is neither.
+    """
+    return collect(path) if path.is_dir() else read_summary(path)

@@ -70,17 +70,18 @@ def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint was chosen by something that the protocol does not tell.
     """
     renewed = dict(protocol)
+    missing: dict[str, Any] = {}
     if isinstance(renewed.get("sampler"), str):
         renewed |= {"sampler": {"name": renewed["sampler"]}, "spacing": "even"}
     if "sampler" in renewed:
-        renewed = {"labels": "all"} | renewed
+        missing["labels"] = "all"
     if "sampler" in renewed or "decoder" in renewed:
         latest = renewed.get("checkpoint", "latest") == "latest"
         selected_on = NOTHING if latest else "not recorded"
-        renewed = {"precision": "default", "held_out": 0, "selected_on": selected_on} | renewed
+        missing |= {"precision": "default", "held_out": 0, "selected_on": selected_on}
     if "decoder" in renewed:
-        renewed = {"num_levels": 256} | renewed
-    return renewed
+        missing["num_levels"] = 256
+    return renewed | {name: value for name, value in missing.items() if name not in renewed}
 
 
 def written(value: Any) -> str:

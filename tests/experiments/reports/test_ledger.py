@@ -12,7 +12,6 @@ import pytest
 from experiments.configs import published
 from experiments.reports import ledger, paper, report
 from experiments.reports.collect import collect
-from experiments.reports.render import to_markdown
 from tests.experiments.reports import made_runs
 from tests.experiments.reports.made_runs import finished, put
 
@@ -44,7 +43,7 @@ def lines(text: str) -> list[list[str]]:
 
 
 def page(*folders: pathlib.Path) -> str:
-    return to_markdown(ledger.document(ledger.load([str(folder) for folder in folders])))
+    return ledger.document(ledger.load_runs([str(folder) for folder in folders]))
 
 
 def cell(text: str, *begin: str) -> list[str]:
@@ -234,4 +233,4 @@ def test_the_committed_ledger_is_that_of_the_committed_results() -> None:
 
 def test_what_is_no_summary_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"name a summary\.json, or a folder of runs"):
-        ledger.load([str(tmp_path / "none.json")])
+        ledger.load_runs([str(tmp_path / "none.json")])
