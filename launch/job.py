@@ -14,10 +14,10 @@ from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
+from experiments.workdir import status
 from experiments.workdir.outcome import USER_ERROR, outcome_of
 from experiments.workdir.results import read_results
-from launch import status
-from launch.status import Status
+from experiments.workdir.status import Status
 
 TAIL_LINES = 30  # of the log of a failed run
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from experiments.console import format_duration
 from experiments.workdir.metrics_file import Progress
+from experiments.workdir.status import Status
 from launch.plan import PlannedRun
-from launch.status import Status
 
 COLORS = MappingProxyType(
     {"finished": "green", "diverged": "magenta", "failed": "red", "running": "cyan"}

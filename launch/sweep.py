@@ -23,9 +23,10 @@ from typing import Any
 from experiments.command_line import Parser, reported
 from experiments.configs import ablations
 from experiments.files.atomic import read_json, write_json
+from experiments.workdir import status
 from experiments.workdir.metrics_file import progress
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
-from launch import plan, status
+from launch import plan
 from launch.live_table import LiveTable, RunState, summary
 from launch.plan import PlannedRun
 

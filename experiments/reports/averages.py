@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.reports import paper
-from experiments.reports.collect import Run
 from experiments.reports.variants import DatasetRuns, Variant
 from experiments.workdir.protocols import differences, written
+from experiments.workdir.run import Run
 
 COLUMNS = (
     *("data", "row", "section", "quantity", "mean", "deviation", "seeds", "runs", "text"),

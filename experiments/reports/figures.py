@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from experiments.reports.collect import Run, finite_windows
 from experiments.reports.variants import DatasetRuns, Variant
+from experiments.workdir.run import Run, finite_windows
 
 matplotlib.use("Agg")
 

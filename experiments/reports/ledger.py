@@ -19,9 +19,10 @@ from experiments.reports.averages import (
     short_commit,
     why_not_averaged,
 )
-from experiments.reports.collect import Run, load
+from experiments.reports.collect import load
 from experiments.reports.render import Cell, Link, Table
 from experiments.reports.variants import DatasetRuns, Variant, dataset_of, group_runs
+from experiments.workdir.run import Run
 
 NOT_MEASURED = "not measured"
 HEAD = ("row", "quantity", "config", "paper", "ours", "seeds", "hardware", "date", "commit")

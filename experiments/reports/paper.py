@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments.configs import published
-from experiments.reports.collect import Run, training_fields
-from experiments.workdir.protocols import differences
+from experiments.workdir.protocols import differences, training_fields
+from experiments.workdir.run import Run
 
 INCEPTION = "inception-2015-12-05"
 REVERSE_TIME = "reverse time "  # begins the labels of Table 4's rows

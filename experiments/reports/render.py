@@ -12,19 +12,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from experiments.files import markdown, templates
+from experiments.files import latex, markdown, templates
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Signs that LaTeX takes for commands, or that its standard fonts lack.
-LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
-    **{"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "–": "--", "…": r"\dots{}"},
-    **{"μ̃": r"$\tilde\mu$", "β̃": r"$\tilde\beta$", "√": r"$\surd$", "ᾱ": r"$\bar\alpha$"},
-    **{"α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\epsilon$", "μ": r"$\mu$", "Σ": r"$\Sigma$"},
-    **{"σ": r"$\sigma$", "η": r"$\eta$", "λ": r"$\lambda$"},
-}
 
 
 class Link(NamedTuple):
@@ -85,16 +75,10 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
-    signs = "|".join(re.escape(sign) for sign in sorted(LATEX, key=len, reverse=True))
-    return re.sub(signs, lambda found: LATEX[found.group()], " ".join(text.split()))
-
-
 def latex_table(table: Table) -> str:
     r"""A table as a `tabular` of the package booktabs, with its notes below; links are left out."""
     found = templates.environment(TEMPLATES)
-    found.filters["latex"] = latex
+    found.filters["latex"] = latex.plain
     return found.get_template("latex.jinja").render(table=table)
 
 

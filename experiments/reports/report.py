@@ -1,7 +1,7 @@
 """A report of runs: templates/report.jinja filled with their tables, warnings and pictures."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,14 @@ import pandas as pd
 from experiments.files.atomic import write_json
 from experiments.reports import figures, render, tables
 from experiments.reports.averages import Numbers, numbers
-from experiments.reports.collect import Collection, Run, finite_windows, load, to_summary
+from experiments.reports.collect import Collection, load, to_summary
 from experiments.reports.paper import INCEPTION
 from experiments.reports.render import Link
 from experiments.reports.variants import DatasetRuns, group_runs
 from experiments.workdir.protocols import written
+from experiments.workdir.run import Run
 
 PAPER = Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239")
-
-
-def _damaged_logs(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        damaged = finite_windows(run.folder)[1]
-        if damaged:
-            yield f"{run.place}/metrics.jsonl: {damaged} lines cannot be read."
 
 
 def _merged(warnings: dict[str, list[str]]) -> list[str]:
@@ -149,9 +143,7 @@ def write(source: Path, out: Path, links: bool = True) -> None:
     out.mkdir(parents=True, exist_ok=True)
     datasets = group_runs(collection.runs)
     if source.is_dir():
-        problems = (*collection.problems, *_damaged_logs(collection.runs))
-        pictures = figures.draw(out, datasets)
-        collection = collection._replace(problems=problems, pictures=pictures)
+        collection = collection._replace(pictures=figures.draw(out, datasets))
     base = os.path.relpath(source, out) if links and source.is_dir() else None
     all_numbers = [numbers(part) for part in datasets]
     parts = [

@@ -7,9 +7,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from experiments.reports.averages import short_commit
-from experiments.reports.collect import Run
 from experiments.reports.render import Cell, Link, Table, by_columns
 from experiments.reports.variants import DatasetRuns, Variant
+from experiments.workdir.run import Run
 
 # What the first table shows, and which end of it is the better one; the rest is folded away.
 HEADLINE: dict[tuple[str, str], Callable[[Any], float]] = {
@@ -129,7 +129,7 @@ def run_table(part: DatasetRuns, base: str | None) -> Table:
     lines = []
     for run in part.runs:
         texts = (
-            *(run.place if run.folder else run.name, run.state, reached(run)),
+            *(run.place, run.state, reached(run)),
             *(short_commit(str(run.origin.get("commit", "–"))), run.hardware),
             str(run.origin.get("date", ""))[:10],
         )

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from experiments.configs.ablations import ABLATIONS
-from experiments.reports.collect import Run
+from experiments.workdir.run import Run
 
 
 class Variant(NamedTuple):

@@ -19,6 +19,9 @@ TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
     *("precision", "train.batch_size", "train.flip"),
 )
+# What decides which model a run trains, apart from its seed, and where its data lies.
+DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
+PLACES = ("data.data_dir", "data.path")
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
@@ -60,6 +63,26 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
         } if images > 0:
             return {**config, "clip": {**clip, "num_cores": batch_size // images}}
     return config
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, under dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
+
+
+def training_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a resolved config as JSON has it: the fields that decide which model is trained."""
+    return {
+        name: value
+        for name, value in flat(renewed(config)).items()
+        if name not in PLACES and any(f"{name}.".startswith(f"{field}.") for field in DEFINING)
+    }
 
 
 def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:

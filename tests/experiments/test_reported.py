@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from experiments.build import build
 from experiments.evaluate import evaluate
 from experiments.reports import report
-from experiments.reports.collect import collect, finite_windows, training_fields
+from experiments.reports.collect import collect
 from experiments.sample import sample
 from experiments.workdir.config import config_to_dict
+from experiments.workdir.protocols import training_fields
+from experiments.workdir.run import finite_windows
 
 
 def test_a_report_reads_a_run(

@@ -9,9 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "module", ["plan", "status", "job", "live_table", "sweep", "report", "ledger"]
-)
+@pytest.mark.parametrize("module", ["plan", "job", "live_table", "sweep", "report", "ledger"])
 def test_a_launcher_loads_no_engine(module: str) -> None:
     if module in ("job", "sweep"):
         pytest.importorskip("submitit", reason="no submitit: pip install -e '.[launch]'")

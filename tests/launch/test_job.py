@@ -11,10 +11,10 @@ import time
 
 import pytest
 
+from experiments.workdir import status
 from experiments.workdir.metrics_file import Progress, progress
-from launch import status
+from experiments.workdir.status import Status
 from launch.job import Job, Signals
-from launch.status import Status
 
 PROGRAM = str(pathlib.Path(__file__).parent / "program.py")
 

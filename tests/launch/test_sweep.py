@@ -16,11 +16,12 @@ from rich.console import Console
 
 from experiments.console import format_duration
 from experiments.files.atomic import read_json
+from experiments.workdir import status
 from experiments.workdir.metrics_file import Progress, progress
-from launch import executors, plan, status, sweep
+from experiments.workdir.status import Status
+from launch import executors, plan, sweep
 from launch.executors import Debug, Local
 from launch.live_table import LiveTable, RunState
-from launch.status import Status
 from tests.experiments.test_main import TINY
 from tests.launch.test_job import wait_for_step
 

@@ -18,8 +18,11 @@ from PIL import Image
 from experiments.configs.published import TABLES
 from experiments.reports import report
 from experiments.reports.averages import plus_minus
-from experiments.reports.collect import collect, read_summary, training_fields
+from experiments.reports.collect import collect, read_summary
 from experiments.reports.render import Cell, Table, markdown_table
+from experiments.workdir import status
+from experiments.workdir.protocols import training_fields
+from experiments.workdir.status import Status
 from tests.experiments.reports import made_runs
 from tests.experiments.reports.made_runs import finished, half_done, put
 
@@ -356,7 +359,7 @@ def test_a_run_being_written_is_read(tmp_path: pathlib.Path) -> None:
     (folder / "metrics.jsonl").write_text('{"step": 100, "loss": 0.5}\n{"step": 200, "lo')
     (run,) = collect(tmp_path).runs
     assert run.last_window == {"step": 100, "loss": 0.5}
-    put(folder / "status.json", {"state": "running", "attempts": [{}], "message": ""})
+    status.write(folder, Status("running", attempts=({},)))
     assert "eps_simple, seed 0: running" in written(tmp_path, tmp_path / "report")
 
 
@@ -388,3 +391,35 @@ def test_the_command_says_where_the_report_is_and_what_is_wrong(tmp_path: pathli
     wrong = run(str(tmp_path / "nothing"))
     assert wrong.returncode == 2 and "or a folder of runs" in wrong.stderr
     assert run().returncode == 2
+
+
+def test_a_damaged_status_is_named(tmp_path: pathlib.Path) -> None:
+    folder = finished(tmp_path, "eps_simple", 0, 4.6)
+    (folder / "status.json").write_text('{"state": "lost"}')
+    text = written(tmp_path, tmp_path / "report")
+    assert "runs/eps_simple-seed0/status.json: is no status of a run" in text
+    assert number(tmp_path / "report", "eps_simple", "bits_per_dim")["mean"] == "4.6"
+
+
+def test_a_summary_writes_the_report_anew_without_the_runs(tmp_path: pathlib.Path) -> None:
+    half_done(tmp_path / "sweep")
+    written(tmp_path / "sweep", tmp_path / "out", links=False)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    shutil.rmtree(tmp_path / "sweep")
+    report.write(tmp_path / "out" / "summary.json", tmp_path / "out")
+    after = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert before.keys() == after.keys()
+    unlike = [name for name in before if before[name] != after[name]]
+    assert set(unlike) <= {"report.md", "report.html"}  # which have the ends of logs
+    assert before["report.md"].startswith(after["report.md"].partition(b"## Samples")[0][:-1])
+
+
+def test_the_committed_report_is_that_of_the_committed_summary(tmp_path: pathlib.Path) -> None:
+    for summary in ROOT.glob("docs/*/summary.json"):
+        out = tmp_path / summary.parent.name
+        shutil.copytree(summary.parent, out)
+        report.write(out / "summary.json", out)
+        for path in out.iterdir():
+            committed = summary.parent / path.name
+            hint = f"run: python -m launch.report {summary.relative_to(ROOT)}"
+            assert path.read_bytes() == committed.read_bytes(), (path.name, hint)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from experiments.files.atomic import read_json, write_json
 from experiments.workdir import outcome
 
-FINAL = tuple(end.value for end in outcome.FINAL)
+FINAL = tuple(end.value for end in outcome.FINAL)  # states that starting again leaves alone
 STATES = ("waiting", "queued", "running", "stopping", "stopped", "failed", *FINAL)
 
 
