@@ -21,6 +21,11 @@ setuptools.setup(
     description="Denoising Diffusion Probabilistic Models in JAX/Flax, for research",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["diffusion*", "experiments*", "launch*"]),
+    package_data={
+        "experiments.configs": ["*.jinja"],
+        "experiments.reports": ["templates/*.jinja"],
+        "experiments.weights": ["*.jinja"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10,<0.13",
@@ -36,6 +41,8 @@ setuptools.setup(
         "tensorboardX>=2.6.2",
         "safetensors>=0.4",
         "matplotlib>=3.8",
+        "pandas>=2.2",
+        "jinja2>=3.1",
         *DATA,
     ],
     extras_require={

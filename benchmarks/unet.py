@@ -43,6 +43,7 @@ from diffusion.schedules import evenly_spaced, from_betas, respace
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 from experiments import devices
+from experiments.files import markdown
 from experiments.optimizers import adam, update_ema
 
 EPS, FIXED_LARGE = PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]
@@ -232,7 +233,7 @@ def run_case(part: str, case: Case, args: argparse.Namespace) -> str:
     share = f"{ours.flops / mine.fastest / peak:.0%}" if ours.flops else "-"
     rate = f"{case.batch / mine.median:.4g}"
     cells = [f"{part}: {case.label}{notes}", str(mine), *theirs, best, rate, share]
-    return "| " + " | ".join(cells) + " |"
+    return markdown.row(cells)
 
 
 def numbers(text: str) -> list[int]:
@@ -286,8 +287,7 @@ def main() -> None:
     print(f"{args.repeats}; {args.steps} sampling steps\n")
     theirs = [f"torch {mode}" for mode in args.torch]
     heads = ["what", "ours", *theirs, "best torch / ours", "our images/s", "of peak"]
-    print("| " + " | ".join(heads) + " |")
-    print("|" + "---|" * len(heads))
+    print(markdown.head(heads))
     for width, batch in zip(args.width, args.batch, strict=True):
         for part in args.part:
             dropout = args.dropout if part == "train" else 0.0

@@ -1,12 +1,18 @@
 """The command line: flags in, errors and times out as people read them."""
 
+import argparse
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn, ParamSpec
 
 from absl import flags
 
 from experiments.configs import ablations
+from experiments.workdir.outcome import USER_ERROR
 
+Arguments = ParamSpec("Arguments")
 SAVED = Path(__file__).parent / "configs" / "saved.py"
 
 
@@ -26,7 +32,33 @@ class ListAblations(flags.BooleanFlag):
 def fail(error: BaseException | str) -> int:
     """Prints the error where it began, for one that the user can mend; returns the exit status."""
     print(f"error: {error}\n(--verbosity=1 shows where it was raised)", file=sys.stderr)
-    return 2
+    return USER_ERROR
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a program without a config; what is wrong with them is a ValueError."""
+
+    def __init__(self, module: str, description: str | None) -> None:
+        kind = argparse.RawDescriptionHelpFormatter
+        prog = f"python -m {module}"
+        super().__init__(prog, None, description, formatter_class=kind, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is.")
+
+
+def reported(program: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """A program whose ValueErrors and OSErrors, which its user can mend, end in one line."""
+
+    @functools.wraps(program)
+    def run(*arguments: Arguments.args, **more: Arguments.kwargs) -> int:
+        try:
+            return program(*arguments, **more)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return USER_ERROR
+
+    return run
 
 
 def verbose(argv: list[str]) -> bool:

@@ -1,24 +1,29 @@
-"""Lays the numbers of runs side by side: python -m experiments.compare RUN RUN ..."""
+"""Lays the numbers of runs side by side.
+
+    python -m experiments.compare runs/a/results.json runs/b
+
+Each argument is a results.json that `--mode=evaluate` wrote, or its folder.
+"""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.command_line import Parser, reported
 from experiments.reports.compare import compare, read
 
 
+@reported
 def main(argv: Sequence[str]) -> int:
     """Prints the table of the files that the command line names."""
-    if len(argv) < 3 or any(word.startswith("-") for word in argv[1:]):
-        print("usage: python -m experiments.compare A/results.json B/results.json ...")
-        return 2
-    try:
-        print(compare(argv[1:], [read(Path(name)) for name in argv[1:]]))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser = Parser("experiments.compare", __doc__)
+    parser.add_argument("runs", nargs="+", help="results.json files, or their folders")
+    names = parser.parse_args(argv).runs
+    if len(names) < 2:
+        parser.error("name two results.json files or more")
+    print(compare(names, [read(Path(name)) for name in names]))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv[1:]))

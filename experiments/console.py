@@ -6,13 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 
 REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
+
+
+def _processes() -> tuple[int, int]:
+    """The index of this process, and how many there are."""
+    import jax  # not at once: launchers say things without it
+
+    return jax.process_index(), jax.process_count()
 
 
 @contextlib.contextmanager
@@ -31,7 +37,7 @@ def stop_requested() -> Iterator[list[float]]:
             signal.raise_signal(number)
 
     before: dict[int, Any] = {}
-    if jax.process_count() == 1:
+    if _processes()[1] == 1:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         untouched = (signal.SIG_IGN, None)  # None: a handler that is not Python's
         before = {number: old for number, old in before.items() if old not in untouched}
@@ -53,7 +59,7 @@ def format_duration(seconds: float) -> str:
 
 def log(text: str) -> None:
     """One line on standard output, from the main process only."""
-    if jax.process_index() == 0:
+    if _processes()[0] == 0:
         print(text, flush=True)
 
 
@@ -61,7 +67,7 @@ def track(items: Sequence[Any], label: str, every_seconds: float = 30.0) -> Iter
     """The items, with a bar and the time left on a terminal, and now and then a line elsewhere."""
     console = Console()
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
-    hidden = jax.process_index() > 0 or not console.is_terminal
+    hidden = _processes()[0] > 0 or not console.is_terminal
     begin = said = time.perf_counter()
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(label, total=len(items))

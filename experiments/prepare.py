@@ -1,10 +1,13 @@
-"""Prepares a data set once: python -m experiments.prepare --dataset=fashion_mnist [--from=...]."""
+"""Prepares a data set once.
 
+python -m experiments.prepare --dataset=fashion_mnist [--from=...] [--data_dir=...]
+"""
+
+import sys
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
-from absl import app, flags
-
+from experiments.command_line import Parser, reported
 from experiments.data.dataset import Dataset
 from experiments.data.datasets import DATASETS
 from experiments.lookup import keywords
@@ -14,32 +17,26 @@ PREPARED: MappingProxyType[str, Callable[..., Dataset]] = MappingProxyType(
     {name: make for name, make in DATASETS.items() if "data_dir" in keywords(make)}
 )
 
-FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", None, sorted(PREPARED), "The data set to prepare.")
-flags.DEFINE_string(
-    "from",
-    None,
-    "What to read. "
-    + " ".join(f"{name}: {make().prepared_from}." for name, make in PREPARED.items()),
-)
-flags.DEFINE_string(
-    "data_dir", None, "Where to put it; default $TFDS_DATA_DIR or ~/tensorflow_datasets."
-)
 
-
-def main(argv: Sequence[str]) -> None:
-    """Prepares the data set that the flags name and prints its folder."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    prepare = PREPARED[FLAGS.dataset](data_dir=FLAGS.data_dir).prepare
+@reported
+def main(argv: Sequence[str]) -> int:
+    """Prepares the data set that the options name and prints its folder."""
+    parser = Parser("experiments.prepare", __doc__)
+    sources = " ".join(f"{name}: {make().prepared_from}." for name, make in PREPARED.items())
+    where = "where to put it; default $TFDS_DATA_DIR or ~/tensorflow_datasets"
+    parser.add_argument("--dataset", required=True, choices=sorted(PREPARED))
+    parser.add_argument("--from", dest="source", help=f"what to read. {sources}".replace("%", "%%"))
+    parser.add_argument("--data_dir", help=where)
+    options = parser.parse_args(argv)
+    prepare = PREPARED[options.dataset](data_dir=options.data_dir).prepare
     assert prepare is not None  # of none that has a data_dir
     try:
-        folder = prepare(FLAGS["from"].value)
-    except (OSError, ValueError) as error:  # what came, what is needed: no traceback on top
-        raise SystemExit(f"{FLAGS.dataset} was not prepared. {error}") from error
-    print(f"{FLAGS.dataset} is ready in {folder}")
+        folder = prepare(options.source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{options.dataset} was not prepared. {error}") from error
+    print(f"{options.dataset} is ready in {folder}")
+    return 0
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("dataset")
-    app.run(main)
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import submitit
 
@@ -20,6 +20,26 @@ class Task(NamedTuple):
 
     folder: Path
     command: list[str]
+
+
+class Machine(Protocol):
+    """What carries out the runs of a sweep."""
+
+    def places(self) -> int:
+        """How many runs `submit` takes now."""
+
+    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
+        """Starts or queues them; returns the job of each folder."""
+
+    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+        """Folders of the runs that wait in a queue or are being carried out."""
+
+    def stop(self) -> tuple[bool, str]:
+        """What Ctrl-C asks for, which may be repeated.
+
+        Returns:
+            Whether to wait for runs that are being saved, and what to tell the user.
+        """
 
 
 class Local:
@@ -49,11 +69,9 @@ class Local:
         self._cores = [cores[place::max_parallel] or cores for place in range(max_parallel)]
 
     def places(self) -> int:
-        """How many runs `submit` takes now."""
         return len(self._free)
 
     def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        """Starts them; returns their jobs."""
         started = {}
         for task in tasks:
             place = self._free.pop()
@@ -74,18 +92,16 @@ class Local:
         return started
 
     def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
-        """Folders of the runs that are being carried out."""
         for folder, (place, job) in list(self._active.items()):
             if job.done():
                 del self._active[folder]
                 self._free.append(place)
         return set(self._active)
 
-    def stop(self) -> str:
-        """Asks every run to save and stop, which may be repeated; returns what to tell the user."""
+    def stop(self) -> tuple[bool, str]:
         for _, job in self._active.values():
             os.kill(int(job.job_id), signal.SIGTERM)
-        return "stopping: the runs are saved first"
+        return bool(self._active), "stopping: the runs are saved first"
 
 
 class Slurm:
@@ -115,17 +131,14 @@ class Slurm:
         self._retries = retries
 
     def places(self) -> int:
-        """How many runs `submit` takes now: any number, the queue being Slurm's."""
-        return sys.maxsize
+        return sys.maxsize  # the queue is Slurm's
 
     def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        """Queues all of them; returns their numbers in the queue."""
         with self._executor.batch():
             jobs = [self._executor.submit(Job(*task, retries=self._retries)) for task in tasks]
         return {task.folder: job.job_id for task, job in zip(tasks, jobs, strict=True)}
 
     def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
-        """Folders of the runs whose jobs are in the queue, waiting or running."""
         command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T"]
         listed = subprocess.run(command, capture_output=True, text=True)
         if listed.returncode:  # too busy to answer
@@ -134,9 +147,8 @@ class Slurm:
         ended = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         return {folder for folder, job in jobs.items() if states.get(job, ended[0]) not in ended}
 
-    def stop(self) -> str:
-        """Leaves the jobs in the queue; returns what to tell the user."""
-        return "the jobs stay in the queue (scancel ends them)"
+    def stop(self) -> tuple[bool, str]:
+        return False, "the jobs stay in the queue (scancel ends them)"
 
 
 class Debug:
@@ -147,25 +159,18 @@ class Debug:
         self._retries = retries
 
     def places(self) -> int:
-        """How many runs `submit` takes now."""
         return 1
 
     def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        """Carries them out; returns their jobs."""
         for task in tasks:
             self._executor.submit(Job(*task, retries=self._retries)).result()
         return {task.folder: "debug" for task in tasks}
 
     def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
-        """None: what was submitted has ended."""
-        return set()
+        return set()  # what was submitted has ended
 
-    def stop(self) -> str:
-        """Nothing is left to do, the signal itself having reached the run."""
-        return "stopped"
-
-
-Machine = Local | Slurm | Debug
+    def stop(self) -> tuple[bool, str]:
+        return False, "stopped"  # the signal itself has reached the run
 
 
 def _all_gpus() -> list[str]:

@@ -9,18 +9,16 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
-from experiments.files.atomic import read_json
-from launch import status
-from launch.status import Status
+from experiments.workdir import status
+from experiments.workdir.outcome import USER_ERROR, outcome_of
+from experiments.workdir.results import read_results
+from experiments.workdir.status import Status
 
-# Of experiments.main; every other exit status is a crash.
-STATE_OF_EXIT = MappingProxyType({0: "finished", 75: "stopped", 76: "diverged"})
-USER_ERROR = 2  # the same command would fail in the same way
 TAIL_LINES = 30  # of the log of a failed run
 
 
@@ -87,7 +85,9 @@ class Job:
                 code = self._attempt(rank, descriptors, signals, known)
                 end = begin | {"ended": _now(), "exit_status": code}
                 known = known._replace(attempts=(*attempts, end))
-                state = STATE_OF_EXIT.get(code, "stopped" if signals.stop else "failed")
+                ended = outcome_of(code)
+                crashed = "stopped" if signals.stop else "failed"
+                state = crashed if ended is None else ended.value
                 if state != "failed" or code == USER_ERROR or attempt == self.retries:
                     break
             if rank == 0:
@@ -137,7 +137,7 @@ class Job:
         """The status after the last attempt."""
         known = known._replace(state=state)
         if state == "diverged":
-            section = read_json(self.folder / "results.json")["train"]
+            section = read_results(self.folder)["train"]
             return known._replace(message=f"at step {section['step']:,}: {section['reason']}")
         if state == "failed":
             with self._log(0).open(errors="replace") as log:

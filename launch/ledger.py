@@ -6,28 +6,27 @@ Each argument is a summary.json that `launch.report` wrote, or a folder of runs.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
-
-from experiments.reports import ledger, render
-
-OUT = flags.DEFINE_string("out", None, "File to write; standard output where not given.")
+from experiments.command_line import Parser, reported
+from experiments.reports import ledger
 
 
-def main(argv: list[str]) -> int:
+@reported
+def main(argv: Sequence[str]) -> int:
     """Prints the ledger of the summaries and folders that the command line names."""
-    try:
-        text = render.to_markdown(ledger.document(ledger.load(argv[1:])))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if OUT.value:
-        Path(OUT.value).expanduser().write_text(text)
+    parser = Parser("launch.ledger", __doc__)
+    parser.add_argument("runs", nargs="*", help="summaries, or folders of runs")
+    parser.add_argument("--out", help="file to write; standard output where not given")
+    options = parser.parse_args(argv)
+    text = ledger.document(ledger.load_runs(options.runs))
+    if options.out:
+        Path(options.out).expanduser().write_text(text)
     else:
         sys.stdout.write(text)
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv[1:]))

@@ -12,60 +12,60 @@ from rich.table import Table
 
 from experiments.console import format_duration
 from experiments.workdir.metrics_file import Progress
-from launch.plan import Run
-from launch.status import Status
+from experiments.workdir.status import Status
+from launch.plan import PlannedRun
 
 COLORS = MappingProxyType(
     {"finished": "green", "diverged": "magenta", "failed": "red", "running": "cyan"}
 )
-SAY_SECONDS = 60.0  # between summaries where there is no terminal
+SUMMARY_SECONDS = 60.0  # between summaries where there is no terminal
 
 
-class Row(NamedTuple):
+class RunState(NamedTuple):
     """What is shown of one run."""
 
-    run: Run
+    planned: PlannedRun
     status: Status
     progress: Progress
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(runs: Sequence[RunState]) -> str:
     """How many runs are in which state."""
-    counts = Counter(row.status.state for row in rows)
+    counts = Counter(run.status.state for run in runs)
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
-def _cells(row: Row) -> list[str]:
-    step, loss, eta = row.progress
-    state = row.status.state
-    if state == "running" and step >= row.run.num_steps:
+def _texts(run: RunState) -> list[str]:
+    step, loss, eta = run.progress
+    state = run.status.state
+    if state == "running" and step >= run.planned.num_steps:
         state = "evaluating"
     return [
-        row.run.name,
+        run.planned.name,
         state,
-        f"{step:,}/{row.run.num_steps:,}",
+        f"{step:,}/{run.planned.num_steps:,}",
         "" if loss is None else f"{loss:.4f}",
         format_duration(eta) if state == "running" and eta is not None else "",
-        row.status.message,
+        run.status.message,
     ]
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(runs: Sequence[RunState]) -> Table:
     """One line a run: state, step, loss, time left of the training, why it ended."""
-    result = Table("run", "state", "step", "loss", "ETA", "", title=summary(rows))
-    for row in rows:
-        result.add_row(*_cells(row), style=COLORS.get(row.status.state))
+    result = Table("run", "state", "step", "loss", "ETA", "", title=summary(runs))
+    for run in runs:
+        result.add_row(*_texts(run), style=COLORS.get(run.status.state))
     return result
 
 
-class Board:
-    """Shows the rows while entered."""
+class LiveTable:
+    """Shows the runs while entered."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(soft_wrap=True, highlight=False)
         self._live = Live(console=self._console, refresh_per_second=2)
         self._states: Mapping[str, str] = {}
-        self._said = time.monotonic()
+        self._last_summary = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -76,25 +76,25 @@ class Board:
         if self._console.is_terminal:
             self._live.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """One line, above the table where there is one."""
         self._console.print(text, markup=False)
 
-    def show(self, rows: Sequence[Row]) -> None:
+    def show(self, runs: Sequence[RunState]) -> None:
         """Brings what is shown up to date."""
         if self._console.is_terminal:
-            self._live.update(table(rows))
+            self._live.update(table(runs))
             return
-        states = {row.run.name: row.status.state for row in rows}
-        for row in rows:
-            if states[row.run.name] != self._states.get(row.run.name, "waiting"):
-                name, state, *rest = (cell for cell in _cells(row) if cell)
-                self.say(f"{name}: {state} ({', '.join(rest)})")
+        states = {run.planned.name: run.status.state for run in runs}
+        for run in runs:
+            if states[run.planned.name] != self._states.get(run.planned.name, "waiting"):
+                name, state, *rest = (cell for cell in _texts(run) if cell)
+                self.print_line(f"{name}: {state} ({', '.join(rest)})")
         self._states = states
-        if time.monotonic() - self._said > SAY_SECONDS:
-            self._said = time.monotonic()
-            self.say(summary(rows))
-            for row in rows:
-                if row.status.state == "running":
-                    name, _, *rest = (cell for cell in _cells(row) if cell)
-                    self.say(f"  {name}: {', '.join(rest)}")
+        if time.monotonic() - self._last_summary > SUMMARY_SECONDS:
+            self._last_summary = time.monotonic()
+            self.print_line(summary(runs))
+            for run in runs:
+                if run.status.state == "running":
+                    name, _, *rest = (cell for cell in _texts(run) if cell)
+                    self.print_line(f"  {name}: {', '.join(rest)}")

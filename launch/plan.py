@@ -16,7 +16,7 @@ from experiments.files.atomic import read_json, write_json
 LONGEST_NAME = 200  # bytes; file systems allow 255, and some files beside it have longer names
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One training with its samples and numbers.
 
     Values of config fields are as typed on the command line; `experiments.main` reads them.
@@ -107,7 +107,7 @@ def make_runs(
     seeds: Sequence[int],
     grid: Mapping[str, Sequence[str]],
     settings: Mapping[str, str],
-) -> list[Run]:
+) -> list[PlannedRun]:
     """All runs, those of the first seed first, each checked as far as its config alone tells.
 
     Raises:
@@ -123,7 +123,7 @@ def make_runs(
             raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
     if "seed" in {*grid, *settings}:
         raise ValueError("the seed is set by --seeds=0,1,2 and not as a field of the config.")
-    runs: dict[str, Run] = {}
+    runs: dict[str, PlannedRun] = {}
     points = list(itertools.product(*grid.values()))
     for seed, ablation, values in itertools.product(seeds, ablations, points):
         overrides = dict(zip(grid, values, strict=True))
@@ -140,23 +140,23 @@ def make_runs(
                 f"the name {name!r} is longer than the {LONGEST_NAME} bytes that a folder's may "
                 "have: vary fewer fields in one --grid, or set the long ones by --config.FIELD."
             )
-        run = Run(name, config, ablation, seed, overrides, dict(settings), num_steps=0)
+        run = PlannedRun(name, config, ablation, seed, overrides, dict(settings), num_steps=0)
         num_steps = load_config(run.config_arguments()).train.num_steps
         runs[name] = run._replace(num_steps=num_steps)
     return list(runs.values())
 
 
-def folder_of(workdir: Path, run: Run) -> Path:
+def folder_of(workdir: Path, run: PlannedRun) -> Path:
     """The run's folder, which is its --workdir."""
     return workdir / "runs" / run.name
 
 
-def record(run: Run, folder: Path) -> dict[str, Any]:
+def record(run: PlannedRun, folder: Path) -> dict[str, Any]:
     """The content of run.json."""
     return run._asdict() | {"command": run.command(folder)}
 
 
-def write(workdir: Path, runs: Sequence[Run]) -> None:
+def write(workdir: Path, runs: Sequence[PlannedRun]) -> None:
     """Writes run.json of every run and adds the runs to sweep.json.
 
     Raises:

@@ -3,39 +3,35 @@
     python -m launch.report runs/sweep
 
 writes runs/sweep/report: report.md, report.html (one file with everything in it), numbers.csv,
-runs.csv, summary.json (which `launch.ledger` reads) and the pictures. The runs are only read; a
-sweep that is half done, and runs of several machines copied below one folder, are reported as they
-are.
+runs.csv, the tables as LaTeX, summary.json (which `launch.ledger` reads) and the pictures. The runs
+are only read; a sweep that is half done, and runs of several machines copied below one folder, are
+reported as they are. A report's own summary.json in place of the folder writes the report anew,
+beside it, without the runs.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
-
+from experiments.command_line import Parser, reported
 from experiments.reports import report
 
-OUT = flags.DEFINE_string("out", None, "Folder to write to; WORKDIR/report where not given.")
-LINKS = flags.DEFINE_bool(
-    "links", True, "Link to the files of the runs; --nolinks for a report that leaves them behind."
-)
 
-
-def main(argv: list[str]) -> int:
+@reported
+def main(argv: Sequence[str]) -> int:
     """Writes the report of the folder that the command line names."""
-    if len(argv) != 2:
-        print("usage: python -m launch.report WORKDIR [--out=FOLDER] [--nolinks]", file=sys.stderr)
-        return 2
-    workdir = Path(argv[1]).expanduser()
-    out = Path(OUT.value).expanduser() if OUT.value else workdir / "report"
-    try:
-        report.write(workdir, out, LINKS.value)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser = Parser("launch.report", __doc__)
+    parser.add_argument("workdir", type=Path, help="folder of runs, or the summary of a report")
+    parser.add_argument("--out", type=Path, help="folder to write to; WORKDIR/report if not given")
+    parser.add_argument("--nolinks", action="store_true", help="leave out links to files of runs")
+    options = parser.parse_args(argv)
+    workdir = options.workdir.expanduser()
+    out = workdir.parent if workdir.is_file() else workdir / "report"
+    out = options.out.expanduser() if options.out else out
+    report.write(workdir, out, links=not options.nolinks)
     print(f"{out / 'report.md'}\n{out / 'report.html'}")
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv[1:]))

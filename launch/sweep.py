@@ -20,12 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from experiments.command_line import Parser, reported
 from experiments.configs import ablations
 from experiments.files.atomic import read_json, write_json
+from experiments.workdir import status
 from experiments.workdir.metrics_file import progress
-from launch import plan, status
-from launch.live_table import Board, Row, summary
-from launch.plan import Run
+from experiments.workdir.outcome import EXIT_STATUS, Outcome
+from launch import plan
+from launch.live_table import LiveTable, RunState, summary
+from launch.plan import PlannedRun
 
 try:
     from launch.executors import Debug, Local, Machine, Slurm, Task
@@ -44,12 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         ValueError: for an option that does not exist, a value out of range, or an option of
             another cluster.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("launch.sweep", __doc__)
     add = parser.add_argument
     add("--config", required=True, help="the config file, without an ablation")
     add("--workdir", required=True, help="where the sweep keeps everything")
@@ -66,7 +64,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     settings = {}
     for word in rest:
         if not word.startswith("--config."):
-            raise ValueError(f"there is no option {word!r}; --help lists those that there are.")
+            parser.error(f"there is no option {word!r}")
         name, value = plan.parse_assignment(word.removeprefix("--config."), "--config.")
         settings[name] = value
     for name, least in (("max_parallel", 1), ("gpus_per_run", 0), ("retries", 0)):
@@ -91,7 +89,7 @@ def slurm_options(text: str) -> dict[str, Any]:
     return {name: int(value) if value.isdigit() else value for name, value in pairs}
 
 
-def make_runs(options: argparse.Namespace, settings: dict[str, str]) -> list[Run]:
+def make_runs(options: argparse.Namespace, settings: dict[str, str]) -> list[PlannedRun]:
     """The runs that the options describe.
 
     Raises:
@@ -137,7 +135,9 @@ class Sweep:
         retries: how often a run is submitted again whose job ended without a word.
     """
 
-    def __init__(self, runs: Sequence[Run], workdir: Path, machine: Machine, retries: int) -> None:
+    def __init__(
+        self, runs: Sequence[PlannedRun], workdir: Path, machine: Machine, retries: int
+    ) -> None:
         self.runs = {plan.folder_of(workdir, run): run for run in runs}
         self.machine, self.retries = machine, retries
         self.stopping = False
@@ -148,9 +148,9 @@ class Sweep:
         self._lost: Counter[Path] = Counter()
         self._ended = {f for f in self.runs if status.read(f).state in status.FINAL}
 
-    def rows(self) -> list[Row]:
+    def states(self) -> list[RunState]:
         """What there is to show."""
-        return [Row(run, status.read(f), progress(f)) for f, run in self.runs.items()]
+        return [RunState(run, status.read(f), progress(f)) for f, run in self.runs.items()]
 
     def step(self) -> bool:
         """Looks after every run once; returns whether any has not ended."""
@@ -166,8 +166,7 @@ class Sweep:
     def stop(self) -> tuple[bool, str]:
         """Asks the runs to stop; returns whether to wait for any, and what to tell the user."""
         self.stopping = True
-        text = self.machine.stop()
-        return isinstance(self.machine, Local) and bool(self._carried_out), text
+        return self.machine.stop()
 
     def _submit(self, left: Sequence[Path]) -> None:
         """As many of the runs as there are places, without those that another process has."""
@@ -219,7 +218,7 @@ def _locked(folder: Path) -> bool:
         return descriptor is None
 
 
-def watch(sweep: Sweep, board: Board) -> bool:
+def watch(sweep: Sweep, table: LiveTable) -> bool:
     """Looks after the runs until all have ended; returns False when a signal came before.
 
     The first Ctrl-C or SIGTERM lets the runs of this machine save and stop; a second one leaves
@@ -234,48 +233,45 @@ def watch(sweep: Sweep, board: Board) -> bool:
     told = False
     try:
         while sweep.step():
-            board.show(sweep.rows())
+            table.show(sweep.states())
             if received:
                 wait, text = sweep.stop()
                 if not told:
-                    board.say(text)
+                    table.print_line(text)
                     told = True
                 if not wait or len(received) > 1:
                     return False
             time.sleep(POLL_SECONDS)
-        board.show(sweep.rows())
+        table.show(sweep.states())
         return True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+@reported
 def main(argv: Sequence[str]) -> int:
     """The program; returns its exit status."""
-    try:
-        options, settings = parse(argv)
-        runs = make_runs(options, settings)
-        if options.dry_run:
-            for run in runs:
-                folder = plan.folder_of(options.workdir, run)
-                print(f"{run.name} ({status.read(folder).state})")
-                print(f"  {shlex.join(['python', *run.command(folder)])}")
-            print(f"{len(runs)} runs")
-            return 0
-        machine = make_machine(options)
-        plan.write(options.workdir, runs)
-        sweep = Sweep(runs, options.workdir, machine, options.retries)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with Board() as board:
-        complete = watch(sweep, board)
-        rows = sweep.rows()
+    options, settings = parse(argv)
+    runs = make_runs(options, settings)
+    if options.dry_run:
+        for run in runs:
+            folder = plan.folder_of(options.workdir, run)
+            print(f"{run.name} ({status.read(folder).state})")
+            print(f"  {shlex.join(['python', *run.command(folder)])}")
+        print(f"{len(runs)} runs")
+        return 0
+    machine = make_machine(options)
+    plan.write(options.workdir, runs)
+    sweep = Sweep(runs, options.workdir, machine, options.retries)
+    with LiveTable() as table:
+        complete = watch(sweep, table)
         if not complete:
-            board.say("stopped; the same command continues what has not ended")
-            return 75
-        board.say(f"{len(rows)} runs: {summary(rows)}")
-    return 1 if any(row.status.state == "failed" for row in rows) else 0
+            table.print_line("stopped; the same command continues what has not ended")
+            return EXIT_STATUS[Outcome.STOPPED]
+        ended = sweep.states()
+        table.print_line(f"{len(ended)} runs: {summary(ended)}")
+    return 1 if any(run.status.state == "failed" for run in ended) else 0
 
 
 if __name__ == "__main__":

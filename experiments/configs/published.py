@@ -11,47 +11,49 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 
-class Cell(NamedTuple):
+class PaperCell(NamedTuple):
     """One number of a table."""
 
     text: str  # as printed
     value: float | None  # None where there is none: the run was unstable
 
 
-class Row(NamedTuple):
+class PaperRow(NamedTuple):
     """One line of a table."""
 
     label: str
     config: str  # experiments/configs/NAME.py
     ablation: str  # a name of `ablations.ABLATIONS`, or ""
-    cells: Mapping[str, Cell]  # column -> what stands there
+    cells: Mapping[str, PaperCell]  # column -> what stands there
 
 
 class Quoted(NamedTuple):
     """One line of a table that the paper took from other work."""
 
     label: str
-    cells: Mapping[str, Cell]  # a star in a text: reported by StyleGAN2 as a baseline
+    cells: Mapping[str, PaperCell]  # a star in a text: reported by StyleGAN2 as a baseline
 
 
-class Table(NamedTuple):
+class PaperTable(NamedTuple):
     """One table of the paper."""
 
     name: str
     title: str
     dataset: str  # as people call it
     columns: Mapping[str, str]  # column -> heading
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
     quoted: tuple[Quoted, ...] = ()
 
 
-_UNSTABLE = Cell("unstable", None)
+_UNSTABLE = PaperCell("unstable", None)
 
 
 def _quoted(label: str, **texts: str) -> Quoted:
     """A line from its numbers as printed, such as "8.87 ± 0.12", "≤ 5.40" or "4.21*"."""
     values = {name: text.removeprefix("≤ ").split()[0].rstrip("*") for name, text in texts.items()}
-    return Quoted(label, {name: Cell(text, float(values[name])) for name, text in texts.items()})
+    return Quoted(
+        label, {name: PaperCell(text, float(values[name])) for name, text in texts.items()}
+    )
 
 
 def _sampler(label: str, score: str, fid: str) -> Quoted:
@@ -65,10 +67,10 @@ _FID = {"fid_train": "FID"}
 _RATE = {"rate": "rate (bits/dim)", "distortion": "distortion (bits/dim)", "rmse": "RMSE of 255"}
 
 # Samples of the two models that Tables 1 and 2 share.
-_BOUND_SAMPLES = {"is": Cell("7.67 ± 0.13", 7.67), "fid_train": Cell("13.51", 13.51)}
-_SIMPLE_SAMPLES = {"is": Cell("9.46 ± 0.11", 9.46), "fid_train": Cell("3.17", 3.17)}
+_BOUND_SAMPLES = {"is": PaperCell("7.67 ± 0.13", 7.67), "fid_train": PaperCell("13.51", 13.51)}
+_SIMPLE_SAMPLES = {"is": PaperCell("9.46 ± 0.11", 9.46), "fid_train": PaperCell("3.17", 3.17)}
 
-TABLE_1 = Table(
+TABLE_1 = PaperTable(
     name="table1",
     title="Sample quality and likelihood",
     dataset="CIFAR-10",
@@ -80,23 +82,23 @@ TABLE_1 = Table(
         "bits_per_dim_train": "bits/dim, train",
     },
     rows=(
-        Row(
+        PaperRow(
             "L, fixed isotropic Σ",
             *("cifar10", "eps_vlb_fixed"),
             {
                 **_BOUND_SAMPLES,
-                "bits_per_dim_test": Cell("≤ 3.70", 3.70),
-                "bits_per_dim_train": Cell("3.69", 3.69),
+                "bits_per_dim_test": PaperCell("≤ 3.70", 3.70),
+                "bits_per_dim_train": PaperCell("3.69", 3.69),
             },
         ),
-        Row(
+        PaperRow(
             "L_simple",
             *("cifar10", "eps_simple"),
             {
                 **_SIMPLE_SAMPLES,
-                "fid_test": Cell("5.24", 5.24),
-                "bits_per_dim_test": Cell("≤ 3.75", 3.75),
-                "bits_per_dim_train": Cell("3.72", 3.72),
+                "fid_test": PaperCell("5.24", 5.24),
+                "bits_per_dim_test": PaperCell("≤ 3.75", 3.75),
+                "bits_per_dim_train": PaperCell("3.72", 3.72),
             },
         ),
     ),
@@ -124,47 +126,52 @@ TABLE_1 = Table(
     ),
 )
 
-TABLE_2 = Table(
+TABLE_2 = PaperTable(
     name="table2",
     title="What the network predicts, and the objective",
     dataset="CIFAR-10",
     columns={**_IS, **_FID},
     rows=(
-        Row(
+        PaperRow(
             "μ̃ prediction: L, learned diagonal Σ",
             *("cifar10", "mu_vlb_learned"),
-            {"is": Cell("7.28 ± 0.10", 7.28), "fid_train": Cell("23.69", 23.69)},
+            {"is": PaperCell("7.28 ± 0.10", 7.28), "fid_train": PaperCell("23.69", 23.69)},
         ),
-        Row(
+        PaperRow(
             "μ̃ prediction: L, fixed isotropic Σ",
             *("cifar10", "mu_vlb_fixed"),
-            {"is": Cell("8.06 ± 0.09", 8.06), "fid_train": Cell("13.22", 13.22)},
+            {"is": PaperCell("8.06 ± 0.09", 8.06), "fid_train": PaperCell("13.22", 13.22)},
         ),
-        Row(
+        PaperRow(
             "μ̃ prediction: mean squared error",
             *("cifar10", "mu_mse"),
             {"is": _UNSTABLE, "fid_train": _UNSTABLE},
         ),
-        Row(
+        PaperRow(
             "ε prediction: L, learned diagonal Σ",
             *("cifar10", "eps_vlb_learned"),
             {"is": _UNSTABLE, "fid_train": _UNSTABLE},
         ),
-        Row("ε prediction: L, fixed isotropic Σ", "cifar10", "eps_vlb_fixed", _BOUND_SAMPLES),
-        Row("ε prediction: L_simple", "cifar10", "eps_simple", _SIMPLE_SAMPLES),
+        PaperRow("ε prediction: L, fixed isotropic Σ", "cifar10", "eps_vlb_fixed", _BOUND_SAMPLES),
+        PaperRow("ε prediction: L_simple", "cifar10", "eps_simple", _SIMPLE_SAMPLES),
     ),
 )
 
-TABLE_3 = Table(
+TABLE_3 = PaperTable(
     name="table3",
     title="Sample quality at 256x256",
     dataset="LSUN",
     columns=_FID,
     rows=(
-        Row("Bedroom", "lsun_bedroom", "", {"fid_train": Cell("6.36", 6.36)}),
-        Row("Bedroom, large network", "lsun_bedroom", "large", {"fid_train": Cell("4.90", 4.90)}),
-        Row("Church", "lsun_church", "", {"fid_train": Cell("7.89", 7.89)}),
-        Row("Cat", "lsun_cat", "", {"fid_train": Cell("19.75", 19.75)}),
+        PaperRow("Bedroom", "lsun_bedroom", "", {"fid_train": PaperCell("6.36", 6.36)}),
+        PaperRow(
+            "Bedroom, large network",
+            "lsun_bedroom",
+            "large",
+            {"fid_train": PaperCell("4.90", 4.90)},
+        ),
+        PaperRow("Church", "lsun_church", "", {"fid_train": PaperCell("7.89", 7.89)}),
+        PaperRow("Cat", "lsun_cat", "", {"fid_train": PaperCell("19.75", 19.75)}),
     ),
     quoted=(
         _quoted("Bedroom, ProgressiveGAN", fid_train="8.34"),
@@ -179,12 +186,12 @@ TABLE_3 = Table(
 )
 
 
-def _sent(reverse_time: int, rate: str, rmse: str) -> Row:
-    cells = {"rate": Cell(rate, float(rate)), "rmse": Cell(rmse, float(rmse))}
-    return Row(f"reverse time {reverse_time}", "cifar10", "eps_simple", cells)
+def _sent(reverse_time: int, rate: str, rmse: str) -> PaperRow:
+    cells = {"rate": PaperCell(rate, float(rate)), "rmse": PaperCell(rmse, float(rmse))}
+    return PaperRow(f"reverse time {reverse_time}", "cifar10", "eps_simple", cells)
 
 
-TABLE_4 = Table(
+TABLE_4 = PaperTable(
     name="table4",
     title="Progressive lossy compression: rate and distortion (Table 4 and section 4.3)",
     dataset="CIFAR-10, test",
@@ -200,18 +207,18 @@ TABLE_4 = Table(
         _sent(300, "0.00081", "54.18826"),
         _sent(200, "0.00013", "60.97170"),
         _sent(100, "0.00000", "67.60125"),
-        Row(
+        PaperRow(
             "rate + distortion",
             *("cifar10", "eps_simple"),
             {
-                "rate": Cell("1.78", 1.78),
-                "distortion": Cell("1.97", 1.97),
-                "rmse": Cell("0.95", 0.95),
+                "rate": PaperCell("1.78", 1.78),
+                "distortion": PaperCell("1.97", 1.97),
+                "rmse": PaperCell("0.95", 0.95),
             },
         ),
     ),
 )
 
-TABLES: MappingProxyType[str, Table] = MappingProxyType(
+TABLES: MappingProxyType[str, PaperTable] = MappingProxyType(
     {table.name: table for table in (TABLE_1, TABLE_2, TABLE_3, TABLE_4)}
 )

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes `content` so that a reader never sees half a file."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader never sees half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it as well
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of `content` as JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

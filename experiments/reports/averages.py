@@ -1,19 +1,26 @@
-"""Numbers of rows: means over seeds, and what forbids taking or comparing them."""
+"""Means over seeds, and what forbids taking or comparing them."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from experiments.reports.collect import Run
-from experiments.reports.rows import Row
+from experiments.reports import paper
+from experiments.reports.variants import DatasetRuns, Variant
 from experiments.workdir.protocols import differences, written
+from experiments.workdir.run import Run
+
+COLUMNS = (
+    *("data", "row", "section", "quantity", "mean", "deviation", "seeds", "runs", "text"),
+    *("paper", "paper_heading", "notes"),
+)
 
 
 class Value(NamedTuple):
-    """A quantity over the seeds of one row.
+    """A quantity over the seeds of one variant.
 
     mean: None where there is nothing to average, or where it must not be.
     deviation: sample standard deviation over seeds (n - 1); None for a single seed.
@@ -23,22 +30,21 @@ class Value(NamedTuple):
     text: str
     mean: float | None = None
     deviation: float | None = None
-    num_seeds: int = 0
     notes: tuple[str, ...] = ()
 
 
-class Section(NamedTuple):
-    """One section of results.json over all rows of a group.
+class Numbers(NamedTuple):
+    """Everything that was measured on one data set.
 
-    values: one mapping a row, quantity -> Value, under the names without the extractor's.
-    protocol: the fields that all runs share, but for the seed.
+    table: a line for every section, variant and quantity, with the columns COLUMNS; notes are
+        tuples, and "seeds" is 0 where no run of the variant has the quantity.
+    protocols: section -> the fields that all its values share, but for the seed.
+    warnings: section -> what is odd about its values.
     """
 
-    name: str
-    quantities: tuple[str, ...]
-    values: tuple[Mapping[str, Value], ...]
-    protocol: Mapping[str, Any]
-    warnings: tuple[str, ...]
+    table: pd.DataFrame
+    protocols: dict[str, dict[str, Any]]
+    warnings: dict[str, list[str]]
 
 
 # --- Numbers ---
@@ -62,91 +68,32 @@ def describe(unlike: Mapping[str, Sequence[Any]]) -> str:
     return "; ".join(f"{k}: {' / '.join(dict.fromkeys(map(str, v)))}" for k, v in unlike.items())
 
 
-def short(quantity: str, protocol: Mapping[str, Any]) -> str:
-    """A quantity's name without the extractor's, which the protocol holds."""
-    return quantity.replace(f"_{protocol.get('extractor')}", "")
-
-
 def average(values: Sequence[float], unlike: str, num_runs: int) -> Value:
     """One quantity of several seeds.
 
     Args:
         values: one a seed; there is at least one.
         unlike: why they must not be averaged, or "".
-        num_runs: how many the row has; fewer values are said to be so.
+        num_runs: how many the variant has; fewer values are said to be so.
     """
     count = len(values)
     partial = f" (n = {count})" if count < num_runs else ""
     if unlike and count > 1:
-        return Value(
-            " / ".join(map(show, values)), num_seeds=count, notes=(f"not averaged: {unlike}",)
-        )
+        return Value(" / ".join(map(show, values)), notes=(f"not averaged: {unlike}",))
     bad = [value for value in values if not math.isfinite(value)]
     if bad:
-        return Value(f"not finite ({len(bad)} of {count})", num_seeds=count)
+        return Value(f"not finite ({len(bad)} of {count})")
     mean = float(np.mean(values))
     if count == 1:
-        return Value(show(mean) + partial, mean, None, 1)
+        return Value(show(mean) + partial, mean)
     deviation = float(np.std(values, ddof=1))
-    return Value(plus_minus(mean, deviation) + partial, mean, deviation, count)
+    return Value(plus_minus(mean, deviation) + partial, mean, deviation)
 
 
-# --- Sections ---
-
-
-def why_apart(runs: Sequence[Run], section: str) -> str:
+def why_not_averaged(runs: Sequence[Run], section: str) -> str:
     """Why values of a section must not be averaged over these runs that have it, or ""."""
-    protocols = [run.sections[section]["protocol"] for run in runs]
-    unlike = differences(protocols, free=("seed",))
-    unlike |= differences([run.training or None for run in runs], free=())
-    return describe(unlike)
-
-
-def _row_values(row: Row, section: str) -> dict[str, Value]:
-    """Every quantity of a section over one row."""
-    having = [run for run in row.runs if section in run.sections]
-    if not having:
-        return {}
-    found: dict[str, list[float]] = {}
-    for run in having:
-        part = run.sections[section]
-        for quantity, value in part["values"].items():
-            found.setdefault(short(quantity, part["protocol"]), []).append(float(value["value"]))
-    unlike = why_apart(having, section)
-    return {name: average(values, unlike, len(row.runs)) for name, values in found.items()}
-
-
-def _most_common(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
-
-
-def _odd_protocols(rows: Sequence[Row], section: str) -> dict[int, str]:
-    """Rows whose protocol is not that of most rows, with the fields that differ."""
-    first = {
-        i: next(run.sections[section]["protocol"] for run in row.runs if section in run.sections)
-        for i, row in enumerate(rows)
-        if any(section in run.sections for run in row.runs)
-    }
-    unlike = differences(list(first.values()))
-    if not unlike:
-        return {}
-    seen = {i: tuple(written(first[i].get(field, "absent")) for field in unlike) for i in first}
-    usual = _most_common(seen.values())
-    return {
-        i: "; ".join(
-            f"{field} = {value}, in most rows {other}"
-            for field, value, other in zip(unlike, fields, usual, strict=True)
-            if value != other
-        )
-        for i, fields in seen.items()
-        if fields != usual
-    }
-
-
-def commits_of(runs: Iterable[Run], section: str) -> list[str]:
-    """The version of the code behind a section, for each run that has it."""
-    origins = [run.sections[section]["provenance"] for run in runs if section in run.sections]
-    return [str(origin.get("commit", "unknown")) for origin in origins]
+    unlike = differences([run.sections[section].protocol for run in runs], free=("seed",))
+    return describe(unlike | differences([run.training or None for run in runs], free=()))
 
 
 def short_commit(commit: str) -> str:
@@ -155,86 +102,154 @@ def short_commit(commit: str) -> str:
     return digits[:10] + dash + mark
 
 
-def _odd_commits(rows: Sequence[Row], section: str) -> tuple[dict[int, str], list[str]]:
-    """Rows measured by other code than most runs, and what is to be said about all."""
-    by_row = {i: commits_of(row.runs, section) for i, row in enumerate(rows)}
-    every = [commit for commits in by_row.values() for commit in commits]
-    distinct = list(dict.fromkeys(every))
-    warnings = []
-    for kind, words in (("-dirty", "uncommitted changes"), ("unknown", "unknown version")):
-        if any(kind in commit for commit in distinct):
-            warnings.append(f"some numbers come from code with {words}.")
+# --- What is odd about a section ---
+
+
+def _most_common(values: Sequence[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _odd_protocols(first: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Variants whose protocol is not that of most, with the fields that differ.
+
+    Args:
+        first: label -> the protocol of the variant's first run.
+    """
+    unlike = differences(list(first.values()))
+    seen = {
+        label: tuple(written(protocol.get(field, "absent")) for field in unlike)
+        for label, protocol in first.items()
+    }
+    usual = _most_common(list(seen.values()))
+    return {
+        label: "; ".join(
+            f"{field} = {value}, in most rows {other}"
+            for field, value, other in zip(unlike, fields, usual, strict=True)
+            if value != other
+        )
+        for label, fields in seen.items()
+        if fields != usual
+    }
+
+
+def _odd_commits(runs: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
+    """Variants measured by other code than most runs, and what is to be said about all."""
+    distinct = list(runs["commit"].unique())
+    warnings = [
+        f"some numbers come from code with {words}."
+        for kind, words in (("-dirty", "uncommitted changes"), ("unknown", "unknown version"))
+        if any(kind in commit for commit in distinct)
+    ]
     if len(distinct) < 2:
         return {}, warnings
-    usual = _most_common(every)
+    usual = _most_common(list(runs["commit"]))
     named = ", ".join(map(short_commit, distinct))
     warnings.append(f"numbers of {len(distinct)} versions of the code: {named}.")
-    notes = {}
-    for i, commits in by_row.items():
-        if set(commits) - {usual}:
-            own = " and ".join(map(short_commit, dict.fromkeys(commits)))
-            notes[i] = f"code {own}, mostly {short_commit(usual)}"
-    return notes, warnings
+    own = runs.groupby("row", sort=False)["commit"].unique()
+    return {
+        label: f"code {' and '.join(map(short_commit, commits))}, mostly {short_commit(usual)}"
+        for label, commits in own.items()
+        if set(commits) - {usual}
+    }, warnings
 
 
-def _unlike_counts(rows: Sequence[Row], section: str) -> list[str]:
-    """What is to be said where rows have unlike numbers of seeds or of training steps."""
-    warnings = []
-    counts = {
-        row.label: sum(section in run.sections for run in row.runs)
-        for row in rows
-        if any(section in run.sections for run in row.runs)
-    }
-    if len(set(counts.values())) > 1:
+def _unlike_counts(runs: pd.DataFrame) -> Iterator[str]:
+    """What is to be said where variants have unlike numbers of seeds or of training steps."""
+    counts = runs.groupby("row", sort=False).size()
+    if counts.nunique() > 1:
         words = ", ".join(f"{label} {count}" for label, count in counts.items())
-        warnings.append(f"unlike numbers of seeds: {words}.")
-    steps: dict[Any, list[str]] = {}
-    for row in rows:
-        for run in row.runs:
-            if section in run.sections:
-                step = run.sections[section]["protocol"].get("checkpoint_step")
-                if row.label not in steps.setdefault(step, []):
-                    steps[step].append(row.label)
+        yield f"unlike numbers of seeds: {words}."
+    steps = runs.groupby("step", sort=False)["row"].unique()
     if len(steps) > 1:
         words = "; ".join(f"{step}: {', '.join(labels)}" for step, labels in steps.items())
-        warnings.append(f"rows were trained for unlike numbers of steps: {words}.")
-    return warnings
+        yield f"rows were trained for unlike numbers of steps: {words}."
+
+
+def _odd(variants: Sequence[Variant], section: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Notes on the variants that have a section, by label, and warnings on the section."""
+    having = [(v.label, r) for v in variants for r in v.runs if section in r.sections]
+    first: dict[str, Mapping[str, Any]] = {}
+    for label, run in having:
+        first.setdefault(label, run.sections[section].protocol)
+    lines = [
+        (
+            label,
+            str(run.sections[section].provenance.get("commit", "unknown")),
+            str(run.sections[section].protocol.get("checkpoint_step")),
+        )
+        for label, run in having
+    ]
+    runs = pd.DataFrame(lines, columns=["row", "commit", "step"])
+    protocols = _odd_protocols(first)
+    commits, warnings = _odd_commits(runs)
+    notes = {label: [f"not comparable: {why}"] for label, why in protocols.items()}
+    for label, note in commits.items():
+        notes.setdefault(label, []).append(note)
+    apart = [f"{label}: not comparable, {why}." for label, why in protocols.items()]
+    return notes, [*apart, *warnings, *_unlike_counts(runs)]
 
 
 def _shared(protocols: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = dict.fromkeys(name for protocol in protocols for name in protocol)
-    unlike = differences(protocols, free=())
-    shared = [name for name in names if name not in (*unlike, "seed")]
-    return {name: next(p[name] for p in protocols if name in p) for name in shared}
+    """The fields that the protocols share, but for the seed."""
+    unlike = {*differences(protocols, free=()), "seed"}
+    return {name: value for name, value in protocols[0].items() if name not in unlike}
 
 
-def sections(rows: Sequence[Row]) -> list[Section]:
-    """Every section that any run has, with each row's values and what is odd about them."""
-    names = dict.fromkeys(name for row in rows for run in row.runs for name in run.sections)
-    found = []
-    for name in names:
-        protocols_odd = _odd_protocols(rows, name)
-        commits_odd, warnings = _odd_commits(rows, name)
-        warnings = [
-            *(f"{rows[i].label}: not comparable, {why}." for i, why in protocols_odd.items()),
-            *warnings,
-            *_unlike_counts(rows, name),
-        ]
-        values = []
-        for i, row in enumerate(rows):
-            notes = [f"not comparable: {protocols_odd[i]}"] if i in protocols_odd else []
-            notes += [commits_odd[i]] if i in commits_odd else []
-            own = _row_values(row, name)
-            apart = next((note for value in own.values() for note in value.notes), "")
-            if apart:
-                warnings.append(f"{row.label}: {apart}.")
-            values.append({q: v._replace(notes=(*v.notes, *notes)) for q, v in own.items()})
-        protocols = [
-            run.sections[name]["protocol"]
-            for row in rows
-            for run in row.runs
-            if name in run.sections
-        ]
-        quantities = tuple(dict.fromkeys(quantity for own in values for quantity in own))
-        found.append(Section(name, quantities, tuple(values), _shared(protocols), tuple(warnings)))
-    return found
+# --- All numbers ---
+
+
+def long_table(part: DatasetRuns) -> pd.DataFrame:
+    """One line for every measured value: section, row, seed, quantity, value.
+
+    A quantity goes by its name without the extractor's, which the protocol holds.
+    """
+    names = dict.fromkeys(name for run in part.runs for name in run.sections)
+    lines = [
+        (
+            name,
+            variant.label,
+            run.seed,
+            quantity.replace(f"_{run.sections[name].protocol.get('extractor')}", ""),
+            float(number["value"]),
+        )
+        for name in names
+        for variant in part.variants
+        for run in variant.runs
+        if name in run.sections
+        for quantity, number in run.sections[name].values.items()
+    ]
+    return pd.DataFrame(lines, columns=["section", "row", "seed", "quantity", "value"])
+
+
+def numbers(part: DatasetRuns) -> Numbers:
+    """The means over seeds of everything that the runs have measured."""
+    table = long_table(part)
+    found = {
+        key: list(values)
+        for key, values in table.groupby(["section", "row", "quantity"], sort=False)["value"]
+    }
+    lines: list[tuple[Any, ...]] = []
+    protocols, warnings = {}, {}
+    for name, of_section in table.groupby("section", sort=False):
+        odd, warnings[name] = _odd(part.variants, name)
+        having = [run for run in part.runs if name in run.sections]
+        protocols[name] = _shared([run.sections[name].protocol for run in having])
+        for variant in part.variants:
+            runs = [run for run in variant.runs if name in run.sections]
+            unlike = why_not_averaged(runs, name)
+            if unlike and len(runs) > 1:
+                warnings[name].append(f"{variant.label}: not averaged: {unlike}.")
+            for quantity in of_section["quantity"].unique():
+                values = found.get((name, variant.label, quantity), [])
+                value = average(values, unlike, len(variant.runs)) if values else Value("")
+                cell = paper.published_beside((runs or variant.runs)[0], name, quantity)
+                own = (*value.notes, *odd.get(variant.label, ())) if values else ()
+                lines.append(
+                    (
+                        *(part.dataset, variant.label, name, quantity),
+                        *(value.mean, value.deviation, len(values), len(variant.runs), value.text),
+                        *((cell.text, cell.heading) if cell else ("", "")),
+                        own,
+                    )
+                )
+    return Numbers(pd.DataFrame(lines, columns=list(COLUMNS), dtype=object), protocols, warnings)

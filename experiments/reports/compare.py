@@ -1,7 +1,5 @@
 """Lays the numbers of runs side by side, and says which of them must not be compared.
 
-    python -m experiments.compare runs/a/results.json runs/b/results.json
-
 Two values of a quantity may be compared when the protocols behind them agree: the same images, as
 many of them, the same extractor, decoder, quantization. Whatever is being compared on purpose, such
 as the checkpoint, the sampler or the seed, may differ and is listed above the table.
@@ -11,69 +9,65 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.files import markdown
 from experiments.files.atomic import read_json
-from experiments.workdir.protocols import FREE, differences, renewed_protocol, written
+from experiments.reports.averages import show
+from experiments.workdir.protocols import FREE, differences, written
+from experiments.workdir.results import Section, measured
 
-Results = Mapping[str, Mapping[str, Any]]
+Sections = Mapping[str, Section]
 
 
-def read(path: Path) -> Results:
+def read(path: Path) -> Sections:
     """The sections of a results.json that hold values.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds none.
+        ValueError: if it holds none, or some that cannot be read.
     """
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: name results.json files, or their folders."
         )
-    sections = {name: section for name, section in read_json(path).items() if "values" in section}
+    sections, problems = measured(read_json(path))
+    if problems:
+        raise ValueError(f"{path}, {problems[0]}")
     if not sections:
         raise ValueError(f"{path} holds no measured values yet: run --mode=evaluate.")
-    return {
-        name: section | {"protocol": renewed_protocol(section["protocol"])}
-        for name, section in sections.items()
-    }
+    return sections
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "–"
     error = value.get("standard_error")
-    return f"{value['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return show(value["value"]) + ("" if error is None else f" ± {error:.2g}")
 
 
-def _rows(section: str, all_results: Sequence[Results]) -> list[list[str]]:
+def _rows(name: str, runs: Sequence[Sections]) -> list[list[str]]:
     """One row per quantity of a section; the last cell says why values cannot be compared."""
-    sections = [results.get(section) for results in all_results]
-    protocols = [None if s is None else s["protocol"] for s in sections]
-    unlike = differences(protocols)
-    why = "; ".join(f"{name}: {' / '.join(map(str, v))}" for name, v in unlike.items())
-    quantities = dict.fromkeys(name for s in sections if s is not None for name in s["values"])
+    sections = [sections.get(name) for sections in runs]
+    unlike = differences([section and section.protocol for section in sections])
+    why = "; ".join(f"{field}: {' / '.join(map(str, v))}" for field, v in unlike.items())
     rows = []
-    for quantity in quantities:
-        values = [None if s is None else s["values"].get(quantity) for s in sections]
+    for quantity in dict.fromkeys(key for section in sections if section for key in section.values):
+        values = [section.values.get(quantity) if section else None for section in sections]
         shared = sum(value is not None for value in values) > 1
         verdict = "only one run has it" if not shared else f"NOT comparable: {why}" if why else ""
-        rows.append([f"{section}.{quantity}", *map(_cell, values), verdict])
+        rows.append([f"{name}.{quantity}", *map(_cell, values), verdict])
     return rows
 
 
-def compare(names: Sequence[str], all_results: Sequence[Results]) -> str:
+def compare(names: Sequence[str], runs: Sequence[Sections]) -> str:
     """A Markdown table: quantities down, runs across, and what stands against comparing them."""
+    sections = dict.fromkeys(name for found in runs for name in found)
     lines = []
-    for section in dict.fromkeys(name for results in all_results for name in results):
+    for name in sections:
+        protocols = [found[name].protocol if name in found else {} for found in runs]
         for field in FREE:
-            values = [
-                results[section]["protocol"].get(field, "–") if section in results else "–"
-                for results in all_results
-            ]
-            if len(set(map(str, values))) > 1:
-                lines.append(f"{section}: {field} = {' / '.join(map(written, values))}")
-    head = ["quantity", *names, "comparable?"]
-    table = [head, ["---"] * len(head)]
-    for section in dict.fromkeys(name for results in all_results for name in results):
-        table += _rows(section, all_results)
-    return "\n".join([*lines, "", *("| " + " | ".join(row) + " |" for row in table)])
+            values = [written(protocol.get(field, "–")) for protocol in protocols]
+            if len(set(values)) > 1:
+                lines.append(f"{name}: {field} = {' / '.join(values)}")
+    rows = [row for name in sections for row in _rows(name, runs)]
+    return "\n".join([*lines, "", markdown.table(["quantity", *names, "comparable?"], rows)])

@@ -1,51 +1,55 @@
 """The pictures of a report: learning curves, and samples drawn from equal noise."""
 
-import math
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from experiments.reports.collect import Run
-from experiments.reports.rows import Row
-from experiments.workdir.metrics_file import windows
+from experiments.reports.variants import DatasetRuns, Variant
+from experiments.workdir.run import Run, finite_windows
 
 matplotlib.use("Agg")
 
-
-NUM_SAMPLES = 16  # of each row
+NUM_SAMPLES = 16  # of each variant
 SIDE = 48  # pixels to which a sample is brought
+NONE: Mapping[str, Any] = MappingProxyType({"curves": "", "seed": None, "strips": {}})  # see `draw`
 
 
-def finite_windows(run: Run) -> list[dict[str, float]]:
-    """The records of the run's log whose loss is a number."""
-    return [record for record in windows(run)[0] if math.isfinite(record["loss"])]
+def _curves_of(axis: Any, variant: Variant) -> None:
+    """One panel: a line for each seed, with a cross where it diverged."""
+    every: list[float] = []
+    for run in variant.runs:
+        records = finite_windows(run.folder)[0]
+        steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+        if not records:
+            continue
+        every += losses
+        (line,) = axis.plot(steps, losses, linewidth=1.1, label=f"seed {run.seed}")
+        if run.state == "diverged":
+            axis.plot(steps[-1:], losses[-1:], "x", color=line.get_color(), markersize=7)
+    if every and min(every) > 0 and max(every) > 10 * min(every):
+        axis.set_yscale("log")
+    axis.set_title(variant.label, fontsize=9)
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=8, labelbottom=True)
+    axis.legend(fontsize=7)
 
 
-def learning_curves(path: Path, rows: Sequence[Row]) -> list[str]:
-    """Loss against step, a panel for each row and a line for each seed.
+def learning_curves(path: Path, variants: Sequence[Variant]) -> bool:
+    """Draws loss against step, a panel for each variant; returns whether any run has a log.
 
-    The rows' losses are different quantities, so every panel has an axis of its own. A cross marks
-    where a run diverged. Nothing is written where no run has a log.
-
-    Returns:
-        What could not be read.
+    The variants' losses are different quantities, so every panel has an axis of its own.
     """
-    logs = {run.place: windows(run) for row in rows for run in row.runs}
-    problems = [
-        f"{place}/metrics.jsonl: {damaged} lines cannot be read."
-        for place, (_, damaged) in logs.items()
-        if damaged
-    ]
-    shown = [row for row in rows if any(logs[run.place][0] for run in row.runs)]
+    shown = [v for v in variants if any(finite_windows(run.folder)[0] for run in v.runs)]
     if not shown:
-        return problems
+        return False
     columns = min(3, len(shown))
     height = -(-len(shown) // columns)
     figure, axes = plt.subplots(
@@ -58,28 +62,13 @@ def learning_curves(path: Path, rows: Sequence[Row]) -> list[str]:
     )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
-    for axis, row in zip(axes.flat, shown, strict=False):
-        every = []
-        for run in row.runs:
-            records = [r for r in logs[run.place][0] if math.isfinite(r["loss"])]
-            steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
-            if not records:
-                continue
-            every += losses
-            (line,) = axis.plot(steps, losses, linewidth=1.1, label=f"seed {run.seed}")
-            if run.state == "diverged":
-                axis.plot(steps[-1:], losses[-1:], "x", color=line.get_color(), markersize=7)
-        if every and min(every) > 0 and max(every) > 10 * min(every):
-            axis.set_yscale("log")
-        axis.set_title(row.label, fontsize=9)
-        axis.grid(alpha=0.3)
-        axis.tick_params(labelsize=8, labelbottom=True)
-        axis.legend(fontsize=7)
+    for axis, variant in zip(axes.flat, shown, strict=False):
+        _curves_of(axis, variant)
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
-    return problems
+    return True
 
 
 def _strip(images: np.ndarray) -> Image.Image:
@@ -108,42 +97,54 @@ def _first_samples(path: Path) -> np.ndarray:
     return images
 
 
-class Strips(NamedTuple):
-    """Each row's first samples of one seed: label -> PNG, or why there is none."""
+def _samples_of(run: Run) -> Path | None:
+    """The run's samples.npz, where it has one."""
+    path = run.folder / "samples" / "samples.npz" if run.folder else None
+    return path if path and path.is_file() else None
 
-    seed: int
-    pictures: dict[str, str | Path]
 
+def sample_strips(
+    folder: Path, prefix: str, variants: Sequence[Variant]
+) -> tuple[int | None, dict[str, dict[str, str]]]:
+    """Draws each variant's first samples of one seed into PREFIXsamplesN.png.
 
-def sample_strips(folder: Path, prefix: str, rows: Sequence[Row]) -> Strips | None:
-    """Draws the strips into PREFIXsamplesN.png; None where no run has samples.
-
-    The seed is the one that most rows have samples of, the smallest of such.
+    Returns:
+        The seed that most variants have samples of, the smallest of such; None where no run has
+        any. And label -> {"picture": name} or {"reason": why there is none}.
     """
-    found = {
-        row.label: {
-            run.seed: run.folder / "samples" / "samples.npz"
-            for run in row.runs
-            if run.folder is not None and (run.folder / "samples" / "samples.npz").is_file()
-        }
-        for row in rows
-    }
-    count = Counter(seed for seeds in found.values() for seed in seeds if seed is not None)
+    found = [{run.seed: run for run in v.runs if _samples_of(run)} for v in variants]
+    count = Counter(seed for seeds in found for seed in seeds if seed is not None)
     if not count:
-        return None
+        return None, {}
     seed = min(seed for seed, number in count.items() if number == max(count.values()))
-    result: dict[str, str | Path] = {}
-    for number, row in enumerate(rows):
-        if seed not in found[row.label]:
-            state = next((run.state for run in row.runs if run.seed == seed), "not planned")
-            result[row.label] = f"none: seed {seed} is {state}"
-            continue
+    result: dict[str, dict[str, str]] = {}
+    for number, (variant, runs) in enumerate(zip(variants, found, strict=True)):
+        path = _samples_of(runs[seed]) if seed in runs else None
+        name = f"{prefix}samples{number}.png"
         try:
-            picture = _strip(_first_samples(found[row.label][seed]))
+            if path is not None:
+                _strip(_first_samples(path)).save(folder / name)
+                result[variant.label] = {"picture": name}
+                continue
+            states = [run.state for run in variant.runs if run.seed == seed]
+            reason = f"none: seed {seed} is {(*states, 'not planned')[0]}"
         except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            result[row.label] = f"samples.npz of seed {seed} cannot be read: {error}"
-            continue
-        path = folder / f"{prefix}samples{number}.png"
-        picture.save(path)
-        result[row.label] = path
-    return Strips(seed, result)
+            reason = f"samples.npz of seed {seed} cannot be read: {error}"
+        result[variant.label] = {"reason": reason}
+    return seed, result
+
+
+def draw(folder: Path, datasets: Sequence[DatasetRuns]) -> dict[str, dict[str, Any]]:
+    """All pictures of a report, drawn into `folder`: data set -> what they are.
+
+    curves: the name of the PNG, "" where no run has a log.
+    seed, strips: as `sample_strips` returns them.
+    """
+    found = {}
+    for number, part in enumerate(datasets):
+        prefix = f"{number}_" if len(datasets) > 1 else ""
+        name = f"{prefix}curves.png"
+        curves = name if learning_curves(folder / name, part.variants) else ""
+        seed, strips = sample_strips(folder, prefix, part.variants)
+        found[part.dataset] = {"curves": curves, "seed": seed, "strips": strips}
+    return found

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments.configs import published
-from experiments.reports.collect import Run, training_fields
-from experiments.workdir.protocols import differences, renewed_protocol
+from experiments.workdir.protocols import differences, training_fields
+from experiments.workdir.run import Run
 
 INCEPTION = "inception-2015-12-05"
 REVERSE_TIME = "reverse time "  # begins the labels of Table 4's rows
@@ -68,14 +68,14 @@ def expected_training(config: str, ablation: str) -> Mapping[str, Any]:
     return MappingProxyType(training_fields(json.loads(resolved.to_json_best_effort())))
 
 
-def deviations(run: Run, row: published.Row) -> dict[str, list[Any]]:
+def deviations(run: Run, row: published.PaperRow) -> dict[str, list[Any]]:
     """In which fields the run's model is not the row's: field -> [row's, run's]."""
     return differences([expected_training(row.config, row.ablation), run.training], free=())
 
 
 def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
     """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
-    protocol = renewed_protocol(run.sections[column.section]["protocol"])
+    protocol = run.sections[column.section].protocol
     wanted = dict(column.protocol) | _COMMON
     # The config tells what the training was to be, these what was measured of it.
     wanted["checkpoint_step"] = run.training.get("train.num_steps")
@@ -88,7 +88,7 @@ def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
     return differences([wanted, found], free=())
 
 
-def is_row(run: Run, row: published.Row) -> bool:
+def is_row(run: Run, row: published.PaperRow) -> bool:
     """Whether the run trained the very model of the row.
 
     Which pictures a folder holds no config tells: there the config file has to be the row's.
@@ -98,7 +98,7 @@ def is_row(run: Run, row: published.Row) -> bool:
     return bool(run.training) and not deviations(run, row)
 
 
-def is_about(run: Run, row: published.Row) -> bool:
+def is_about(run: Run, row: published.PaperRow) -> bool:
     """Whether the run is the row's ablation, on whatever data and with whatever else changed."""
     if is_row(run, row):
         return True
@@ -106,30 +106,36 @@ def is_about(run: Run, row: published.Row) -> bool:
     return run.ablation == row.ablation and (bool(row.ablation) or same_config)
 
 
-def reverse_time(row: published.Row) -> str | None:
+def reverse_time(row: published.PaperRow) -> str | None:
     """For a row of Table 4 that is one point of the chain: which."""
     found = row.label.removeprefix(REVERSE_TIME)
     return found if found != row.label else None
 
 
-class Beside(NamedTuple):
-    """A cell of the paper that belongs beside a measured quantity."""
+class PublishedNumber(NamedTuple):
+    """A number of the paper that belongs beside a measured quantity."""
 
     heading: str  # as "paper: FID, CIFAR-10"
-    cell: published.Cell
+    text: str
 
 
-def beside(run: Run, section: str, quantity: str) -> Beside | None:
+def column_of(run: Run, section: str, quantity: str) -> str | None:
+    """The paper's column that a quantity of the run belongs to."""
+    protocol = run.sections[section].protocol if section in run.sections else {}
+    split = protocol.get("split", "test")
+    for name, column in COLUMNS.items():
+        if column.holds(section, quantity) and column.protocol.get("split", split) == split:
+            return name
+    return None
+
+
+def published_beside(run: Run, section: str, quantity: str) -> PublishedNumber | None:
     """The first cell of the paper for the run's ablation and this quantity."""
-    split = run.sections.get(section, {}).get("protocol", {}).get("split", "test")
+    name = column_of(run, section, quantity)
     for table in published.TABLES.values():
         for row in table.rows:
-            if reverse_time(row) is not None or not is_about(run, row):
-                continue
-            for name, cell in row.cells.items():
-                column = COLUMNS[name]
-                same_split = column.protocol.get("split", split) == split
-                if column.holds(section, quantity) and same_split:
-                    dataset = table.dataset.partition(",")[0]
-                    return Beside(f"paper: {table.columns[name]}, {dataset}", cell)
+            if name and name in row.cells and reverse_time(row) is None and is_about(run, row):
+                dataset = table.dataset.partition(",")[0]
+                heading = f"paper: {table.columns[name]}, {dataset}"
+                return PublishedNumber(heading, row.cells[name].text)
     return None

@@ -1,6 +1,7 @@
 """A run of this program as a folder that diffusers opens, with a card that says what it is."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ import safetensors.numpy
 
 from experiments import console, devices
 from experiments.build import Experiment
+from experiments.files import markdown, templates
 from experiments.files.atomic import check_new, whole_folder
 from experiments.files.parameters import tensors_from_params
 from experiments.methods.method import chain_of
@@ -20,37 +22,8 @@ from experiments.weights.sources import RUN, WEIGHTS
 from experiments.weights.unet_names import NAMINGS, as_unet
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import AS_PUBLISHED, EMA, RAW
-from experiments.workdir.results import read_results
+from experiments.workdir.results import Section, measured, read_results
 
-CARD = """---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags: [ddpm]
----
-
-# {title}
-
-A denoising diffusion probabilistic model ([arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) of
-{size} images of the data set `{data}`, {behind}; {weights}.
-
-```python
-from diffusers import DDPMPipeline
-
-images = DDPMPipeline.from_pretrained("FOLDER")(batch_size=4, num_inference_steps={steps}).images
-```
-
-{steps} is every timestep. Fewer need `pipeline.scheduler` to be told which.
-
-## Results
-
-{results}
-
-## Where they come from
-
-{provenance}
-
-The whole config is in `{run}`.
-"""
 SAID = MappingProxyType(
     {
         EMA: "these are the EMA weights",
@@ -61,36 +34,15 @@ SAID = MappingProxyType(
 )
 
 
-def _results_table(results: dict[str, Any]) -> str:
-    """Every measured value of results.json with what it is of."""
-    rows, protocols = [], []
-    for section, content in results.items():
-        for name, number in content.get("values", {}).items():
+def _results_table(sections: Mapping[str, Section]) -> str:
+    """Every measured value of results.json."""
+    rows = []
+    for name, section in sections.items():
+        for quantity, number in section.values.items():
             error = number.get("standard_error")
             spread = "" if error is None else f" ± {error:.4f}"
-            rows.append(f"| {section} | {name} | {number['value']:.4f}{spread} |")
-        if "values" in content:
-            fields = ", ".join(f"{name} = {value}" for name, value in content["protocol"].items())
-            protocols.append(f"- {section}: {fields}")
-    if not rows:
-        return "Not measured."
-    head = ["| section | quantity | value |", "|---|---|---|"]
-    return "\n".join(
-        [*head, *rows, "", "± is a standard error. What was measured:", "", *protocols]
-    )
-
-
-def _provenance_list(results: dict[str, Any]) -> str:
-    lines = []
-    for section, content in results.items():
-        facts = content["provenance"]
-        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        hardware = ", ".join(f"{name} {value}" for name, value in facts["hardware"].items())
-        lines.append(
-            f"- {section}: {facts['date']}, commit {facts['commit']}, seed {facts['seed']}, "
-            f"{hardware}; {versions}"
-        )
-    return "\n".join(lines) or "No results were recorded."
+            rows.append([name, quantity, f"{number['value']:.4f}{spread}"])
+    return markdown.table(["section", "quantity", "value"], rows)
 
 
 def _public_config(experiment: Experiment) -> dict[str, Any]:
@@ -106,15 +58,18 @@ def card(experiment: Experiment, name: str, step: int, weights: str, workdir: Pa
     """README.md of the folder: what the model is, how to open it, its numbers and their origin."""
     results = read_results(workdir)
     height, width, channels = experiment.dataset.image_shape
-    return CARD.format(
+    sections, _ = measured(results)
+    return templates.render(
+        Path(__file__).with_name("card.jinja"),
         title=name,
         size=f"{height}×{width}×{channels}",
         data=experiment.dataset.name,
         behind=f"trained for {step:,} steps" if step else "training steps not recorded",
         weights=SAID[weights],
         steps=experiment.method.num_steps,
-        results=_results_table(results),
-        provenance=_provenance_list(results),
+        results=_results_table(sections) if sections else "",
+        sections=sections,
+        origins={name: content["provenance"] for name, content in results.items()},
         run=RUN,
     )
 

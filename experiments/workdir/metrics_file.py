@@ -1,52 +1,62 @@
-"""metrics.jsonl of a working directory: its one reader and its one writer."""
+"""metrics.jsonl of a working directory: how it is read, and cut back to a step.
 
-import contextlib
+A line is a record: the means of one window of the training, with its "loss", or a number between
+windows, such as a validation's. `TrainingLog` appends them.
+"""
+
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from experiments.reports.collect import Run
+from experiments.files.atomic import write_text
+
+Record = dict[str, Any]
+
+
+def read_records(path: Path, last_bytes: int | None = None) -> tuple[list[Record], int]:
+    """The records of a file, and how many of its lines are damaged: no JSON object with a "step".
+
+    A last line without an end is one that is being written, or was when the program died: it is
+    left out and does not count.
+
+    Args:
+        path: of the file; where there is none it has no records.
+        last_bytes: read only this much of the end, so that the first line may be cut.
+    """
+    if not path.is_file():
+        return [], 0
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = 0 if last_bytes is None else max(0, size - last_bytes)
+        file.seek(start)
+        lines = file.read().decode(errors="replace").split("\n")[:-1]
+    records, damaged = [], 0
+    for line in lines[start > 0 :]:
+        try:
+            record = json.loads(line)
+            records.append(record | {"step": int(record["step"])})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += 1
+    return records, damaged
+
+
+def windows(records: Iterable[Record]) -> list[Record]:
+    """The records that are windows of the training."""
+    return [record for record in records if isinstance(record.get("loss"), float | int)]
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Removes from a JSONL file the lines beyond `step`, and a half-written last line."""
+    """Removes the records beyond `step`, and whatever is damaged."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
-
-
-def windows(run: Run) -> tuple[list[dict[str, float]], int]:
-    """The records of metrics.jsonl that have a loss, and how many lines could not be read.
-
-    A last line without an end is what a run being written looks like, and is not counted.
-    """
-    path = None if run.folder is None else run.folder / "metrics.jsonl"
-    if path is None or not path.is_file():
-        return [], 0
-    text = path.read_text(errors="replace")
-    lines, found, damaged = text.splitlines(), [], 0
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if "loss" in record:
-                found.append({"step": int(record["step"]), "loss": float(record["loss"])})
-        except (ValueError, KeyError, TypeError):
-            damaged += number < len(lines) or text.endswith("\n")
-    return found, damaged
+    kept = [record for record in read_records(path)[0] if record["step"] <= step]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class Progress(NamedTuple):
-    """The last line of a run's log of metrics."""
+    """The last window of a training's log."""
 
     step: int = 0
     loss: float | None = None
@@ -54,15 +64,8 @@ class Progress(NamedTuple):
 
 
 def progress(folder: Path) -> Progress:
-    """How far the training in `folder` is; a line that is half written does not count."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
+    """How far the training in `folder` is."""
+    found = windows(read_records(folder / "metrics.jsonl", last_bytes=4096)[0])
+    if not found:
         return Progress()
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError):
-            metrics = json.loads(line)
-            return Progress(metrics["step"], metrics["loss"], metrics["eta_seconds"])
-    return Progress()
+    return Progress(found[-1]["step"], found[-1]["loss"], found[-1].get("eta_seconds"))

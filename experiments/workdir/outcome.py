@@ -1,19 +1,21 @@
-"""How a training ends: finished, stopped on request, or diverged."""
+"""How a training ends: finished, stopped on request, or diverged.
+
+Launchers read this without jax, which is imported where it is used.
+"""
 
 import enum
-import json
 import math
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import devices
-from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.metrics_file import read_records, windows
 from experiments.workdir.results import read_results
+
+if TYPE_CHECKING:
+    import jax
 
 
 class Outcome(enum.Enum):
@@ -26,6 +28,13 @@ class Outcome(enum.Enum):
 
 # sysexits: EX_TEMPFAIL for what is to be started again; the next number is free for programs.
 EXIT_STATUS = MappingProxyType({Outcome.FINISHED: 0, Outcome.STOPPED: 75, Outcome.DIVERGED: 76})
+USER_ERROR = 2  # the exit status where the same command would fail in the same way
+FINAL = (Outcome.FINISHED, Outcome.DIVERGED)  # which starting the same command leaves as they are
+
+
+def outcome_of(exit_status: int) -> Outcome | None:
+    """How a training ended whose program ended with `exit_status`; None: it crashed."""
+    return next((end for end, code in EXIT_STATUS.items() if code == exit_status), None)
 
 
 class Divergence(NamedTuple):
@@ -56,13 +65,11 @@ class Watch:
     def remember(self, log: Path) -> None:
         """Takes the last finite and allowed window of an interrupted training's metrics.jsonl.
 
-        It is for the record alone: how long a loss has been too high is counted anew.
+        It is for the record alone, which the main process writes: how long a loss has been too
+        high is counted anew.
         """
-        if not (devices.is_main_process() and log.is_file()):  # which writes the log and the record
-            return
-        lines = log.read_text().splitlines()
-        windows = [window for window in map(json.loads, lines) if "loss" in window]
-        self._last = next((w for w in reversed(windows) if self._in_order(w["loss"])), {})
+        found = [w for w in windows(read_records(log)[0]) if self._in_order(w["loss"])]
+        self._last = found[-1] if found else {}
 
     def _in_order(self, loss: float) -> bool:
         return math.isfinite(loss) and (not self.above or loss <= self.above)
@@ -99,12 +106,15 @@ class Watch:
         return Divergence(step, reason, self._last)
 
 
-def finite_fields(state: Any) -> dict[str, jax.Array]:
+def finite_fields(state: Any) -> dict[str, "jax.Array"]:
     """Whether every number of a field is finite, bool[] by the field's name; to be compiled.
 
     Args:
         state: a NamedTuple of pytrees, such as a training's state.
     """
+
+    import jax
+    import jax.numpy as jnp
 
     def finite(tree: Any) -> jax.Array:
         leaves = jax.tree.leaves(tree)
@@ -116,6 +126,8 @@ def finite_fields(state: Any) -> dict[str, jax.Array]:
 
 def diverged_before(workdir: Path) -> str | None:
     """Of a training that results.json records as diverged, what to say instead of training on."""
+    from experiments.workdir.checkpoint import Checkpoints  # needs jax
+
     section = read_results(workdir).get("train", {})
     if section.get("state") != Outcome.DIVERGED.value:
         return None

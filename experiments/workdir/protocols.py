@@ -19,6 +19,9 @@ TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
     *("precision", "train.batch_size", "train.flip"),
 )
+# What decides which model a run trains, apart from its seed, and where its data lies.
+DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
+PLACES = ("data.data_dir", "data.path")
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
@@ -62,6 +65,26 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, under dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
+
+
+def training_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a resolved config as JSON has it: the fields that decide which model is trained."""
+    return {
+        name: value
+        for name, value in flat(renewed(config)).items()
+        if name not in PLACES and any(f"{name}.".startswith(f"{field}.") for field in DEFINING)
+    }
+
+
 def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """An older protocol with the fields that it lacks, as they were when it was written.
 
@@ -70,17 +93,18 @@ def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint was chosen by something that the protocol does not tell.
     """
     renewed = dict(protocol)
+    missing: dict[str, Any] = {}
     if isinstance(renewed.get("sampler"), str):
         renewed |= {"sampler": {"name": renewed["sampler"]}, "spacing": "even"}
     if "sampler" in renewed:
-        renewed = {"labels": "all"} | renewed
+        missing["labels"] = "all"
     if "sampler" in renewed or "decoder" in renewed:
         latest = renewed.get("checkpoint", "latest") == "latest"
         selected_on = NOTHING if latest else "not recorded"
-        renewed = {"precision": "default", "held_out": 0, "selected_on": selected_on} | renewed
+        missing |= {"precision": "default", "held_out": 0, "selected_on": selected_on}
     if "decoder" in renewed:
-        renewed = {"num_levels": 256} | renewed
-    return renewed
+        missing["num_levels"] = 256
+    return renewed | {name: value for name, value in missing.items() if name not in renewed}
 
 
 def written(value: Any) -> str:

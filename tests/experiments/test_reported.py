@@ -7,13 +7,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.build import build
-from experiments.evaluate import evaluate
 from experiments.reports import report
-from experiments.reports.collect import collect, training_fields
-from experiments.reports.tables import last_loss
+from experiments.reports.collect import collect
 from experiments.workdir.config import config_to_dict
-from experiments.workdir.metrics_file import windows
-from tests.experiments.modes import sample
+from experiments.workdir.protocols import training_fields
+from experiments.workdir.run import finite_windows
+from tests.experiments.modes import evaluate, sample
 
 
 def test_a_report_reads_a_run(
@@ -29,14 +28,15 @@ def test_a_report_reads_a_run(
     assert (run.state, run.seed, run.num_steps) == ("finished", 0, config.train.num_steps)
     assert run.training == training_fields(config_to_dict(config))
     for name, values in found.items():
-        assert run.sections[name]["values"] == values
+        assert run.sections[name].values == values
     assert run.sample["num_steps"] == config.schedule.num_timesteps
     assert run.bound[str(config.schedule.num_timesteps)]["rate"] == pytest.approx(
         found["bpd"]["rate"]["value"]
     )
-    records, damaged = windows(run)
+    records, damaged = finite_windows(workdir)
     assert [r["step"] for r in records] == [4, 8] and damaged == 0
-    assert last_loss(run) == (8, pytest.approx(records[-1]["loss"]))
+    assert run.last_window["step"] == 8
+    assert run.last_window["loss"] == pytest.approx(records[-1]["loss"])
     report.write(workdir, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert f"{found['bpd']['bits_per_dim']['value']:.4g}" in text

@@ -15,13 +15,12 @@ from experiments.build import build
 from experiments.data import loader
 from experiments.data.dataset import load_in_memory
 from experiments.files.atomic import write_json
-from experiments.reports import collect
 from experiments.state import SavedState, TrainState, init_state
 from experiments.workdir import protocols, training_log
 from experiments.workdir.checkpoint import Checkpoints, abstract_like
 from experiments.workdir.config import check_same, config_to_dict, read_config
 from experiments.workdir.outcome import Outcome
-from experiments.workdir.protocols import TRAINING
+from experiments.workdir.protocols import TRAINING, training_fields
 
 Make = Callable[[], ConfigDict]
 
@@ -99,7 +98,7 @@ def test_a_checkpoint_older_than_num_cores_goes_on(tiny: Make, tmp_path: pathlib
     check_same(old, config, TRAINING, tmp_path)
     write_json(tmp_path / "config.json", old)
     assert read_config(tmp_path).clip.to_dict() == config.clip.to_dict()
-    assert collect.training_fields(old) == collect.training_fields(config_to_dict(config))
+    assert training_fields(old) == training_fields(config_to_dict(config))
     config.clip.num_cores = 8
     with pytest.raises(ValueError, match=r"clip: .*'num_cores': 4.* then, .*'num_cores': 8.* now"):
         check_same(old, config, TRAINING, tmp_path)

@@ -8,11 +8,11 @@ from launch import plan, sweep
 PROGRAM = str(pathlib.Path(__file__).parent / "program.py")
 
 
-def command(self: plan.Run, folder: pathlib.Path) -> list[str]:
+def command(self: plan.PlannedRun, folder: pathlib.Path) -> list[str]:
     return [PROGRAM, f"--workdir={folder}", f"--config.seed={self.seed}"]
 
 
 if __name__ == "__main__":
-    plan.Run.command = command  # type: ignore[method-assign]
+    plan.PlannedRun.command = command  # type: ignore[method-assign]
     sweep.POLL_SECONDS = 0.1
     sys.exit(sweep.main(sys.argv[1:]))

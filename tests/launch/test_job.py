@@ -11,12 +11,10 @@ import time
 
 import pytest
 
-from experiments.command_line import fail
+from experiments.workdir import status
 from experiments.workdir.metrics_file import Progress, progress
-from experiments.workdir.outcome import EXIT_STATUS
-from launch import status
-from launch.job import STATE_OF_EXIT, USER_ERROR, Job, Signals
-from launch.status import Status
+from experiments.workdir.status import Status
+from launch.job import Job, Signals
 
 PROGRAM = str(pathlib.Path(__file__).parent / "program.py")
 
@@ -29,11 +27,6 @@ def job(folder: pathlib.Path, behaviour: str, retries: int = 2, **more: str) -> 
 def starts(folder: pathlib.Path) -> int:
     lines = (folder / "starts.txt").read_text().splitlines()
     return sum(not line.endswith("end") for line in lines)
-
-
-def test_exit_statuses_are_those_of_the_program() -> None:
-    assert {code: outcome.value for outcome, code in EXIT_STATUS.items()} == dict(STATE_OF_EXIT)
-    assert fail("") == USER_ERROR
 
 
 def test_a_run_that_finishes(tmp_path: pathlib.Path) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from experiments.data import digits
+from experiments.workdir import status
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.metrics_file import progress
-from launch import status
 from tests.experiments.test_main import TINY
 from tests.launch import slurm_cluster
 from tests.launch.slurm_cluster import Cluster

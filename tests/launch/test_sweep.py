@@ -16,11 +16,12 @@ from rich.console import Console
 
 from experiments.console import format_duration
 from experiments.files.atomic import read_json
+from experiments.workdir import status
 from experiments.workdir.metrics_file import Progress, progress
-from launch import executors, plan, status, sweep
+from experiments.workdir.status import Status
+from launch import executors, plan, sweep
 from launch.executors import Debug, Local
-from launch.live_table import Board, Row
-from launch.status import Status
+from launch.live_table import LiveTable, RunState
 from tests.experiments.test_main import TINY
 from tests.launch.test_job import wait_for_step
 
@@ -231,7 +232,7 @@ def test_the_script_for_fashion_mnist_plans_table_2(tmp_path: pathlib.Path) -> N
     """Every config of it is loaded as experiments.main would load it."""
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
-        [str(ROOT / "launch" / "fashion_table2.sh"), "--dry_run", "--config.train.num_steps=20"],
+        [str(ROOT / "docs" / "fashion_table2.sh"), "--dry_run", "--config.train.num_steps=20"],
         env=os.environ | {"PATH": path, "WORKDIR": str(tmp_path / "sweep")},
         capture_output=True,
         text=True,
@@ -296,13 +297,15 @@ def test_gpus_and_cores_are_shared_out(
 
 def test_the_table_shows_every_run() -> None:
     (planned,) = plan.make_runs("experiments/configs/digits.py", ["mu_mse"], [0], {}, {})
-    rows = [
-        Row(planned, Status("running"), Progress(1200, 0.0312, 75.0)),
-        Row(planned._replace(name="b"), Status("diverged", message="the loss is nan"), Progress()),
+    runs = [
+        RunState(planned, Status("running"), Progress(1200, 0.0312, 75.0)),
+        RunState(
+            planned._replace(name="b"), Status("diverged", message="the loss is nan"), Progress()
+        ),
     ]
     text = io.StringIO()
-    with Board(Console(file=text, force_terminal=True, width=120)) as board:
-        board.show(rows)
+    with LiveTable(Console(file=text, force_terminal=True, width=120)) as table:
+        table.show(runs)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     for word in ("mu_mse-seed0", "1,200/4,000", "0.0312", "1:15", "the loss is nan", "1 diverged"):
         assert word in shown

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl.testing import flagsaver
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
@@ -323,23 +322,29 @@ def test_losing_a_race_is_no_error(tmp_path, monkeypatch):
     assert len(digits.digits(str(tmp_path)).open("train")) == 1497
 
 
-def run_main(**given: str) -> None:
-    with flagsaver.as_parsed(**{name.rstrip("_"): value for name, value in given.items()}):
-        prepare.main(["prepare"])
-
-
 def test_program_prints_the_folder(tmp_path, idx, capsys):
-    run_main(dataset="fashion_mnist", from_=str(tmp_path / "idx"), data_dir=str(tmp_path))
+    options = [f"--from={tmp_path / 'idx'}", f"--data_dir={tmp_path}"]
+    assert prepare.main(["--dataset=fashion_mnist", *options]) == 0
     assert capsys.readouterr().out.endswith(
         f"fashion_mnist is ready in {tmp_path}/fashion_mnist/3.0.1\n"
     )
 
 
-def test_program_says_what_is_wrong(tmp_path):
-    with pytest.raises(SystemExit, match=r"cifar10 was not prepared\. There is no file .*absent"):
-        run_main(dataset="cifar10", from_=str(tmp_path / "absent"), data_dir=str(tmp_path))
-    with pytest.raises(SystemExit, match=r"digits was not prepared\. .*leave out --from"):
-        run_main(dataset="digits", from_="here", data_dir=str(tmp_path))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dataset=cifar10", "--from=absent"], "cifar10 was not prepared. There is no file"),
+        (["--dataset=digits", "--from=here"], "digits was not prepared."),
+        (["--dataset=digits", "--from=here"], "leave out --from"),
+        (["--dataset=digit"], "invalid choice: 'digit'"),
+        ([], "--dataset"),
+        (["--dataset=digits", "--dir=x"], "unrecognized arguments: --dir=x"),
+    ],
+)
+def test_program_says_what_is_wrong(tmp_path, capsys, options, words):
+    assert prepare.main([*options, f"--data_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
 
 
 def test_every_data_set_says_how_it_is_prepared():

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from experiments import images
 from experiments.configs import cifar10, digits
+from experiments.workdir import status
+from experiments.workdir.status import Status
 
 CONFIGS = {"digits": digits, "cifar10": cifar10}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -149,7 +151,7 @@ def finished(
     origin = {"provenance": provenance(content, commit)}
     put(folder / "results.json", {name: part | origin for name, part in sections.items()})
     put(folder / "config.json", content)
-    put(folder / "status.json", {"state": "finished", "attempts": [{}], "message": ""})
+    status.write(folder, Status("finished", attempts=({},)))
     log(folder, [1.0 / (seed + i + 1) for i in range(20)])
     pictures = np.random.default_rng(seed).integers(0, 256, (20, 8, 8, 1), np.uint8)
     (folder / "samples").mkdir(exist_ok=True)
@@ -172,7 +174,7 @@ def diverged(sweep: pathlib.Path, ablation: str, seed: int, step: int = 400) -> 
     }
     put(folder / "results.json", {"train": facts})
     put(folder / "config.json", content)
-    put(folder / "status.json", {"state": "diverged", "attempts": [{}], "message": "diverged"})
+    status.write(folder, Status("diverged", attempts=({},), message="diverged"))
     log(folder, [0.5, 1.5, 3.25, float("nan")])
     return folder
 
@@ -180,13 +182,9 @@ def diverged(sweep: pathlib.Path, ablation: str, seed: int, step: int = 400) -> 
 def failed(sweep: pathlib.Path, ablation: str, seed: int) -> pathlib.Path:
     """A run that crashed in every attempt."""
     folder = waiting(sweep, ablation, seed)
-    status = {
-        "state": "failed",
-        "attempts": [{"exit_status": 1}, {"exit_status": 1}],
-        "message": "exit status 1",
-        "log_tail": ["Traceback (most recent call last):", "MemoryError: <no> room"],
-    }
-    put(folder / "status.json", status)
+    lines = ("Traceback (most recent call last):", "MemoryError: <no> room")
+    attempts = ({"exit_status": 1}, {"exit_status": 1})
+    status.write(folder, Status("failed", attempts, "exit status 1", lines))
     return folder
 
 

@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 
 from experiments.compare import main
-from experiments.reports.compare import compare, read
+from experiments.reports import compare as comparing
+from experiments.reports.compare import read
 from experiments.workdir.protocols import differences, written
+from experiments.workdir.results import measured
 
 
 def section(value: float, **protocol: Any) -> dict[str, Any]:
     fields = {"dataset": "digits", "split": "test", "num_images": 100, "checkpoint_step": 5}
     fields["decoder"] = "tanh"
     return {"values": {"bits_per_dim": {"value": value}}, "protocol": fields | protocol}
+
+
+def compare(names: list[str], runs: list[dict[str, Any]]) -> str:
+    return comparing.compare(names, [measured(run)[0] for run in runs])
 
 
 def row(text: str, quantity: str) -> list[str]:
@@ -71,15 +77,18 @@ def test_files_and_folders_are_read_and_others_refused(tmp_path: pathlib.Path, c
     content = {"bpd": section(4.3), "convert": {"from": "x"}}
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert list(read(tmp_path)) == ["bpd"] == list(read(tmp_path / "results.json"))
-    assert main(["compare", str(tmp_path), str(tmp_path)]) == 0
+    assert main([str(tmp_path), str(tmp_path)]) == 0
     assert "bits_per_dim" in capsys.readouterr().out
-    assert main(["compare", str(tmp_path), str(tmp_path / "none")]) == 2
+    assert main([str(tmp_path), str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "results.json").write_text("{}")
-    assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert main([str(tmp_path), str(tmp_path)]) == 2
     assert "no measured values yet" in capsys.readouterr().err
-    assert main(["compare", str(tmp_path)]) == 2
-    assert "usage" in capsys.readouterr().out
+    assert main([str(tmp_path)]) == 2
+    assert "two results.json files or more" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text('{"bpd": {"values": {"x": 1}, "protocol": {"a": 1}}}')
+    assert main([str(tmp_path), str(tmp_path)]) == 2
+    assert "x cannot be read" in capsys.readouterr().err
 
 
 def test_older_protocols_are_read_as_what_they_meant() -> None:

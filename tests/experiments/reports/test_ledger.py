@@ -12,7 +12,8 @@ import pytest
 from experiments.configs import published
 from experiments.reports import ledger, paper, report
 from experiments.reports.collect import collect
-from experiments.reports.render import to_markdown
+from experiments.workdir import status
+from experiments.workdir.status import Status
 from tests.experiments.reports import made_runs
 from tests.experiments.reports.made_runs import finished, put
 
@@ -44,7 +45,7 @@ def lines(text: str) -> list[list[str]]:
 
 
 def page(*folders: pathlib.Path) -> str:
-    return to_markdown(ledger.document(ledger.load([str(folder) for folder in folders])))
+    return ledger.document(ledger.load_runs([str(folder) for folder in folders]))
 
 
 def cell(text: str, *begin: str) -> list[str]:
@@ -188,7 +189,7 @@ def test_an_estimate_stands_beside_the_cell_and_not_in_it(tmp_path: pathlib.Path
 def test_a_divergence_is_a_result(tmp_path: pathlib.Path) -> None:
     folder = made_runs.waiting(tmp_path, "mu_mse", 0, "cifar10")
     put(folder / "config.json", made_runs.resolved("cifar10", "mu_mse", 0))
-    put(folder / "status.json", {"state": "diverged", "message": "the loss is nan"})
+    status.write(folder, Status("diverged", message="the loss is nan"))
     found = cell(page(tmp_path), "μ̃ prediction: mean squared error", "FID")
     assert found[3:5] == ["unstable", "**0/1 finished, 1 diverged**"]
 
@@ -208,7 +209,7 @@ def test_seeds_that_diverged_are_named_beside_the_mean_of_the_others(
     as_the_paper(tmp_path, 0, 3.7, 3.1)
     lost = as_the_paper(tmp_path, 1, 3.7, 3.3)
     put(lost / "results.json", {"train": {"state": "diverged", "step": 100}})
-    put(lost / "status.json", {"state": "diverged"})
+    status.write(lost, Status("diverged"))
     text = page(tmp_path)
     assert cell(text, EPS.label, "FID")[4:6] == ["**3.1**<sup>1</sup>", "0"]
     assert "1 of 2 runs diverged" in text
@@ -234,4 +235,4 @@ def test_the_committed_ledger_is_that_of_the_committed_results() -> None:
 
 def test_what_is_no_summary_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"name a summary\.json, or a folder of runs"):
-        ledger.load([str(tmp_path / "none.json")])
+        ledger.load_runs([str(tmp_path / "none.json")])

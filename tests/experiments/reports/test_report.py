@@ -18,9 +18,11 @@ from PIL import Image
 from experiments.configs.published import TABLES
 from experiments.reports import report
 from experiments.reports.averages import plus_minus
-from experiments.reports.collect import collect, read_summary, training_fields
-from experiments.reports.render import Cell, Table, to_markdown
-from experiments.workdir.metrics_file import windows
+from experiments.reports.collect import collect, read_summary
+from experiments.reports.render import Cell, Table, markdown_table
+from experiments.workdir import status
+from experiments.workdir.protocols import training_fields
+from experiments.workdir.status import Status
 from tests.experiments.reports import made_runs
 from tests.experiments.reports.made_runs import finished, half_done, put
 
@@ -346,7 +348,9 @@ def test_folders_without_runs_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder below it has a run\.json.*sweep"):
         report.write(tmp_path, tmp_path / "report")
     assert not (tmp_path / "report").exists()
-    with pytest.raises(FileNotFoundError, match="does not exist: name the folder of a sweep"):
+    with pytest.raises(
+        FileNotFoundError, match=r"does not exist: name a summary\.json, or a folder of runs"
+    ):
         report.write(tmp_path / "none", tmp_path / "report")
 
 
@@ -354,8 +358,8 @@ def test_a_run_being_written_is_read(tmp_path: pathlib.Path) -> None:
     folder = made_runs.waiting(tmp_path, "eps_simple", 0)
     (folder / "metrics.jsonl").write_text('{"step": 100, "loss": 0.5}\n{"step": 200, "lo')
     (run,) = collect(tmp_path).runs
-    assert windows(run) == ([{"step": 100, "loss": 0.5}], 0)
-    put(folder / "status.json", {"state": "running", "attempts": [{}], "message": ""})
+    assert run.last_window == {"step": 100, "loss": 0.5}
+    status.write(folder, Status("running", attempts=({},)))
     assert "eps_simple, seed 0: running" in written(tmp_path, tmp_path / "report")
 
 
@@ -368,9 +372,8 @@ def test_what_defines_a_training_leaves_places_and_the_seed_out() -> None:
 
 
 def test_markdown_shows_what_would_be_markup() -> None:
-
     table = Table(("a|b",), ((Cell("x | <y> *z*"),),))
-    lines = to_markdown([table]).splitlines()
+    lines = markdown_table(table).splitlines()
     assert lines == [r"| a\|b |", "| --- |", r"| x \| \<y\> \*z\* |"]
 
 
@@ -386,5 +389,37 @@ def test_the_command_says_where_the_report_is_and_what_is_wrong(tmp_path: pathli
     assert "train.log" not in (tmp_path / "out" / "report.md").read_text()
     assert not (tmp_path / "sweep" / "report").exists()
     wrong = run(str(tmp_path / "nothing"))
-    assert wrong.returncode == 2 and "does not exist: name the folder" in wrong.stderr
+    assert wrong.returncode == 2 and "or a folder of runs" in wrong.stderr
     assert run().returncode == 2
+
+
+def test_a_damaged_status_is_named(tmp_path: pathlib.Path) -> None:
+    folder = finished(tmp_path, "eps_simple", 0, 4.6)
+    (folder / "status.json").write_text('{"state": "lost"}')
+    text = written(tmp_path, tmp_path / "report")
+    assert "runs/eps_simple-seed0/status.json: is no status of a run" in text
+    assert number(tmp_path / "report", "eps_simple", "bits_per_dim")["mean"] == "4.6"
+
+
+def test_a_summary_writes_the_report_anew_without_the_runs(tmp_path: pathlib.Path) -> None:
+    half_done(tmp_path / "sweep")
+    written(tmp_path / "sweep", tmp_path / "out", links=False)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    shutil.rmtree(tmp_path / "sweep")
+    report.write(tmp_path / "out" / "summary.json", tmp_path / "out")
+    after = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert before.keys() == after.keys()
+    unlike = [name for name in before if before[name] != after[name]]
+    assert set(unlike) <= {"report.md", "report.html"}  # which have the ends of logs
+    assert before["report.md"].startswith(after["report.md"].partition(b"## Samples")[0][:-1])
+
+
+def test_the_committed_report_is_that_of_the_committed_summary(tmp_path: pathlib.Path) -> None:
+    for summary in ROOT.glob("docs/*/summary.json"):
+        out = tmp_path / summary.parent.name
+        shutil.copytree(summary.parent, out)
+        report.write(out / "summary.json", out)
+        for path in out.iterdir():
+            committed = summary.parent / path.name
+            hint = f"run: python -m launch.report {summary.relative_to(ROOT)}"
+            assert path.read_bytes() == committed.read_bytes(), (path.name, hint)

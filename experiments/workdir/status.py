@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.files.atomic import read_json, write_json
+from experiments.workdir import outcome
 
-FINAL = ("finished", "diverged")  # states that starting the sweep again leaves alone
+FINAL = tuple(end.value for end in outcome.FINAL)  # states that starting again leaves alone
 STATES = ("waiting", "queued", "running", "stopping", "stopped", "failed", *FINAL)
 
 
