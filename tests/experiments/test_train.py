@@ -113,7 +113,7 @@ def test_a_checkpoint_older_than_label_dropout_goes_on(tiny: Make, tmp_path: pat
     check_same(old, config, TRAINING, tmp_path)
     write_json(tmp_path / "config.json", old)
     assert read_config(tmp_path).model.to_dict() == config.model.to_dict()
-    assert collect.training_fields(old) == collect.training_fields(config_to_dict(config))
+    assert training_fields(old) == training_fields(config_to_dict(config))
     config.model.label_dropout = 0.1
     with pytest.raises(ValueError, match=r"'label_dropout': 0.0.* then, .*: 0.1.* now"):
         check_same(old, config, TRAINING, tmp_path)
