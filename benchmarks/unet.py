@@ -146,7 +146,7 @@ def our_sample(case: Case, steps: int) -> Ours:
     """The compiled ancestral sampler."""
     network, params, _ = our_params(case)
     chain = respace(BETAS, evenly_spaced(TIMESTEPS, steps))
-    denoise = make_denoise(apply_network(network), chain, EPS, FIXED_LARGE, clip=True)
+    denoise = make_denoise(apply_network(network), Process(chain, EPS, FIXED_LARGE), clip=True)
     keys = jax.random.split(jax.random.key(0), case.batch)
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:

@@ -118,7 +118,7 @@ def vlb(
     root of the second moment is not large beside its eps.
     """
     x_0, _, x_t, t = noised
-    prediction = predict(*process, output, x_t, t, clip=False)
+    prediction = predict(process, output, x_t, t, clip=False)
     term = to_bits_per_dim(vlb_term(process.schedule, prediction, x_0, x_t, t, decoder=decoder))
     return scale * process.schedule.num_timesteps * term
 
@@ -162,7 +162,7 @@ def make_loss_fn(
     Raises:
         ValueError: if the parameterization cannot be decoded on the process's schedule.
     """
-    check_signal(process.schedule, process.parameterization)
+    check_signal(process)
 
     def loss_fn(params: Any, x_0: X, t: T, eps: X, **inputs: Any) -> PerExample:
         x_t = q_sample(process.schedule, x_0, t, eps)

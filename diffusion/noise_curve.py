@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float
 
 from diffusion.structs import Schedule
@@ -39,18 +40,6 @@ class NoiseLevel(NamedTuple):
         return jnp.sqrt(-jnp.expm1(self.log_alpha_bar))
 
 
-def _solve_1_4_1(right: np.ndarray) -> np.ndarray:
-    """f64[n] x with x[k - 1] + 4 x[k] + x[k + 1] = right[k], where x is 0 beyond both ends."""
-    x, factor = right.copy(), np.empty_like(right)
-    previous, above = 0.0, 0.0
-    for k in range(x.size):
-        factor[k] = above = 1.0 / (4.0 - above)
-        x[k] = previous = (x[k] - previous) * above
-    for k in range(x.size - 2, -1, -1):
-        x[k] -= factor[k] * x[k + 1]
-    return x
-
-
 def _slopes(rises: np.ndarray) -> np.ndarray:
     """f64[n + 1] derivatives at the knots from the n negative rises between them, at unit spacing.
 
@@ -65,7 +54,8 @@ def _slopes(rises: np.ndarray) -> np.ndarray:
     right = 3.0 * (rises[:-1] + rises[1:])
     right[0] -= first
     right[-1] -= last
-    slopes = np.concatenate([[first], _solve_1_4_1(right), [last]])
+    bands = np.array([[1.0], [4.0], [1.0]]).repeat(right.size, axis=1)  # s[k-1] + 4 s[k] + s[k+1]
+    slopes = np.concatenate([[first], scipy.linalg.solve_banded((1, 1), bands, right), [last]])
     nearest = np.maximum(np.append(rises, rises[-1]), np.append(rises[0], rises))
     return np.clip(slopes, 3.0 * nearest, 0.0)
 

@@ -20,7 +20,7 @@ from diffusion.forward import q_marginal
 from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
 from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.reverse import check_signal, split_output
-from diffusion.structs import Gaussian, Parameterization, Prediction, Schedule, Variance
+from diffusion.structs import Gaussian, Prediction, Process, Schedule
 
 Scalar = Float[Array, ""]
 Velocity = Callable[..., jax.Array]  # (params, x f32[B, ...], u f32[], **inputs) -> f32[B, ...]
@@ -60,12 +60,7 @@ class FlowLikelihood(NamedTuple):
         return to_bits_per_dim(-self.log_density) - float(np.log2(bin_width))
 
 
-def make_flow(
-    apply: Callable[..., jax.Array],
-    schedule: Schedule,
-    parameterization: Parameterization,
-    variance: Variance,
-) -> Flow:
+def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
     """The probability-flow ODE of a network that was trained on a discrete chain (Song Eq. 13).
 
     The chain discretises dx = -beta(u)/2 x du + sqrt(beta(u)) dw with
@@ -77,22 +72,22 @@ def make_flow(
     Args:
         apply: (params, x_t f32[B, ...], model_t f32[B], **inputs) -> network output. The timestep
             is a float: the chain's own at integer u, and between its entries elsewhere.
-        schedule: concrete tables, not traced ones.
-        parameterization: eps, x_0 or v.
-        variance: only how many outputs belong to it matters; they are split off.
+        process: of concrete tables, not traced ones, that predicts eps, x_0 or v; of its variance
+            only how many outputs belong to it matters, which are split off.
 
     Raises:
         ValueError: for a network that predicts the mean of single steps (`mu`), which says nothing
             between them; for a chain of one step or one that ends in pure noise; and if the
             parameterization cannot be decoded on this schedule.
     """
+    schedule, parameterization, variance = process
     if parameterization.predicts_mean:
         raise ValueError(
             "this network predicts the mean of single steps (mu), which continuous time does not "
             "have. Choose a network that predicts eps, x_0 or v."
         )
     curve = noise_curve(schedule)
-    check_signal(schedule, parameterization)
+    check_signal(process)
 
     def velocity(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
         now = noise_level(curve, u)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion.forward import Time, at, q_posterior
-from diffusion.structs import Parameterization, Prediction, Schedule, Variance
+from diffusion.structs import Prediction, Process, Variance
 
 X = Float[Array, "*x"]
 Denoise = Callable[..., Prediction]  # (params, x_t, t, **inputs) -> Prediction
@@ -36,9 +36,7 @@ def split_output(
 
 
 def predict(
-    schedule: Schedule,
-    parameterization: Parameterization,
-    variance: Variance,
+    process: Process,
     output: Float[Array, "..."],
     x_t: X,
     t: Time,
@@ -48,13 +46,14 @@ def predict(
     """Reads the network's output as p(x_{t-1} | x_t) = N(mean, exp(log_variance)) (DDPM Eq. 1).
 
     Args:
-        schedule, parameterization, variance: the model.
+        process: the chain and how the output is read on it.
         output: f32[B, ..., C] or f32[B, ..., 2C] where the variance is learned.
         x_t: f32[B, ..., C].
         t: i32[] or i32[B], in [0, T).
         clip: clip x_0 to [-1, 1] before the mean is formed. A predicted mean (`mu`) is never
             clipped: there only the reported x_0 is, as in the original.
     """
+    schedule, parameterization, variance = process
     value, extra = split_output(variance, output, x_t)
     now = at(schedule, t, x_t)
     x_0 = parameterization.decode(now, value, x_t)
@@ -65,14 +64,14 @@ def predict(
     return Prediction(x_0, eps, mean, variance.log_variance(now, extra, x_t))
 
 
-def check_signal(schedule: Schedule, parameterization: Parameterization) -> None:
+def check_signal(process: Process) -> None:
     """Refuses a parameterization that divides by alpha_bar_t on a chain where it reaches 0.
 
     Raises:
         ValueError: naming the timestep and what to choose instead.
     """
-    alpha_bar = np.asarray(schedule.alpha_bar)
-    if parameterization.needs_signal and not (alpha_bar > 0.0).all():
+    alpha_bar = np.asarray(process.schedule.alpha_bar)
+    if process.parameterization.needs_signal and not (alpha_bar > 0.0).all():
         t = int(np.argmin(alpha_bar > 0.0))
         raise ValueError(
             f"this parameterization recovers x_0 by dividing by alpha_bar, which is 0 at t = {t}: "
@@ -81,30 +80,23 @@ def check_signal(schedule: Schedule, parameterization: Parameterization) -> None
         )
 
 
-def make_denoise(
-    apply: Callable[..., jax.Array],
-    schedule: Schedule,
-    parameterization: Parameterization,
-    variance: Variance,
-    *,
-    clip: bool,
-) -> Denoise:
+def make_denoise(apply: Callable[..., jax.Array], process: Process, *, clip: bool) -> Denoise:
     """Joins a network with its meaning: denoise(params, x_t, t, **inputs) -> Prediction.
 
     Args:
         apply: (params, x_t, model_t, **inputs) -> network output; `inputs` (class labels, say)
             pass through untouched.
-        schedule: concrete tables, not traced ones.
+        process: of concrete tables, not traced ones.
         clip: as for `predict`.
 
     Raises:
         ValueError: if the parameterization cannot be decoded on this schedule.
     """
-    check_signal(schedule, parameterization)
+    check_signal(process)
 
     def denoise(params: Any, x_t: X, t: Time, **inputs: Any) -> Prediction:
         batch_t = jnp.broadcast_to(t, x_t.shape[:1])
-        output = apply(params, x_t, schedule.model_t[batch_t], **inputs)
-        return predict(schedule, parameterization, variance, output, x_t, t, clip=clip)
+        output = apply(params, x_t, process.schedule.model_t[batch_t], **inputs)
+        return predict(process, output, x_t, t, clip=clip)
 
     return denoise

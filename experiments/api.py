@@ -126,7 +126,7 @@ class Model:
     @functools.cached_property
     def _denoise_fn(self) -> Any:
         chain = chain_of(self.experiment.method, "denoise")
-        unclipped = make_denoise(chain.apply, *chain.process, clip=False)
+        unclipped = make_denoise(chain.apply, chain.process, clip=False)
 
         def denoise(params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
             return unclipped(params, x, t, **chain.condition(labels)).x_0

@@ -17,7 +17,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from diffusion.networks.unet import conv3x3
+from diffusion.networks.convolution import conv_general_dilated
 from experiments import devices
 from experiments.data.dataset import (
     Dataset,
@@ -44,6 +44,19 @@ class Recipe(NamedTuple):
 RECIPE = Recipe()
 
 
+def _convolution(features: int, name: str, stride: int) -> nn.Conv:
+    """3x3, of its own: another initialisation of the U-Net's must change no distance."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=stride,
+        padding="SAME",
+        kernel_init=nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
 class Classifier(nn.Module):
     """Convolutions down to a few pixels, their mean as features, and one linear map to logits."""
 
@@ -56,7 +69,7 @@ class Classifier(nn.Module):
         for i in range(8):
             width = channels[min(i, len(channels) - 1)]
             stride = 2 if i > 0 and min(x.shape[1:3]) > 4 else 1
-            x = conv3x3(width, f"conv_{i}", jnp.float32, stride=stride)(x)
+            x = _convolution(width, f"conv_{i}", stride)(x)
             x = nn.swish(nn.GroupNorm(8, name=f"norm_{i}")(x))
             if i > 1 and min(x.shape[1:3]) <= 4:
                 break

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import devices
 from experiments.data.dataset import Dataset
@@ -90,7 +91,7 @@ class Features(NamedTuple):
 
 
 def make_feature_fn(
-    extractor: Extractor, mesh: Any
+    extractor: Extractor, mesh: Mesh
 ) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
     """images [B, H, W, C] in 0..255, any dtype -> (features, logits); compiled, B over devices."""
     everywhere = devices.replicated(mesh)
@@ -109,7 +110,7 @@ def features_of(
     read: Callable[[int, int], np.ndarray],
     count: int,
     batch_size: int,
-    mesh: Any,
+    mesh: Mesh,
 ) -> Features:
     """Features of images 0 .. count - 1, read as read(start, stop), in batches of one size.
 

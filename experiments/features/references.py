@@ -1,8 +1,6 @@
 """What samples are compared with: features of real images, kept, and published statistics."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from experiments.features.extractors import (
     load_extractor,
     make_feature_fn,
 )
-from experiments.files.tensors import cache_folder, sha256
+from experiments.files.tensors import cache_folder, read_npz, sha256, write_npz
 
 
 class Statistics(NamedTuple):
@@ -45,7 +43,7 @@ def real_features(
     count: int,
     feature_fn: Callable[..., Any],
     batch_size: int,
-    mesh: Any,
+    mesh: Mesh,
 ) -> Features:
     """Features of the first `count` images of a split, from the cache where they are kept.
 
@@ -65,10 +63,10 @@ def real_features(
     path = cache_folder() / "references" / f"{stem}-{split}-{count}.npz"
     if devices.all_agree(path.is_file()):
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                if json.loads(str(stored["metadata"])) == facts:
-                    return Features(stored["features"], stored["logits"])
-        except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+            stored = read_npz(path)
+            if json.loads(str(stored["metadata"])) == facts:
+                return Features(stored["features"], stored["logits"])
+        except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{path}, where this program kept features, is damaged; delete it. ({error})"
             ) from error
@@ -81,16 +79,8 @@ def real_features(
     )
     if devices.is_main_process():
         moments = frechet.moments(found.features)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as stream:
-            np.savez(
-                stream,
-                **found._asdict(),
-                mu=moments.mean,
-                sigma=moments.covariance,
-                metadata=np.array(json.dumps(facts)),
-            )
-        os.replace(stream.name, path)
+        arrays = {"mu": moments.mean, "sigma": moments.covariance, **found._asdict()}
+        write_npz(path, arrays | {"metadata": np.array(json.dumps(facts))})
     return found
 
 
@@ -111,10 +101,10 @@ def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
     if not path.is_file():
         raise FileNotFoundError(f"the reference statistics {path} do not exist.")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("mu", "sigma")}
-            metadata = json.loads(str(stored["metadata"])) if "metadata" in stored else None
-    except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+        arrays = read_npz(path)
+        metadata = json.loads(str(arrays["metadata"])) if "metadata" in arrays else None
+        arrays = {name: arrays[name] for name in ("mu", "sigma")}
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged, or holds no plain arrays `mu` and `sigma`: {error}"
         ) from error

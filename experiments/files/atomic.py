@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader never sees half of it, whoever else writes it as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as stream:
+        stream.write(content)
+    os.chmod(stream.name, 0o644)
+    os.replace(stream.name, path)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader never sees half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it as well
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    """`write_bytes` of text as UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,8 +1,8 @@
 """Arrays by name in npz and safetensors files, and the folder where this program keeps them."""
 
 import hashlib
+import io
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import safetensors.numpy
 
+from experiments.files.atomic import write_bytes
 from experiments.files.pytorch import read_torch
 
 CACHE_VARIABLE = "DDPM_CACHE"
@@ -24,11 +25,15 @@ def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
     """Writes a safetensors file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-        stream.write(safetensors.numpy.save(arrays, metadata))
-    os.replace(stream.name, path)
+    write_bytes(path, safetensors.numpy.save(arrays, metadata))
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an npz file that other processes see whole or not at all."""
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    write_bytes(path, stream.getvalue())
 
 
 def sha256(path: Path) -> str:

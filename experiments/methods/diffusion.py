@@ -71,8 +71,9 @@ def _process(config: ConfigDict) -> tuple[Any, Process]:
     parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
     variance = lookup(VARIANCES, config.variance, "variance")
     with naming_field("schedule"):
-        check_signal(schedule, parameterization)
-    return betas, Process(schedule, parameterization, variance)
+        process = Process(schedule, parameterization, variance)
+        check_signal(process)
+    return betas, process
 
 
 def _respaced(
@@ -91,7 +92,7 @@ def _respaced(
             )
         with jax.ensure_compile_time_eval():  # tables are constants of what is being compiled
             schedule = schedules.respace(betas, keep)
-            return schedule, make_denoise(apply, schedule, parameterization, variance, clip=clip)
+            return schedule, make_denoise(apply, process._replace(schedule=schedule), clip=clip)
 
     return chain
 
@@ -114,7 +115,7 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder) -> Chain:
         apply=apply,
         condition=condition,
         clip=config.evaluate.clip_denoised,
-        denoise=make_denoise(apply, *process, clip=config.evaluate.clip_denoised),
+        denoise=make_denoise(apply, process, clip=config.evaluate.clip_denoised),
         decoder=functools.partial(decoder, num_levels=dataset.num_levels),
         respaced=_respaced(betas, process, apply, config.sample.clip_denoised),
     )

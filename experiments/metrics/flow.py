@@ -103,7 +103,7 @@ def make_flow_fn(experiment: Experiment, mesh: Mesh) -> Callable[..., Any]:
     config, num_levels = experiment.config, experiment.dataset.num_levels
     chain = chain_of(experiment.method, "The metric ode")
     schedule = chain.process.schedule
-    flow = probability_flow.make_flow(chain.apply, *chain.process)
+    flow = probability_flow.make_flow(chain.apply, chain.process)
     uniform = config.evaluate.ode_dequantization == "uniform"
 
     def bits(params: Any, batch: dict[str, Any], indices: Any) -> tuple[Any, Any, Any]:

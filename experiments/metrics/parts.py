@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import devices
+from experiments.files.tensors import read_npz, write_npz
 
 
 def key(facts: Any) -> str:
@@ -49,9 +49,8 @@ class Parts:
             ValueError: if it is damaged.
         """
         try:
-            with np.load(self._path(name), allow_pickle=False) as stored:
-                return dict(stored)
-        except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+            return read_npz(self._path(name))
+        except ValueError as error:
             raise ValueError(
                 f"{self._path(name)}, a part of an interrupted evaluation, is damaged; delete it, "
                 f"and it is computed again. ({error})"
@@ -60,9 +59,7 @@ class Parts:
     def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Saves a part; a reader never sees half of it."""
         if devices.is_main_process():
-            temporary = self.folder / f"{name}.tmp.npz"
-            np.savez(temporary, allow_pickle=False, **arrays)
-            os.replace(temporary, self._path(name))
+            write_npz(self._path(name), arrays)
 
 
 def remove(folder: Path) -> None:

@@ -11,7 +11,7 @@ from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.probability_flow import Flow, make_flow
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Schedule
+from diffusion.structs import Process, Schedule
 from diffusion.variances import VARIANCES
 
 LINEAR = from_betas(BETAS["linear"](1000))
@@ -100,4 +100,4 @@ def best_flow(
     schedule: Schedule, name: str = "eps", log_alpha_bar: Callable[..., jax.Array] | None = None
 ) -> Flow:
     apply = best_apply(name, log_alpha_bar or curved(schedule))
-    return make_flow(apply, schedule, PARAMETERIZATIONS[name], VARIANCES["fixed_large"])
+    return make_flow(apply, Process(schedule, PARAMETERIZATIONS[name], VARIANCES["fixed_large"]))

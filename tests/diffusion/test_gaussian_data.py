@@ -17,7 +17,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral, sample
 from diffusion.schedules import BETAS, from_betas, respace
-from diffusion.structs import Gaussian
+from diffusion.structs import Gaussian, Process
 from tests.diffusion.gaussian import (
     DEVIATION,
     MEAN,
@@ -35,7 +35,9 @@ STANDARD = Gaussian(jnp.zeros(()), jnp.zeros(()))
 def denoiser(schedule, name="eps", std=DEVIATION):
     parameterization = PARAMETERIZATIONS[name]
     network = best_network(schedule, parameterization, std=std)
-    denoise = make_denoise(network, schedule, parameterization, exact_variance(std), clip=False)
+    denoise = make_denoise(
+        network, Process(schedule, parameterization, exact_variance(std)), clip=False
+    )
     return lambda x_t, t: denoise(None, x_t, t)
 
 
@@ -96,9 +98,7 @@ def test_a_respaced_chain_still_samples_the_data(name: str, key: jax.Array) -> N
     parameterization = PARAMETERIZATIONS[name]
     denoise = make_denoise(
         best_network(LINEAR, parameterization),
-        schedule,
-        parameterization,
-        exact_variance(),
+        Process(schedule, parameterization, exact_variance()),
         clip=False,
     )
     x_0 = sample(ancestral(), schedule, lambda x, t: denoise(None, x, t), keys, (4,)).x_0

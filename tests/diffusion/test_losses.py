@@ -168,7 +168,7 @@ def test_the_vlb_loss_is_an_unbiased_estimate_of_the_bound(key: jax.Array) -> No
     """With t uniform, its mean is L - L_T in bits per dimension; the decoder's term included."""
     m = model("eps", "fixed_large")
     params = parameters("fixed_large")
-    denoise = make_denoise(apply, *m, clip=False)
+    denoise = make_denoise(apply, m, clip=False)
     image = batch(3)[0][2]
     n, times = 40_000, SCHEDULE.num_timesteps
     x_0 = jnp.broadcast_to(image, (n, *image.shape))

@@ -27,7 +27,7 @@ from diffusion.probability_flow import (
     rademacher,
 )
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Gaussian, Prediction, Schedule
+from diffusion.structs import Gaussian, Prediction, Process, Schedule
 from diffusion.variances import VARIANCES
 from tests.diffusion.correlated import (
     CONSTANT,
@@ -57,7 +57,9 @@ def solve(flow: Flow, x: jax.Array, tolerance: float = 1e-5, **options: Any) -> 
 
 def test_what_has_no_flow_is_refused() -> None:
     def flow(schedule: Schedule, name: str) -> Flow:
-        return make_flow(lambda *_: None, schedule, PARAMETERIZATIONS[name], VARIANCES["learned"])
+        return make_flow(
+            lambda *_: None, Process(schedule, PARAMETERIZATIONS[name], VARIANCES["learned"])
+        )
 
     with pytest.raises(ValueError, match=r"mean of single steps \(mu\)"):
         flow(LINEAR, "mu")
@@ -203,7 +205,7 @@ def test_a_failed_solve_says_so_without_nan() -> None:
         rough = jnp.where(x.mean() > 20.0, 30.0 * jnp.sin(50.0 * t[0]), best(params, x, t))
         return jnp.where(x.mean() < -20.0, jnp.nan, rough)
 
-    flow = make_flow(broken, SHORT, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    flow = make_flow(broken, Process(SHORT, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]))
     x = DATA.draw(ends(SHORT)[0], 4).at[1].set(-100.0).at[2].set(100.0)
     result = solve(flow, x, tolerance=1e-3, max_steps=50)
     assert result.success.tolist() == [True, False, False, True]
@@ -219,7 +221,7 @@ def test_evaluations_are_counted() -> None:
         jax.debug.callback(lambda t: calls.append(float(t)), t[0])
         return best_apply("eps", curved(SHORT))(params, x, t)
 
-    flow = make_flow(counting, SHORT, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    flow = make_flow(counting, Process(SHORT, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]))
     result = solve(flow, DATA.draw(ends(SHORT)[0], 1))
     jax.effects_barrier()
     assert len(calls) == int(result.evaluations[0])
@@ -256,7 +258,7 @@ def test_the_flow_through_the_true_decoder_is_the_density_of_the_data() -> None:
         log = curved(LINEAR)(t)[:, None]
         return x * jnp.sqrt(-jnp.expm1(log)) / (jnp.exp(log) * std**2 - jnp.expm1(log))
 
-    flow = make_flow(apply, LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    flow = make_flow(apply, Process(LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]))
     first = at(LINEAR, jnp.zeros(64, jnp.int32), x_1)
     mean, variance = x_0_given_x_t(first, x_1, 0.0, std)
     prediction = Prediction(mean, mean, mean, jnp.log(variance))
@@ -273,7 +275,7 @@ def test_a_certain_pixel_costs_nothing_through_the_decoder_and_1_71_bits_without
         log = curved(LINEAR)(t)[:, None]
         return (x - jnp.exp(0.5 * log) * x_0[0, 0]) / jnp.sqrt(-jnp.expm1(log))
 
-    flow = make_flow(apply, LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    flow = make_flow(apply, Process(LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]))
     keys = random.per_index(random.stream(0, "dequantize"), jnp.arange(256))
     uniform = solve(flow, dequantize(x_0, keys)).bits_per_dim()
     assert float(uniform.mean()) == pytest.approx(1.713, abs=0.005)
@@ -304,7 +306,7 @@ def test_dequantized_bits_lie_just_above_the_entropy() -> None:
         log = curved(LINEAR)(t)[:, None]
         return x * jnp.sqrt(-jnp.expm1(log)) / (jnp.exp(log) * deviations**2 - jnp.expm1(log))
 
-    flow = make_flow(apply, LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"])
+    flow = make_flow(apply, Process(LINEAR, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]))
     # The quantiles of the data instead of draws, so that only the noise in the bins is random.
     draws = ndtri((np.arange(count) + 0.5) / count)[:, None] * deviations
     x_0 = jnp.asarray(np.round((draws + 1) * 127.5) / 127.5 - 1, jnp.float32)
@@ -332,7 +334,7 @@ def test_the_unet_under_jit_on_sharded_images() -> None:
         return network.apply({"params": params}, x, t)
 
     schedule = from_betas(BETAS["linear"](20, beta_start=1e-3, beta_end=0.5))
-    flow = make_flow(apply, schedule, PARAMETERIZATIONS["eps"], VARIANCES["learned_range"])
+    flow = make_flow(apply, Process(schedule, PARAMETERIZATIONS["eps"], VARIANCES["learned_range"]))
     run = jax.jit(lambda params, x, keys: likelihood(flow, params, x, keys))
     keys = KEYS[:2]
     silence = run(silent, *jax.device_put((x, keys), over_devices(2)))

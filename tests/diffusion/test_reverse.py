@@ -9,7 +9,7 @@ from diffusion.forward import at, q_posterior, q_sample
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise, predict
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Parameterization
+from diffusion.structs import Parameterization, Process
 from diffusion.variances import VARIANCES
 
 T = 1000
@@ -43,7 +43,11 @@ def test_all_parameterizations_tell_the_same_truth(name: str, truth: tuple) -> N
     parameterization = PARAMETERIZATIONS[name]
     output = parameterization.target(at(schedule, TIMES, x_t), x_0, eps, x_t)
     prediction = predict(
-        schedule, parameterization, VARIANCES["fixed_small"], output, x_t, TIMES, clip=False
+        Process(schedule, parameterization, VARIANCES["fixed_small"]),
+        output,
+        x_t,
+        TIMES,
+        clip=False,
     )
     posterior = q_posterior(at(schedule, TIMES, x_t), x_0, x_t)
     np.testing.assert_allclose(prediction.mean, posterior.mean, atol=1e-4)
@@ -59,7 +63,7 @@ def test_clipping_moves_every_mean_but_a_predicted_one(name: str, truth: tuple) 
 
     def read(clip: bool):
         variance = VARIANCES["fixed_large"]
-        return predict(schedule, parameterization, variance, output, x_t, TIMES, clip=clip)
+        return predict(Process(schedule, parameterization, variance), output, x_t, TIMES, clip=clip)
 
     free, clipped = read(False), read(True)
     assert float(jnp.abs(clipped.x_0).max()) <= 1.0 < float(jnp.abs(free.x_0).max())
@@ -75,7 +79,11 @@ def test_clipping_moves_every_mean_but_a_predicted_one(name: str, truth: tuple) 
 def test_eps_mean_is_equation_11(truth: tuple) -> None:
     schedule, _, eps, x_t = truth
     prediction = predict(
-        schedule, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"], eps, x_t, TIMES, clip=False
+        Process(schedule, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]),
+        eps,
+        x_t,
+        TIMES,
+        clip=False,
     )
     beta, alpha = (schedule.beta[TIMES], schedule.alpha[TIMES])
     factor = (beta / schedule.sqrt_one_minus_alpha_bar[TIMES]).reshape(-1, 1, 1, 1)
@@ -116,7 +124,7 @@ def test_outputs_of_another_width_are_refused(name: str, truth: tuple) -> None:
     variance = VARIANCES[name]
     wrong = jnp.zeros((*x_t.shape[:-1], 3 * (2 - variance.extra_channels)))
     with pytest.raises(ValueError, match=r"returned shape .* needs .*output"):
-        predict(schedule, PARAMETERIZATIONS["eps"], variance, wrong, x_t, TIMES, clip=True)
+        predict(Process(schedule, PARAMETERIZATIONS["eps"], variance), wrong, x_t, TIMES, clip=True)
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -128,7 +136,9 @@ def test_only_eps_refuses_a_chain_that_ends_in_pure_noise(name: str) -> None:
         def apply(params, x_t, t):
             return jnp.zeros_like(x_t)
 
-        return make_denoise(apply, schedule, parameterization, VARIANCES["fixed_small"], clip=False)
+        return make_denoise(
+            apply, Process(schedule, parameterization, VARIANCES["fixed_small"]), clip=False
+        )
 
     if name == "eps":
         with pytest.raises(ValueError, match=r"0 at t = 9.*Choose mu, x_0 or v"):
@@ -149,7 +159,7 @@ def test_the_network_is_told_the_original_timesteps() -> None:
         return x_t
 
     denoise = make_denoise(
-        apply, schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"], clip=False
+        apply, Process(schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]), clip=False
     )
     denoise(None, jnp.zeros((3, 2)), jnp.array([0, 1, 2]))
     denoise(None, jnp.zeros((3, 2)), jnp.array(1))

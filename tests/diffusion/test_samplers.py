@@ -9,7 +9,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS, ancestral, sample
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Prediction, Sampler
+from diffusion.structs import Prediction, Process, Sampler
 from diffusion.variances import VARIANCES
 
 SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
@@ -17,7 +17,7 @@ SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
 
 def make(apply):
     return make_denoise(
-        apply, SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"], clip=True
+        apply, Process(SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]), clip=True
     )
 
 
@@ -88,9 +88,7 @@ def test_memory_grows_with_the_record_and_not_with_the_chain() -> None:
         schedule = from_betas(BETAS["linear"](steps, beta_end=0.05))
         denoise = make_denoise(
             lambda params, x_t, t: 0.1 * x_t,
-            schedule,
-            PARAMETERIZATIONS["eps"],
-            VARIANCES["fixed_large"],
+            Process(schedule, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]),
             clip=True,
         )
         run = jax.jit(
@@ -147,7 +145,7 @@ def test_every_sampler_of_a_known_x_0_ends_there(name: str) -> None:
         return jnp.broadcast_to(x_0, x_t.shape)
 
     denoise = make_denoise(
-        apply, SCHEDULE, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"], clip=False
+        apply, Process(SCHEDULE, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]), clip=False
     )
     keys = jax.random.split(jax.random.key(0), 3)
     result = sample(SAMPLERS[name](), SCHEDULE, lambda x, t: denoise(None, x, t), keys, (5,))

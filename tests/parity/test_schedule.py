@@ -14,7 +14,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
 from diffusion.reverse import make_denoise  # noqa: E402
 from diffusion.samplers import SAMPLERS  # noqa: E402
 from diffusion.schedules import BETAS, evenly_spaced, from_betas, respace  # noqa: E402
-from diffusion.structs import Schedule  # noqa: E402
+from diffusion.structs import Process, Schedule  # noqa: E402
 from diffusion.variances import VARIANCES  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -60,9 +60,7 @@ def compare_steps(
     x_t, output = draw.standard_normal((2, 2, 4, 4, 3)).astype(np.float32)
     denoise = make_denoise(
         lambda params, x, t: params,
-        schedule,
-        PARAMETERIZATIONS[prediction],
-        VARIANCES[variance],
+        Process(schedule, PARAMETERIZATIONS[prediction], VARIANCES[variance]),
         clip=clip,
     )
     sampler = SAMPLERS["ancestral"]()
