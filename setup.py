@@ -35,6 +35,7 @@ setuptools.setup(
         "jaxtyping>=0.3",
         "diffrax>=0.6",  # adaptive ODE solvers, for the likelihood of the probability flow
         "numpy>=2",
+        "scipy>=1.13",
         "absl-py>=2.1",
         "ml_collections>=1.0",
         "rich>=13",
@@ -54,7 +55,6 @@ setuptools.setup(
             "pytest-xdist>=3.6",  # a process of tests for each core
             "submitit>=1.5.2",  # so that the tests of the extra `launch` run
             "beartype>=0.19",
-            "scipy>=1.13",
             "tensorboard>=2.18",
             "ruff>=0.9",
             "mypy>=1.14",
