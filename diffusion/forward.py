@@ -10,15 +10,11 @@ Time = Int[Array, ""] | Int[Array, " b"]
 
 
 def at(schedule: Schedule, t: Time, like: jax.Array) -> Schedule:
-    """The tables at t, gathered once: each broadcasts against `like`.
+    """The tables at t, gathered once: of t's shape, with axes of length 1 that fit them to `like`.
 
     Args:
-        schedule: the chain.
         t: i32[] or i32[B], in [0, T); `like` then has B as its first axis.
         like: array of any rank, at least 1 where t is [B].
-
-    Returns:
-        Its arrays are of t's shape, with axes of length 1 appended.
     """
     shape = t.shape + (1,) * (like.ndim - t.ndim)
     return jax.tree.map(lambda table: table[t].reshape(shape), schedule)
@@ -55,9 +51,7 @@ def q_posterior(now: Schedule, x_0: Float[Array, "*x"], x_t: Float[Array, "*x"])
     """q(x_{t-1} | x_t, x_0) = N(mu-tilde_t, beta-tilde_t I) (DDPM Eqs. 6, 7).
 
     The log-variance at t = 0, where the variance is 0, is the one at t = 1, as in the original.
-
-    Args:
-        now: the tables at t, from `at`.
+    `now` holds the tables at t.
     """
     mean = now.posterior_mean_x_0 * x_0 + now.posterior_mean_x_t * x_t
     return Gaussian(mean, now.posterior_log_variance)

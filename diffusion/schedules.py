@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -187,33 +186,6 @@ def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
     if num_steps == 1:
         return np.array([num_timesteps - 1])
     return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
-
-
-class Description(NamedTuple):
-    """A schedule in four numbers, for a log line and a sanity check."""
-
-    alpha_bar_last: float  # share of the signal's variance that is left in x_T
-    prior_bits_per_dim: float  # L_T where |x_0| = 1, which no image in [-1, 1] exceeds
-    snr_first: float  # alpha_bar / (1 - alpha_bar) at t = 0
-    snr_last: float  # and at t = T - 1
-
-
-def describe(schedule: Schedule) -> Description:
-    """How much noise the chain ends in; L_T is DDPM Eq. 5's first term at |x_0| = 1, in bits/dim.
-
-    With x_0^2 = 1 the divergence KL(q(x_T | x_0) || N(0, I)) is -log(1 - alpha_bar_T) / 2 nats per
-    dimension. A value far from 0 means that sampling starts from a distribution that training never
-    showed the network: usually betas meant for another T.
-    """
-    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
-    one_minus = np.asarray(schedule.one_minus_alpha_bar, np.float64)
-    snr = alpha_bar / one_minus
-    return Description(
-        alpha_bar_last=float(alpha_bar[-1]),
-        prior_bits_per_dim=float(-0.5 * np.log1p(-alpha_bar[-1]) / np.log(2.0)),
-        snr_first=float(snr[0]),
-        snr_last=float(snr[-1]),
-    )
 
 
 BETAS = MappingProxyType(

@@ -22,7 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # structs.py stays out: its records also hold what eval_shape and vmap put in place of arrays;
 # schedules.py too: its own checks are what a user meets.
 CHECKED = """
-forward likelihood losses networks.convolution noise_curve parameterizations probability_flow random
+forward likelihood losses networks.layers noise_curve parameterizations probability_flow random
 reverse samplers
 """
 install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype.beartype")

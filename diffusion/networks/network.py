@@ -2,8 +2,6 @@
 
 from typing import Any, Protocol
 
-import numpy as np
-
 
 class Network(Protocol):
     """A flax module that maps x_t, t and labels to what a parameterization needs.
@@ -52,25 +50,4 @@ def check_label_dropout(label_dropout: float, num_classes: int | None) -> None:
         raise ValueError(
             f"label_dropout = {label_dropout} is for a network that is told labels. Set "
             "class_conditional = True, or label_dropout = 0."
-        )
-
-
-def check_labels(labels: np.ndarray, num_classes: int, label_dropout: float) -> None:
-    """Refuses labels that a network has not been trained on.
-
-    Args:
-        labels: whole numbers of any shape.
-        num_classes: labels are 0 .. num_classes - 1; num_classes itself is the null class.
-        label_dropout: above 0 where the null class is trained.
-
-    Raises:
-        ValueError: naming the first such label, and those that may be.
-    """
-    most = num_classes if label_dropout else num_classes - 1
-    wrong = labels[(labels < 0) | (labels > most)]
-    if wrong.size:
-        trained = "" if label_dropout else ", which needs a training with label_dropout above 0"
-        raise ValueError(
-            f"label {wrong[0]} is not known to this network: labels are 0 to {num_classes - 1}, "
-            f"and {num_classes} for no label{trained}."
         )

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion.networks.convolution import conv_general_dilated
 from diffusion.networks.layers import (
     ClassEmbedding,
     Dtype,
     Time,
     TimeEmbedding,
     attention,
+    conv_general_dilated,
     dense,
     kernel_init,
 )

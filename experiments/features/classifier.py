@@ -17,7 +17,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from diffusion.networks.convolution import conv_general_dilated
+from diffusion.networks.layers import conv_general_dilated
 from experiments import devices
 from experiments.data.dataset import (
     Dataset,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import likelihood, losses, random, samplers, schedules
@@ -136,23 +137,33 @@ def _summary(num_timesteps: int, examples: Examples, details: jax.Array) -> dict
     return {"loss_q": (sums, jax.ops.segment_sum(jnp.ones_like(details), quarter, 4))}
 
 
+def largest_prior_term(schedule: Schedule) -> float:
+    """L_T in bits per dimension where |x_0| = 1, which no image in [-1, 1] exceeds.
+
+    A value far from 0 means that sampling starts from a distribution that training never showed the
+    network: usually betas meant for another T.
+    """
+    nats = likelihood.prior_term(schedule, jnp.ones((1, 1)))
+    return float(likelihood.to_bits_per_dim(nats)[0])
+
+
 def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
     """The model and the chain, with a warning where the chain is cut short."""
     params = jax.eval_shape(lambda: init(jax.random.key(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    chain = schedules.describe(process.schedule)
+    schedule, prior = process.schedule, largest_prior_term(process.schedule)
+    snr = np.asarray(schedule.alpha_bar) / np.asarray(schedule.one_minus_alpha_bar)
     lines = [
         f"model     {config.model.name}, {count:,} parameters, predicts "
         f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
-        f"chain     {config.schedule.name}, T = {process.schedule.num_timesteps}, "
-        f"alpha_bar_T = {chain.alpha_bar_last:.3g}, "
-        f"L_T <= {chain.prior_bits_per_dim:.3g} bits/dim, "
-        f"SNR {chain.snr_first:.3g} to {chain.snr_last:.3g}",
+        f"chain     {config.schedule.name}, T = {schedule.num_timesteps}, "
+        f"alpha_bar_T = {schedule.alpha_bar[-1]:.3g}, L_T <= {prior:.3g} bits/dim, "
+        f"SNR {snr[0]:.3g} to {snr[-1]:.3g}",
     ]
-    if chain.prior_bits_per_dim > 1e-3:
+    if prior > 1e-3:
         lines.append(
             "WARNING   this chain does not end in noise: L_T is up to "
-            f"{chain.prior_bits_per_dim:.3g} bits/dim and should be near 0. Samples start from "
+            f"{prior:.3g} bits/dim and should be near 0. Samples start from "
             "N(0, I), which training then never sees. Betas for T = 1000 must be scaled up by "
             "1000 / T for another T (config.schedule.beta_start and beta_end)."
         )

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.networks.convolution import conv_general_dilated
+from diffusion.networks.layers import conv_general_dilated
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -7,7 +7,6 @@ import pytest
 
 from diffusion.networks import NETWORKS
 from diffusion.networks.layers import ClassEmbedding, attention
-from diffusion.networks.network import check_labels
 from tests.diffusion.networks.test_unet import init, shake
 
 SMALL = {
@@ -112,22 +111,10 @@ def test_label_dropout_leaves_the_other_random_numbers_alone(name: str) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("label", [-1, 10, 11, 2**31 - 1])
-def test_a_label_out_of_range_is_refused_or_gives_nan(name: str, label: int) -> None:
+@pytest.mark.parametrize("label", [-1, 11, 2**31 - 1])
+def test_a_label_out_of_range_gives_nan(name: str, label: int) -> None:
+    """And no other label's images. Number 10 is the null class."""
     network = conditional(name)
     params, x, t = shake(init(network)), jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
-    labels = jnp.array([3, label])
-    with pytest.raises(ValueError, match=rf"label {label} is not known.*labels are 0 to 9"):
-        network.apply(params, x, t, labels)
-    if label != 10:  # the null class, which a compiled function cannot tell from a trained one
-        out = jax.jit(network.apply)(params, x, t, labels)
-        assert jnp.isfinite(out[0]).all() and jnp.isnan(out[1]).all()
-
-
-def test_the_null_class_needs_a_training_that_knew_it() -> None:
-    check_labels(np.array([[0, 9], [10, 3]]), 10, 0.1)
-    check_labels(np.array([]), 10, 0.0)
-    with pytest.raises(ValueError, match="label 10 is not known.*10 for no label, which needs"):
-        check_labels(np.array([0, 10]), 10, 0.0)
-    with pytest.raises(ValueError, match="label 11 is not known.*and 10 for no label.$"):
-        check_labels(np.array([0, 11]), 10, 0.1)
+    out = jax.jit(network.apply)(params, x, t, jnp.array([3, label]))
+    assert jnp.isfinite(out[0]).all() and jnp.isnan(out[1]).all()
