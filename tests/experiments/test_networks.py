@@ -6,11 +6,12 @@ from collections.abc import Callable
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import evaluate, sample, train
+from experiments import train
 from experiments.build import build
 from experiments.workdir.config import read_config
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
+from tests.experiments import modes
 from tests.experiments.test_build import DIT
 
 
@@ -25,9 +26,9 @@ def test_a_dit_is_trained_on_labels_sampled_without_and_measured(
     assert again.model.to_dict() == config.model.to_dict()
     for labels in ("none", "3"):
         again.sample.labels = labels
-        sample.sample(build(again), tmp_path)
+        modes.sample(build(again), tmp_path)
         assert read_results(tmp_path)["sample"]["labels"] == labels
-    evaluate.evaluate(build(again), tmp_path)
+    modes.evaluate(build(again), tmp_path)
     bits = read_results(tmp_path)["bpd"]["values"]["bits_per_dim"]["value"]
     assert 0 < bits < 20
     again.model.label_dropout = 0.0
