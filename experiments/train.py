@@ -200,11 +200,8 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
         saving = Hook(config.train.checkpoint_every, save_step)
         divergence: Divergence | None = None
         seen: dict[str, float] = {}
-        with (
-            contextlib.closing(batches),
-            training_log.TrainingLog(workdir, step, num_steps) as log,
-            console.stop_requested() as stop,
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.callback(batches.close)
             batch = devices.put(next(batches), by_example)
             begin = time.perf_counter()
             train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
@@ -215,6 +212,8 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             console.log(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
             if devices.is_main_process():
                 write_config(workdir, config)
+            log = stack.enter_context(training_log.TrainingLog(workdir, step, num_steps))
+            stop = stack.enter_context(console.stop_requested())
             watch.remember(workdir / "metrics.jsonl")
             meter, window, previous = training_log.Meter(), None, None
             while True:

@@ -73,7 +73,9 @@ def test_training_ends_in_samples_and_numbers(run: tuple) -> None:
         *("samples/samples.png", "samples/samples.npz", "samples/progress.png"),
     ):
         assert (workdir / name).is_file(), name
-    assert set(json.loads((workdir / "results.json").read_text())) == {"train", "sample", "bpd"}
+    assert set(json.loads((workdir / "results.json").read_text())) == {
+        *("train", "sample", "bpd", "baselines")
+    }
     lines = result.stdout.splitlines()
     assert any(line.startswith("chain     linear, T = 8") for line in lines)
     assert any(line.startswith("step") and "ETA" in line and "images/s" in line for line in lines)

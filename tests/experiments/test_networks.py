@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments import train
 from experiments.build import build
+from experiments.sample import check
 from experiments.workdir.config import read_config
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
@@ -34,4 +35,4 @@ def test_a_dit_is_trained_on_labels_sampled_without_and_measured(
     again.model.label_dropout = 0.0
     again.sample.labels = "none"
     with pytest.raises(ValueError, match="model.label_dropout above 0"):
-        sample.check(build(again))
+        check(build(again))

@@ -17,7 +17,7 @@ from experiments.data.dataset import load_in_memory
 from experiments.evaluate import check
 from experiments.hooks import make_preview
 from experiments.sample import draw, make_sample_fn
-from experiments.state import load_ema
+from experiments.state import TrainState, load_ema
 from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.config import config_to_dict
 from tests.experiments.modes import sample
@@ -103,7 +103,9 @@ def test_what_is_not_finite_is_counted_drawn_grey_and_said(
     assert sample(experiment, run)["not_finite"] == 3
     assert json.loads((run / "results.json").read_text())["sample"]["not_finite"] == 3
     assert "WARNING   3 of 12 samples are not finite" in capsys.readouterr().out
-    make_preview(experiment, mesh)(params_on(params, mesh), tmp_path / "preview.png")
+    state = TrainState((), (), params_on(params, mesh), (), ())
+    make_preview(experiment, tmp_path / "previews", mesh)(3, state)
+    assert (tmp_path / "previews" / "00000003.png").is_file()
     assert "WARNING" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ from experiments.data.dataset import fingerprint, hold_out
 from experiments.features import classifier
 from experiments.metrics import bound
 from experiments.state import TrainState, load_ema
+from experiments.train import train
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
@@ -114,7 +115,7 @@ def test_a_run_continues_with_the_images_that_it_held_out(
     other.train.update(fields)
     saved = sorted((trained / "checkpoints").iterdir())
     with pytest.raises(ValueError, match=rf"all but {before} images .* and {now} are held out"):
-        hooks.train_with_hooks(build(other), trained)
+        train(build(other), trained)
     assert sorted((trained / "checkpoints").iterdir()) == saved
 
 

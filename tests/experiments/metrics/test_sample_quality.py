@@ -31,7 +31,7 @@ QUICK = classifier.Recipe(channels=(8, 16), steps=60)
 # experiments.main, whose classifier is the quick one too
 MAIN = f"""
 import runpy
-from experiments.metrics import classifier
+from experiments.features import classifier
 classifier.RECIPE = classifier.{QUICK}
 runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
 """

@@ -17,7 +17,6 @@ from experiments.configs import cifar10_dit, digits
 from experiments.files.parameters import params_from_tensors, tensors_from_params
 from experiments.weights import diffusers_config, importer, sources
 from experiments.weights.unet_names import NAMINGS
-from experiments.workdir import results
 from tests.experiments.weights.published_configs import base_config
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params
 from tests.fixtures.published import FOLDER
@@ -327,7 +326,7 @@ def test_an_interruption_leaves_nothing_behind(
 
     config = base_config("ddpm-celebahq-256")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(results, "write_config", interrupt)
+        patch.setattr(importer, "write_config", interrupt)
         importer.import_weights(str(PIPELINE), tmp_path / "run", config, None)
     assert not list(tmp_path.iterdir())
     importer.import_weights(str(PIPELINE), tmp_path / "run", config, None)
