@@ -16,7 +16,6 @@ from experiments.reports.averages import (
     average,
     describe,
     numbers,
-    short_commit,
     why_not_averaged,
 )
 from experiments.reports.collect import load
@@ -45,13 +44,7 @@ def _cells(*texts: str) -> tuple[Cell, ...]:
 
 def _facts(runs: Sequence[Run]) -> tuple[Cell, ...]:
     """Seeds, hardware, dates and commits, each once."""
-    found = [
-        (
-            *(str(run.seed), run.hardware, str(run.origin.get("date", ""))[:10]),
-            short_commit(str(run.origin.get("commit", ""))),
-        )
-        for run in runs
-    ]
+    found = [(str(run.seed), run.hardware, run.date, run.commit) for run in runs]
     return _cells(*(", ".join(filter(None, sorted(set(c)))) for c in zip(*found, strict=True)))
 
 
