@@ -13,14 +13,13 @@ from ml_collections import ConfigDict
 
 from experiments import devices
 from experiments.build import Experiment, build
-from experiments.evaluate import evaluate
 from experiments.state import load_ema
 from experiments.train import train
 from experiments.weights import export, importer
 from experiments.workdir.config import config_from_dict, config_to_dict, read_config
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
-from tests.experiments.modes import sample
+from tests.experiments.modes import evaluate, sample
 from tests.experiments.test_build import DIT
 from tests.experiments.weights.published_configs import base_config
 from tests.fixtures.published import FOLDER
