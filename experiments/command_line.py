@@ -3,13 +3,14 @@
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, ParamSpec
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from experiments.configs import ablations
+from experiments.configs import ablations, ranges
 from experiments.workdir.outcome import USER_ERROR
 
 Arguments = ParamSpec("Arguments")
@@ -91,6 +92,27 @@ def with_saved_config(argv: list[str]) -> list[str]:
     if values.get("mode", "train") == "train" or "config" in values or "workdir" not in values:
         return argv
     return [argv[0], f"--config={SAVED}:{values['workdir']}", *argv[1:]]
+
+
+def load_config(arguments: Sequence[str]) -> ConfigDict:
+    """The config that `experiments.main` would use, for a program that plans its runs.
+
+    Args:
+        arguments: --config=... and --config.FIELD=..., as it takes them.
+
+    Raises:
+        ValueError: if it would refuse the file, the ablation, a field or a value.
+    """
+    argv = ["main", *arguments]
+    holder = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
+    try:
+        holder(argv)
+        config: ConfigDict = holder["config"].value
+        ranges.check(config)  # also a config that could not be loaded says so only when used
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        raise ValueError(message(error)) from error
+    return config
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Launching on other machines: builds commands for existing engines; imports configs only."""
+"""Launching runs, here and on clusters: builds commands for experiments.main, loads no engine."""

@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from experiments.command_line import message
-from experiments.configs import ranges
+from experiments.command_line import load_config
 from experiments.files.atomic import read_json, write_json
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and some files beside it have longer names
@@ -81,24 +77,6 @@ def parse_grid(lines: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"--grid names {name!r} twice: give all its values in one --grid.")
         grid[name] = values
     return grid
-
-
-def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """The config that experiments.main would use.
-
-    Raises:
-        ValueError: if it would refuse the file, the ablation, a field or a value.
-    """
-    argv = ["sweep", *arguments]
-    holder = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
-    try:
-        holder(argv)
-        config: ConfigDict = holder["config"].value
-        ranges.check(config)  # also a config that could not be loaded says so only when used
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
-        raise ValueError(message(error)) from error
-    return config
 
 
 def make_runs(

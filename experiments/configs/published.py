@@ -8,7 +8,7 @@ has no number in the paper.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class PaperCell(NamedTuple):
@@ -221,4 +221,49 @@ TABLE_4 = PaperTable(
 
 TABLES: MappingProxyType[str, PaperTable] = MappingProxyType(
     {table.name: table for table in (TABLE_1, TABLE_2, TABLE_3, TABLE_4)}
+)
+
+
+# --- Where results.json has the same quantities ---
+
+INCEPTION = "inception-2015-12-05"
+REVERSE_TIME = "reverse time "  # begins the labels of Table 4's rows
+
+
+class PaperColumn(NamedTuple):
+    """Where results.json has what a column of the paper is about.
+
+    quantities: as Inception's is called, and as another extractor's.
+    protocol: what the paper's protocol has in the section.
+    estimate: (section, quantity) that estimates the same number.
+    """
+
+    section: str
+    quantities: tuple[str, ...]
+    protocol: Mapping[str, Any]
+    estimate: tuple[str, str] | None = None
+
+    def holds(self, section: str, quantity: str) -> bool:
+        """Whether the quantity is the column's, by another extractor or estimated as it may be."""
+        own = section == self.section and quantity in self.quantities
+        return own or (section, quantity) == self.estimate
+
+
+_SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": {"name": "ancestral"}}
+_BOUND = {"decoder": "tanh", "split": "test"}
+_ESTIMATE = ("bpd_fast", "bits_per_dim_estimate")
+COMMON = {"weights": "ema", "clip_denoised": True, "held_out": 0}
+COLUMNS: MappingProxyType[str, PaperColumn] = MappingProxyType(
+    {
+        "is": PaperColumn("samples", ("is", "classifier_score"), _SAMPLES),
+        "fid_train": PaperColumn("samples", ("fid_train", "fd_train"), _SAMPLES),
+        "fid_test": PaperColumn("samples", ("fid_test", "fd_test"), _SAMPLES),
+        "bits_per_dim_test": PaperColumn("bpd", ("bits_per_dim",), _BOUND, _ESTIMATE),
+        "bits_per_dim_train": PaperColumn(
+            "bpd", ("bits_per_dim",), _BOUND | {"split": "train"}, _ESTIMATE
+        ),
+        "rate": PaperColumn("bpd", ("rate",), _BOUND),
+        "distortion": PaperColumn("bpd", ("distortion",), _BOUND),
+        "rmse": PaperColumn("bpd", ("rmse_root_of_mean",), _BOUND),
+    }
 )

@@ -12,7 +12,7 @@ SIGNS = MappingProxyType(
             "<": r"\textless{}",
             ">": r"\textgreater{}",
             "|": r"\textbar{}",
-            '"': r"\textquotedbl{}",
+            '"': "''",
         },
         **{
             "±": r"$\pm$",

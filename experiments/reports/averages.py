@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.reports import paper
-from experiments.reports.variants import DatasetRuns, Variant
+from experiments.reports.variants import DatasetRuns
 from experiments.workdir.protocols import differences, written
 from experiments.workdir.run import Run
 
@@ -105,8 +105,31 @@ def short_commit(commit: str) -> str:
 # --- What is odd about a section ---
 
 
-def _most_common(values: Sequence[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
+def long_table(part: DatasetRuns) -> pd.DataFrame:
+    """One line for every measured value, with the run that it is of and that run's code.
+
+    A quantity goes by its name without the extractor's, which the protocol holds.
+    """
+    names = dict.fromkeys(name for run in part.runs for name in run.sections)
+    lines = [
+        {
+            "section": name,
+            "row": variant.label,
+            "run": run.place,
+            "commit": str(section.provenance.get("commit", "unknown")),
+            "step": str(section.protocol.get("checkpoint_step")),
+            "quantity": quantity.replace(f"_{section.protocol.get('extractor')}", ""),
+            "value": float(number["value"]),
+        }
+        for name in names
+        for variant in part.variants
+        for run in variant.runs
+        for section in [run.sections.get(name)]
+        if section is not None
+        for quantity, number in section.values.items()
+    ]
+    columns = ["section", "row", "run", "commit", "step", "quantity", "value"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _odd_protocols(first: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -115,20 +138,15 @@ def _odd_protocols(first: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     Args:
         first: label -> the protocol of the variant's first run.
     """
-    unlike = differences(list(first.values()))
-    seen = {
-        label: tuple(written(protocol.get(field, "absent")) for field in unlike)
-        for label, protocol in first.items()
-    }
-    usual = _most_common(list(seen.values()))
+    unlike = pd.DataFrame(differences(list(first.values())), index=list(first)).map(written)
+    usual = [Counter(unlike[field]).most_common(1)[0][0] for field in unlike]
     return {
         label: "; ".join(
             f"{field} = {value}, in most rows {other}"
-            for field, value, other in zip(unlike, fields, usual, strict=True)
+            for (field, value), other in zip(fields.items(), usual, strict=True)
             if value != other
         )
-        for label, fields in seen.items()
-        if fields != usual
+        for label, fields in unlike[(unlike != usual).any(axis=1)].iterrows()
     }
 
 
@@ -140,11 +158,10 @@ def _odd_commits(runs: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
         for kind, words in (("-dirty", "uncommitted changes"), ("unknown", "unknown version"))
         if any(kind in commit for commit in distinct)
     ]
-    if len(distinct) < 2:
-        return {}, warnings
-    usual = _most_common(list(runs["commit"]))
-    named = ", ".join(map(short_commit, distinct))
-    warnings.append(f"numbers of {len(distinct)} versions of the code: {named}.")
+    if len(distinct) > 1:
+        named = ", ".join(map(short_commit, distinct))
+        warnings.append(f"numbers of {len(distinct)} versions of the code: {named}.")
+    usual = Counter(runs["commit"]).most_common(1)[0][0]
     own = runs.groupby("row", sort=False)["commit"].unique()
     return {
         label: f"code {' and '.join(map(short_commit, commits))}, mostly {short_commit(usual)}"
@@ -165,91 +182,41 @@ def _unlike_counts(runs: pd.DataFrame) -> Iterator[str]:
         yield f"rows were trained for unlike numbers of steps: {words}."
 
 
-def _odd(variants: Sequence[Variant], section: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Notes on the variants that have a section, by label, and warnings on the section."""
-    having = [(v.label, r) for v in variants for r in v.runs if section in r.sections]
-    first: dict[str, Mapping[str, Any]] = {}
-    for label, run in having:
-        first.setdefault(label, run.sections[section].protocol)
-    lines = [
-        (
-            label,
-            str(run.sections[section].provenance.get("commit", "unknown")),
-            str(run.sections[section].protocol.get("checkpoint_step")),
-        )
-        for label, run in having
-    ]
-    runs = pd.DataFrame(lines, columns=["row", "commit", "step"])
-    protocols = _odd_protocols(first)
-    commits, warnings = _odd_commits(runs)
-    notes = {label: [f"not comparable: {why}"] for label, why in protocols.items()}
-    for label, note in commits.items():
-        notes.setdefault(label, []).append(note)
-    apart = [f"{label}: not comparable, {why}." for label, why in protocols.items()]
-    return notes, [*apart, *warnings, *_unlike_counts(runs)]
-
-
-def _shared(protocols: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields that the protocols share, but for the seed."""
-    unlike = {*differences(protocols, free=()), "seed"}
-    return {name: value for name, value in protocols[0].items() if name not in unlike}
-
-
 # --- All numbers ---
-
-
-def long_table(part: DatasetRuns) -> pd.DataFrame:
-    """One line for every measured value: section, row, seed, quantity, value.
-
-    A quantity goes by its name without the extractor's, which the protocol holds.
-    """
-    names = dict.fromkeys(name for run in part.runs for name in run.sections)
-    lines = [
-        (
-            name,
-            variant.label,
-            run.seed,
-            quantity.replace(f"_{run.sections[name].protocol.get('extractor')}", ""),
-            float(number["value"]),
-        )
-        for name in names
-        for variant in part.variants
-        for run in variant.runs
-        if name in run.sections
-        for quantity, number in run.sections[name].values.items()
-    ]
-    return pd.DataFrame(lines, columns=["section", "row", "seed", "quantity", "value"])
 
 
 def numbers(part: DatasetRuns) -> Numbers:
     """The means over seeds of everything that the runs have measured."""
-    table = long_table(part)
-    found = {
-        key: list(values)
-        for key, values in table.groupby(["section", "row", "quantity"], sort=False)["value"]
-    }
     lines: list[tuple[Any, ...]] = []
     protocols, warnings = {}, {}
-    for name, of_section in table.groupby("section", sort=False):
-        odd, warnings[name] = _odd(part.variants, name)
-        having = [run for run in part.runs if name in run.sections]
-        protocols[name] = _shared([run.sections[name].protocol for run in having])
+    for name, table in long_table(part).groupby("section", sort=False):
+        having = {v.label: [r for r in v.runs if name in r.sections] for v in part.variants}
+        all_protocols = [run.sections[name].protocol for runs in having.values() for run in runs]
+        unshared = {*differences(all_protocols, free=()), "seed"}
+        protocols[name] = {k: v for k, v in all_protocols[0].items() if k not in unshared}
+        runs = table.drop_duplicates("run")
+        commits, of_commits = _odd_commits(runs)
+        first = {label: own[0].sections[name].protocol for label, own in having.items() if own}
+        odd = _odd_protocols(first)
+        warnings[name] = [f"{label}: not comparable, {why}." for label, why in odd.items()]
+        warnings[name] += [*of_commits, *_unlike_counts(runs)]
         for variant in part.variants:
-            runs = [run for run in variant.runs if name in run.sections]
-            unlike = why_not_averaged(runs, name)
-            if unlike and len(runs) > 1:
-                warnings[name].append(f"{variant.label}: not averaged: {unlike}.")
-            for quantity in of_section["quantity"].unique():
-                values = found.get((name, variant.label, quantity), [])
-                value = average(values, unlike, len(variant.runs)) if values else Value("")
-                cell = paper.published_beside((runs or variant.runs)[0], name, quantity)
-                own = (*value.notes, *odd.get(variant.label, ())) if values else ()
+            label = variant.label
+            notes = [f"not comparable: {odd[label]}"] if label in odd else []
+            notes += [commits[label]] if label in commits else []
+            unlike = why_not_averaged(having[label], name)
+            if unlike:
+                warnings[name].append(f"{label}: not averaged: {unlike}.")
+            for quantity, every in table.groupby("quantity", sort=False):
+                values = list(every["value"][every["row"] == label])
+                found = average(values, unlike, len(variant.runs)) if values else Value("")
+                cell = paper.published_beside((having[label] or variant.runs)[0], name, quantity)
                 lines.append(
                     (
-                        *(part.dataset, variant.label, name, quantity),
-                        *(value.mean, value.deviation, len(values), len(variant.runs), value.text),
+                        *(part.dataset, label, name, quantity, found.mean, found.deviation),
+                        *(len(values), len(variant.runs), found.text),
                         *((cell.text, cell.heading) if cell else ("", "")),
-                        own,
+                        (*found.notes, *notes) if values else (),
                     )
                 )
     return Numbers(pd.DataFrame(lines, columns=list(COLUMNS), dtype=object), protocols, warnings)

@@ -16,7 +16,6 @@ from experiments.reports.averages import (
     average,
     describe,
     numbers,
-    short_commit,
     why_not_averaged,
 )
 from experiments.reports.collect import load
@@ -45,13 +44,7 @@ def _cells(*texts: str) -> tuple[Cell, ...]:
 
 def _facts(runs: Sequence[Run]) -> tuple[Cell, ...]:
     """Seeds, hardware, dates and commits, each once."""
-    found = [
-        (
-            *(str(run.seed), run.hardware, str(run.origin.get("date", ""))[:10]),
-            short_commit(str(run.origin.get("commit", ""))),
-        )
-        for run in runs
-    ]
+    found = [(str(run.seed), run.hardware, run.date, run.commit) for run in runs]
     return _cells(*(", ".join(filter(None, sorted(set(c)))) for c in zip(*found, strict=True)))
 
 
@@ -70,7 +63,7 @@ def load_runs(names: Sequence[str]) -> list[Run]:
 
 def _counted(run: Run, row: PaperRow, name: str) -> float | None:
     """What the run has for a column, where it was measured by the paper's protocol."""
-    column = paper.COLUMNS[name]
+    column = published.COLUMNS[name]
     section = run.sections.get(column.section)
     if section is None or paper.protocol_deviations(run, column):
         return None
@@ -92,7 +85,7 @@ def measured(runs: Sequence[Run], row: PaperRow, name: str) -> Measured | None:
     if not found:
         return Measured(Value(Variant("", ended).states), ended) if ended else None
     having = tuple(found.values())
-    unlike = [why_not_averaged(having, paper.COLUMNS[name].section)]
+    unlike = [why_not_averaged(having, published.COLUMNS[name].section)]
     if len({seed for seed, _ in found}) < len(found):
         unlike.insert(0, "a seed is there more than once")
     mean = average([v for _, v in found], "; ".join(filter(None, unlike)), len(found))
@@ -109,7 +102,7 @@ def command(table: PaperTable, row: PaperRow) -> str:
     """What trains the model of a row and measures the table's columns of it."""
     config = f"experiments/configs/{row.config}.py" + (f":{row.ablation}" if row.ablation else "")
     workdir = f"runs/{row.config}" + (f"-{row.ablation}" if row.ablation else "")
-    metrics = ",".join(sorted({paper.COLUMNS[name].section for name in table.columns}))
+    metrics = ",".join(sorted({published.COLUMNS[name].section for name in table.columns}))
     fields = [f"--config.evaluate.metrics={metrics}"]
     if paper.expected_training(row.config, row.ablation)["data.name"] == "image_folder":
         fields.insert(0, "--config.data.path=IMAGES")
@@ -170,7 +163,7 @@ def _quoted(table: PaperTable) -> Table:
 def _why_not(run: Run, about: Sequence[PaperRow], section: str, quantity: str) -> str | None:
     """What keeps the number out of the paper's cells; None where it stands in one."""
     name = paper.column_of(run, section, quantity)
-    column = paper.COLUMNS[name] if name else None
+    column = published.COLUMNS[name] if name else None
     own = column is not None and column.section == section
     for row in about if own else ():
         if paper.is_row(run, row) and name in row.cells and _counted(run, row, name or ""):

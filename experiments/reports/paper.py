@@ -9,50 +9,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments.configs import published
+from experiments.configs.published import COLUMNS, REVERSE_TIME, PaperColumn, PaperRow
 from experiments.workdir.protocols import differences, training_fields
 from experiments.workdir.run import Run
-
-INCEPTION = "inception-2015-12-05"
-REVERSE_TIME = "reverse time "  # begins the labels of Table 4's rows
-
-
-class Column(NamedTuple):
-    """Where results.json has what a column of the paper is about.
-
-    quantities: as Inception's is called, and as another extractor's.
-    protocol: what the paper's protocol has in the section.
-    estimate: (section, quantity) that estimates the same number.
-    """
-
-    section: str
-    quantities: tuple[str, ...]
-    protocol: Mapping[str, Any]
-    estimate: tuple[str, str] | None = None
-
-    def holds(self, section: str, quantity: str) -> bool:
-        """Whether the quantity is the column's, by another extractor or estimated as it may be."""
-        own = section == self.section and quantity in self.quantities
-        return own or (section, quantity) == self.estimate
-
-
-_SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": {"name": "ancestral"}}
-_BOUND = {"decoder": "tanh", "split": "test"}
-_ESTIMATE = ("bpd_fast", "bits_per_dim_estimate")
-_COMMON = {"weights": "ema", "clip_denoised": True, "held_out": 0}
-COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
-    {
-        "is": Column("samples", ("is", "classifier_score"), _SAMPLES),
-        "fid_train": Column("samples", ("fid_train", "fd_train"), _SAMPLES),
-        "fid_test": Column("samples", ("fid_test", "fd_test"), _SAMPLES),
-        "bits_per_dim_test": Column("bpd", ("bits_per_dim",), _BOUND, _ESTIMATE),
-        "bits_per_dim_train": Column(
-            "bpd", ("bits_per_dim",), _BOUND | {"split": "train"}, _ESTIMATE
-        ),
-        "rate": Column("bpd", ("rate",), _BOUND),
-        "distortion": Column("bpd", ("distortion",), _BOUND),
-        "rmse": Column("bpd", ("rmse_root_of_mean",), _BOUND),
-    }
-)
 
 
 def config_name(path: str) -> str:
@@ -68,15 +27,15 @@ def expected_training(config: str, ablation: str) -> Mapping[str, Any]:
     return MappingProxyType(training_fields(json.loads(resolved.to_json_best_effort())))
 
 
-def deviations(run: Run, row: published.PaperRow) -> dict[str, list[Any]]:
+def deviations(run: Run, row: PaperRow) -> dict[str, list[Any]]:
     """In which fields the run's model is not the row's: field -> [row's, run's]."""
     return differences([expected_training(row.config, row.ablation), run.training], free=())
 
 
-def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
+def protocol_deviations(run: Run, column: PaperColumn) -> dict[str, list[Any]]:
     """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
     protocol = run.sections[column.section].protocol
-    wanted = dict(column.protocol) | _COMMON
+    wanted = dict(column.protocol) | published.COMMON
     # The config tells what the training was to be, these what was measured of it.
     wanted["checkpoint_step"] = run.training.get("train.num_steps")
     wanted["variance"] = run.training.get("variance.name")
@@ -88,7 +47,7 @@ def protocol_deviations(run: Run, column: Column) -> dict[str, list[Any]]:
     return differences([wanted, found], free=())
 
 
-def is_row(run: Run, row: published.PaperRow) -> bool:
+def is_row(run: Run, row: PaperRow) -> bool:
     """Whether the run trained the very model of the row.
 
     Which pictures a folder holds no config tells: there the config file has to be the row's.
@@ -98,7 +57,7 @@ def is_row(run: Run, row: published.PaperRow) -> bool:
     return bool(run.training) and not deviations(run, row)
 
 
-def is_about(run: Run, row: published.PaperRow) -> bool:
+def is_about(run: Run, row: PaperRow) -> bool:
     """Whether the run is the row's ablation, on whatever data and with whatever else changed."""
     if is_row(run, row):
         return True
@@ -106,7 +65,7 @@ def is_about(run: Run, row: published.PaperRow) -> bool:
     return run.ablation == row.ablation and (bool(row.ablation) or same_config)
 
 
-def reverse_time(row: published.PaperRow) -> str | None:
+def reverse_time(row: PaperRow) -> str | None:
     """For a row of Table 4 that is one point of the chain: which."""
     found = row.label.removeprefix(REVERSE_TIME)
     return found if found != row.label else None

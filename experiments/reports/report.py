@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.configs.published import INCEPTION
 from experiments.files.atomic import write_json
 from experiments.reports import figures, render, tables
 from experiments.reports.averages import Numbers, numbers
 from experiments.reports.collect import Collection, load, to_summary
-from experiments.reports.paper import INCEPTION
 from experiments.reports.render import Link
 from experiments.reports.variants import DatasetRuns, group_runs
 from experiments.workdir.protocols import written

@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from experiments.reports.averages import short_commit
 from experiments.reports.render import Cell, Link, Table, by_columns
 from experiments.reports.variants import DatasetRuns, Variant
 from experiments.workdir.run import Run
@@ -130,8 +129,7 @@ def run_table(part: DatasetRuns, base: str | None) -> Table:
     for run in part.runs:
         texts = (
             *(run.place, run.state, reached(run)),
-            *(short_commit(str(run.origin.get("commit", "–"))), run.hardware),
-            str(run.origin.get("date", ""))[:10],
+            *(run.commit, run.hardware, run.date),
         )
         links = (Cell(links=_links(run, base, **files)),) if base is not None else ()
         lines.append((*map(Cell, texts), *links))

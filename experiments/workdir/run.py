@@ -62,6 +62,17 @@ class Run(NamedTuple):
         return next((section.provenance for section in self.sections.values()), {})
 
     @property
+    def commit(self) -> str:
+        """Ten digits of the code's commit, with the mark of uncommitted changes."""
+        digits, dash, mark = str(self.origin.get("commit", "")).partition("-")
+        return digits[:10] + dash + mark
+
+    @property
+    def date(self) -> str:
+        """The day of the first numbers."""
+        return str(self.origin.get("date", ""))[:10]
+
+    @property
     def hardware(self) -> str:
         """As "1 x cpu (AMD EPYC, 2 cores)"."""
         found = self.origin.get("hardware", {})

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ml_collections import ConfigDict
 
-from launch import plan
+from experiments.command_line import load_config
 
 CLUSTERS = pathlib.Path(__file__).parents[2] / "launch" / "clusters"
 
@@ -78,7 +78,7 @@ def test_skypilot_refuses_what_it_does_not_know(tmp_path: pathlib.Path) -> None:
 def config_of(words: list[str]) -> ConfigDict:
     """What experiments.main makes of its arguments."""
     assert words[:2] == ["-m", "experiments.main"]
-    return plan.load_config([word for word in words[2:] if not word.startswith("--workdir=")])
+    return load_config([word for word in words[2:] if not word.startswith("--workdir=")])
 
 
 @pytest.mark.parametrize(

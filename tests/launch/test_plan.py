@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from experiments.command_line import load_config
 from experiments.files.atomic import read_json
 from launch import plan
 
@@ -44,7 +45,7 @@ def test_the_command_gives_the_config_that_was_planned() -> None:
     settings = {"train.num_steps": "40", "optimizer.learning_rate": "3e-4"}
     grid = {"model.channel_multipliers": ["(1,)", "(1,2,2)"]}
     for run in make(("mu_vlb_learned",), (5,), grid, settings):
-        config = plan.load_config(run.command(pathlib.Path("runs/a"))[3:])
+        config = load_config(run.command(pathlib.Path("runs/a"))[3:])
         assert (config.seed, config.train.num_steps) == (5, 40)
         assert config.optimizer.learning_rate == 3e-4
         assert config.parameterization.name == "mu" and config.variance.name == "learned"

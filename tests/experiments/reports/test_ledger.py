@@ -29,7 +29,11 @@ def as_the_paper(
     folder = finished(sweep, "eps_simple", seed, value, config="cifar10")
     content = made_runs.resolved("cifar10", "eps_simple", seed)
     origin = {"provenance": made_runs.provenance(content)}
-    fields = {"protocol": "paper", "num_samples": 50_000, "extractor": paper.INCEPTION} | protocol
+    fields = {
+        "protocol": "paper",
+        "num_samples": 50_000,
+        "extractor": published.INCEPTION,
+    } | protocol
     sections = {
         "bpd": made_runs.bpd(value, content) | origin,
         "samples": made_runs.samples(fid, content, **fields) | origin,
