@@ -13,7 +13,7 @@ from experiments.configs import ablations, cifar10
 
 
 def get_config(ablation: str = "") -> ConfigDict:
-    """DiT-S/2 (Peebles and Xie 2022, Table 1) on pixels: 256 tokens, some 33 million parameters."""
+    """DiT-S/2 (Peebles and Xie 2022, Table 1) on pixels: 256 tokens, 32.5 million parameters."""
     config = cifar10.get_config()
     config.model = ConfigDict(
         dict(
