@@ -15,6 +15,8 @@ DATA = [
     "scikit-learn>=1.5",  # carries the digits, the data set that needs no network
 ]
 
+NOTEBOOK = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
+
 setuptools.setup(
     name="ddpm-jax",
     version="0.1.0",
@@ -59,9 +61,11 @@ setuptools.setup(
             "ruff>=0.9",
             "mypy>=1.14",
             "huggingface_hub>=0.25",  # so that the tests of the extra `hub` run
+            *NOTEBOOK,  # so that the notebook of docs/notebooks is run as a test
         ],
         "hub": ["huggingface_hub>=0.25"],  # python -m experiments.convert --from=hf:...
         "parity": ["torch>=2.6", "diffusers>=0.32"],  # and torch-fidelity, see .ci/run
         "launch": ["submitit>=1.5.2"],
+        "notebook": NOTEBOOK,
     },
 )

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
-
-matplotlib.use("Agg")
+from matplotlib.figure import Figure  # not pyplot, whose backend is the caller's, a notebook's say
 
 
 def rate_distortion(path: Path, rate: np.ndarray, rmse: np.ndarray, title: str) -> None:
@@ -18,7 +15,8 @@ def rate_distortion(path: Path, rate: np.ndarray, rmse: np.ndarray, title: str) 
         rmse: f64[T], of the estimate of x_0 from x_t, on [0, 255].
     """
     reverse_time = len(rate) - np.arange(len(rate))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, x, y, names in (
         (axes[0], reverse_time, rmse, ("reverse time T − t", "distortion (RMSE, 0 to 255)")),
         (axes[1], reverse_time, rate, ("reverse time T − t", "rate (bits/dim)")),
@@ -29,7 +27,6 @@ def rate_distortion(path: Path, rate: np.ndarray, rmse: np.ndarray, title: str) 
         axis.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def along_the_chain(path: Path, reverse_time: np.ndarray, series: dict[str, np.ndarray]) -> None:
@@ -38,13 +35,11 @@ def along_the_chain(path: Path, reverse_time: np.ndarray, series: dict[str, np.n
     Args:
         series: name -> f64[K], one panel each.
     """
-    figure, axes = plt.subplots(
-        1, len(series), figsize=(4 * len(series), 3.2), layout="constrained", squeeze=False
-    )
-    for axis, (name, values) in zip(axes[0], series.items(), strict=True):
+    figure = Figure(figsize=(4 * len(series), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(series), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, series.items(), strict=True):
         axis.plot(reverse_time, values, marker="o", markersize=3, color="black", linewidth=1.2)
         axis.set(xlabel="reverse time T − t", xlim=(0, None))
         axis.set_title(name, fontsize="small")  # with an extractor's name too long for the side
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
