@@ -8,10 +8,10 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 
-def stream(seed: int, name: str) -> Key[Array, ""]:
+def stream(seed: int | Int[Array, ""] | UInt32[Array, ""], name: str) -> Key[Array, ""]:
     """The key of one use of randomness; streams of one seed are independent of each other."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 

@@ -11,7 +11,7 @@ the same image as in `--mode=sample`.
 
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from diffusion.reverse import make_denoise
+from diffusion.structs import Schedule
 from experiments import devices, images
 from experiments.build import Experiment, build
 from experiments.configs import saved
@@ -29,10 +30,11 @@ from experiments.data.dataset import InMemory
 from experiments.files.atomic import read_json
 from experiments.methods.method import chain_of
 from experiments.metrics import bound
-from experiments.sample import SampleFn, draw, make_sample_fn
+from experiments.sample import compile_sampling, draw, requested_labels
 from experiments.state import load_ema
-from experiments.weights.importer import import_weights
+from experiments.weights.importer import read_weights
 from experiments.workdir.checkpoint import Loaded
+from experiments.workdir.origin import NOTHING, Origin
 
 Image = UInt8[np.ndarray, "n h w c"]
 Latent = Float[np.ndarray, "n ..."]
@@ -50,11 +52,16 @@ class Model:
         self.experiment = experiment
         self.step, self.params, self.origin = loaded
         self._mesh = mesh
-        self._sample_fns: dict[str, SampleFn] = {}
+        self._sampling: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         name, shape = self.experiment.dataset.name, self.experiment.dataset.image_shape
         return f"Model({self.experiment.config.method.name} of {name} {shape}, step {self.step:,})"
+
+    @property
+    def schedule(self) -> Schedule:
+        """The chain's tables, f32[T]; raises ValueError for a method without a chain."""
+        return chain_of(self.experiment.method, "schedule").process.schedule
 
     def sample(
         self,
@@ -62,43 +69,57 @@ class Model:
         seed: int = 0,
         *,
         steps: int = 0,
-        sampler: str | dict[str, Any] | None = None,
-        labels: str | int | Sequence[int] = "all",
+        sampler: str | Mapping[str, Any] | None = None,
+        labels: str | int | Sequence[int] | np.ndarray = "all",
     ) -> Image:
         """`n` images, uint8[n, H, W, C]; image i is a function of (seed, i) and its label.
 
         Args:
             n: how many.
-            seed: of all noise.
+            seed: of all noise, 0 to 2^32 - 1.
             steps: of sampling; 0 is the method's own number, every timestep of a chain.
             sampler: a name, or {"name": ..., options}; None is the config's.
-            labels: as config.sample.labels, or numbers; what there are of them is used in turn.
+            labels: of a class-conditional model: "all" in turn, "none", a class, or several, of
+                which image i gets number i mod their count.
 
         Raises:
             ValueError: for a number, sampler or label that cannot be.
         """
-        count = _whole(n, "n", 1)
-        if isinstance(labels, Sequence) and not isinstance(labels, str):
-            labels = ",".join(str(_whole(label, "a label", 0)) for label in labels)
-        config = self.experiment.config.copy_and_resolve_references()
-        config.seed = _whole(seed, "seed", 0)
-        config.sample.num_steps, config.sample.labels = _whole(steps, "steps", 0), str(labels)
-        if sampler is not None:
-            spec = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
-            config.sample.sampler = ConfigDict(spec)
-        sample_fn = self._sample_fn(config)
-        batch = devices.round_up(min(count, config.sample.batch_size), self._mesh)
-        drawn = draw(sample_fn, self.params, 0, count, batch, self._mesh)
+        count, seed = _whole(n, "n", 1), _whole(seed, "seed", 0, 2**32 - 1)
+        if not isinstance(labels, str):
+            labels = ",".join(str(_whole(label, "a label", 0)) for label in np.atleast_1d(labels))
+        wanted = requested_labels(labels, self.experiment.method)
+        compiled = self._compiled(
+            _whole(steps, "steps", 0, self.experiment.method.num_steps), sampler
+        )
+        batch = min(count, self.experiment.config.sample.batch_size)
+        drawn = draw(
+            lambda params, indices: compiled(params, indices, np.uint32(seed), wanted),
+            self.params,
+            0,
+            count,
+            devices.round_up(batch, self._mesh),
+            self._mesh,
+        )
         drawn.warn()
         return drawn.samples
 
-    def _sample_fn(self, config: ConfigDict) -> SampleFn:
-        """Compiled once for each way to sample."""
-        key = config.to_json_best_effort()
-        if key not in self._sample_fns:
-            fn = make_sample_fn(build(config), self._mesh, num_steps=config.sample.num_steps)
-            self._sample_fns[key] = fn
-        return self._sample_fns[key]
+    def _compiled(self, steps: int, sampler: str | Mapping[str, Any] | None) -> Any:
+        """Made once for each sampler and number of steps, for whatever seed and labels."""
+        config = self.experiment.config.copy_and_resolve_references()
+        config.sample.num_steps = steps
+        if sampler is not None:
+            if not isinstance(sampler, str | Mapping):
+                raise ValueError(
+                    f"sampler = {sampler!r} must be a name, or a dict of a name and options."
+                )
+            spec = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
+            config.sample.sampler = ConfigDict(spec)
+        key = config.sample.to_json_best_effort()
+        if key not in self._sampling:
+            experiment = build(config)
+            self._sampling[key] = compile_sampling(experiment, self._mesh, num_steps=steps)
+        return self._sampling[key]
 
     def denoise(
         self, x_t: Latent, t: int | Sequence[int], labels: Sequence[int] | None = None
@@ -114,14 +135,15 @@ class Model:
             ValueError: for another shape, a timestep or label that cannot be, and for a method
                 without a chain.
         """
-        chain = chain_of(self.experiment.method, "denoise")
         x = self._latents(x_t, "x_t")
-        times = np.broadcast_to(np.asarray(t, np.int64), (len(x),))
-        last = chain.process.schedule.num_timesteps - 1
-        if times.min() < 0 or times.max() > last:
-            raise ValueError(f"t = {t} must be 0 to {last}, the timesteps of this chain.")
+        last = self.schedule.num_timesteps - 1
+        times = np.atleast_1d([t] if isinstance(t, bool | str) or t is None else np.asarray(t))
+        if times.ndim != 1 or len(times) not in (1, len(x)):
+            raise ValueError(f"t must be one timestep, or {len(x)} of them, one each.")
+        times = np.array([_whole(value, "t", 0, last) for value in times.tolist()], np.int32)
         wanted = self._labels(labels, len(x))
-        return np.asarray(self._denoise_fn(self.params, x, times.astype(np.int32), wanted))
+        times = np.broadcast_to(times, (len(x),))
+        return np.asarray(self._denoise_fn(self.params, x, times, wanted))
 
     @functools.cached_property
     def _denoise_fn(self) -> Any:
@@ -170,7 +192,7 @@ class Model:
         experiment = self.experiment._replace(config=config)
         arguments = (experiment, chain.denoise, self.params, source, len(pictures), self._mesh)
         with tempfile.TemporaryDirectory() as folder:
-            return bound.evaluate_bound(*arguments, Path(folder)).total
+            return bound.evaluate_bound(*arguments, Path(folder), quiet=True).total
 
     def _images(self, pictures: Any) -> Image:
         shape, found = self.experiment.dataset.image_shape, np.asarray(pictures)
@@ -182,73 +204,87 @@ class Model:
         return found
 
     def _latents(self, x: Any, name: str) -> Latent:
-        shape, found = self.experiment.encoder.shape, np.asarray(x, np.float32)
-        if found.shape[1:] != shape or not len(found):
+        shape, found = self.experiment.encoder.shape, np.asarray(x)
+        real = np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer)
+        if not real or found.shape[1:] != shape or not len(found):
             raise ValueError(
                 f"{name} must be float32[n, {', '.join(map(str, shape))}], with n at least 1, not "
-                f"{list(found.shape)}."
+                f"{found.dtype}{list(found.shape)}."
             )
-        return found
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"{name} holds {np.sum(~np.isfinite(found))} values that are not finite."
+            )
+        return found.astype(np.float32)
 
     def _labels(self, labels: Sequence[int] | None, count: int) -> Int[np.ndarray, " n"]:
         method = self.experiment.method
-        if labels is None:
-            if method.num_classes and not method.null_class:
-                raise ValueError(
-                    f"this model is class-conditional: give one label an image, from 0 to "
-                    f"{method.num_classes - 1}."
-                )
-            return np.full(count, method.num_classes, np.int32)
-        found = np.asarray(labels)
+        if not method.num_classes:  # which heeds none, whatever the data set has
+            return np.zeros(count, np.int32)
         most = method.num_classes - 1 + method.null_class
+        if labels is None and method.null_class:
+            return np.full(count, method.num_classes, np.int32)
+        found = np.asarray([] if labels is None else labels)
         whole = np.issubdtype(found.dtype, np.integer) and found.shape == (count,)
         if not whole or found.min() < 0 or found.max() > most:
             raise ValueError(
-                f"labels = {labels!r} must be {count} whole numbers from 0 to {most}."
-                if method.num_classes
-                else "labels are for class-conditional models, and this is none."
+                f"this model is class-conditional: labels must be {count} whole numbers from 0 to "
+                f"{most}, one an image, not {labels!r}."
             )
         return found.astype(np.int32)
 
 
-def _whole(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} = {value!r} must be a whole number of at least {least}.")
+def _whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} = {value!r} must be a whole number {limits}.")
     return int(value)
 
 
-def load(where: str | Path, *, checkpoint: str | None = None) -> Model:
+def load(
+    where: str | Path,
+    *,
+    checkpoint: str | None = None,
+    config: ConfigDict | None = None,
+    weights: str | None = None,
+) -> Model:
     """The model of a working directory, or of weights that `experiments.convert` reads.
 
     Args:
-        where: a working directory, a folder of diffusers, or a file of weights.
+        where: a working directory; or a folder of diffusers, a file of weights, hf:NAME.
         checkpoint: of a working directory, "latest" or "best"; None is what its config says.
+        config: of weights, what they do not say, as from experiments.configs.cifar10.get_config().
+        weights: of weights in two sets, "ema" or "raw"; None is the average.
 
     Raises:
         FileNotFoundError: where there is nothing.
         ValueError: for a damaged config, and weights that do not fit or do not say what they are.
         CheckpointError: where there is no checkpoint yet, or it cannot be read.
     """
-    path = Path(where).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist: name the --workdir of a training, or a folder of weights."
-        )
-    if not _is_workdir(path):
-        with tempfile.TemporaryDirectory() as folder:
-            import_weights(str(path), Path(folder) / "run", None, None)
-            return _from_workdir(Path(folder) / "run", checkpoint)
-    return _from_workdir(path, checkpoint)
+    if checkpoint not in (None, "latest", "best"):
+        raise ValueError(f"checkpoint = {checkpoint!r} must be 'latest', 'best' or None.")
+    mesh, path = devices.make_mesh(), Path(where).expanduser()
+    if not str(where).startswith("hf:"):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist: name the --workdir of a training, or a folder of weights."
+            )
+        if path.is_dir() and not any(path.iterdir()):
+            raise FileNotFoundError(f"{path} is empty: no training has left anything there yet.")
+    if _is_workdir(path):
+        run = saved.get_config(str(path))
+        run.checkpoint = checkpoint or run.checkpoint
+        experiment = build(run)
+        return Model(experiment, load_ema(experiment, path, mesh), mesh)
+    found = read_weights(str(where), config, weights=weights)
+    params = jax.device_put(found.ema, devices.replicated(mesh))
+    loaded = Loaded(found.step, params, Origin(found.facts["weights"], NOTHING))
+    return Model(found.experiment, loaded, mesh)
 
 
 def _is_workdir(path: Path) -> bool:
-    return (path / "checkpoints").is_dir() or "parameterization" in (
-        read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    file = path / "config.json"
+    return (path / "checkpoints").is_dir() or (
+        file.is_file() and "parameterization" in read_json(file)
     )
-
-
-def _from_workdir(workdir: Path, checkpoint: str | None) -> Model:
-    config = saved.get_config(str(workdir))
-    config.checkpoint = checkpoint or config.checkpoint
-    experiment, mesh = build(config), devices.make_mesh()
-    return Model(experiment, load_ema(experiment, workdir, mesh), mesh)

@@ -86,36 +86,36 @@ def check(experiment: Experiment) -> None:
     requested_labels(experiment.config.sample.labels, experiment.method)
 
 
-def make_sample_fn(
+def compile_sampling(
     experiment: Experiment,
     mesh: Mesh,
     *,
     num_steps: int,
     record: tuple[int, ...] = (),
     quantize: str = "round",
-) -> SampleFn:
-    """(params, indices i32[B]) -> the fields of `Drawn`, on the device.
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """(params, indices i32[B], seed u32[], labels i32[K]) -> the fields of `Drawn`.
 
-    Compiled; B is cut over the devices. Sample i is a function of (seed, i) alone, and of the class
-    that config.sample.labels gives it.
+    On the devices, B cut over them. Sample i is a function of (seed, i) and labels[i mod K].
 
     Args:
         num_steps: of sampling; 0 is the method's own number, every timestep of a chain.
         record: steps, counted down to 0, whose estimates of x_0 are returned.
         quantize: a key of images.QUANTIZE; uint8 but for "none".
     """
-    config, method, decode = experiment.config, experiment.method, experiment.encoder.decode
+    method, decode = experiment.method, experiment.encoder.decode
     to_pixels = functools.partial(
         images.QUANTIZE[quantize], num_levels=experiment.dataset.num_levels
     )
-    labels = requested_labels(config.sample.labels, method)
 
     def pixels(x: jax.Array) -> jax.Array:
         return to_pixels(decode(jnp.where(jnp.isnan(x), 0.0, x)))
 
-    def sample(params: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        keys = random.per_index(random.stream(config.seed, "sample"), indices)
-        wanted = jnp.asarray(labels)[indices % len(labels)]
+    def sample(
+        params: Any, indices: jax.Array, seed: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        keys = random.per_index(random.stream(seed, "sample"), indices)
+        wanted = labels[indices % len(labels)]
         drawn = method.sample(params, keys, wanted, steps=num_steps, record=record)
         axes = tuple(range(1, drawn.x_0.ndim))
         finite = jnp.isfinite(drawn.x_0).all(axes)
@@ -127,10 +127,18 @@ def make_sample_fn(
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
     return devices.jit(
         sample,
-        precision=config.precision,
-        in_shardings=(everywhere, by_example),
+        precision=experiment.config.precision,
+        in_shardings=(everywhere, by_example, everywhere, everywhere),
         out_shardings=everywhere,
     )
+
+
+def make_sample_fn(experiment: Experiment, mesh: Mesh, **options: Any) -> SampleFn:
+    """`compile_sampling` for the seed and the labels of the config: (params, indices i32[B])."""
+    compiled = compile_sampling(experiment, mesh, **options)
+    labels = requested_labels(experiment.config.sample.labels, experiment.method)
+    seed = np.uint32(experiment.config.seed)
+    return lambda params, indices: compiled(params, indices, seed, labels)
 
 
 def draw(

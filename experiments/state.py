@@ -163,19 +163,21 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Mesh) -> Loaded:
         ValueError: if it was trained under a config that describes another model.
     """
     which = experiment.config.checkpoint
-    with Checkpoints(workdir / "best" if which == "best" else workdir) as checkpoints:
+    folder = workdir / "best" if which == "best" else workdir
+    missing = CheckpointError(
+        f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, or set "
+        "config.checkpoint to 'latest'."
+        if which == "best"
+        else f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
+        f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged before it "
+        "leaves none."
+    )
+    if not (folder / "checkpoints").is_dir():  # which opening it would make
+        raise missing
+    with Checkpoints(folder) as checkpoints:
         step = checkpoints.latest_step()
-        if step is None and which == "best":
-            raise CheckpointError(
-                f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, "
-                "or set config.checkpoint to 'latest'."
-            )
         if step is None:
-            raise CheckpointError(
-                f"{workdir} holds no checkpoint yet. Train first, or wait for the first one (every "
-                f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged "
-                "before it leaves none."
-            )
+            raise missing
         meta = checkpoints.meta(step)
         check_same_model(meta["config"], experiment.config, workdir)
         if tuple(meta["image_shape"]) != experiment.dataset.image_shape:

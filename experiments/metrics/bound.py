@@ -138,11 +138,12 @@ def evaluate_bound(
     num_images: int,
     mesh: Mesh,
     folder: Path,
+    quiet: bool = False,
 ) -> BoundTable:
     """All T terms for the first `num_images` of `source`, resumed from the parts in `folder`.
 
     T evaluations of the network for each image and draw of the noise; memory for one batch. The
-    parts stay, for the caller to remove when the result is kept.
+    parts stay, for the caller to remove when the result is kept. `quiet` shows no progress.
     """
     config = experiment.config.evaluate
     num_timesteps = experiment.method.num_steps
@@ -163,7 +164,9 @@ def evaluate_bound(
     prior, divergence, decoder = np.zeros((3, num_images))
     totals = np.zeros((config.num_draws, num_images))
     arguments: tuple[int, Any] = (-1, None)  # the batch that lies on the devices
-    for name, draw, (first, count, read), t, rows in console.track(work, "bits/dim"):
+    for name, draw, (first, count, read), t, rows in (
+        work if quiet else console.track(work, "bits/dim")
+    ):
         if name in parts:
             part = parts.read(name)
         else:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,14 +174,27 @@ def write_workdir(
         write_results(folder, "convert", dict(facts), experiment.config)
 
 
-def import_weights(
+class Imported(NamedTuple):
+    """A model that another program trained.
+
+    params, ema: of the experiment's network; one set of weights is both.
+    facts: what is known of the weights, under the names of the section "convert" of results.json.
+    """
+
+    experiment: Experiment
+    params: Any
+    ema: Any
+    step: int
+    facts: dict[str, Any]
+
+
+def read_weights(
     where: str,
-    workdir: Path,
-    config: ConfigDict | None,
-    step: int | None,
+    config: ConfigDict | None = None,
+    step: int | None = None,
     weights: str | None = None,
-) -> None:
-    """Reads `where` and writes a working directory.
+) -> Imported:
+    """The model that `where` holds.
 
     Args:
         where: see `sources.read`.
@@ -192,7 +205,6 @@ def import_weights(
     Raises:
         ValueError, FileNotFoundError, ImportError: saying what is wrong with the source.
     """
-    check_new(workdir, "--to")
     source = sources.read(where)
     sets = ONE if source.ema is None else BOTH
     source, kind = choose_set(source, weights, where)
@@ -219,8 +231,24 @@ def import_weights(
         "process": "from the source" if source.process else "from the config",
         "step": step,
     }
+    return Imported(experiment, params, ema, step, facts)
+
+
+def import_weights(
+    where: str,
+    workdir: Path,
+    config: ConfigDict | None,
+    step: int | None,
+    weights: str | None = None,
+) -> None:
+    """Reads `where` and writes a working directory; Args and Raises as for `read_weights`."""
+    check_new(workdir, "--to")
+    experiment, params, ema, step, facts = read_weights(where, config, step, weights)
     write_workdir(experiment, workdir, step, params, ema, facts)
-    console.log(f"read      {facts['tensors']} tensors, {count:,} parameters: {sets}")
+    config, kind = experiment.config, facts["weights"]
+    console.log(
+        f"read      {facts['tensors']} tensors, {facts['parameters']:,} parameters: {facts['sets']}"
+    )
     unknown = "; --weights=ema or raw says what they are, where you know" * (kind == AS_PUBLISHED)
     console.log(f"weights   {kind}, as the protocol of every number will say{unknown}")
     console.log(

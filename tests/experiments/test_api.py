@@ -1,0 +1,164 @@
+"""A trained model in Python computes what the program does, and says what cannot be."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import experiments
+from diffusion.forward import at, q_sample
+from experiments import api, train
+from experiments.build import build
+from experiments.data.dataset import read_images
+from experiments.workdir.checkpoint import CheckpointError
+from experiments.workdir.outcome import Outcome
+from tests.experiments import modes
+from tests.experiments.weights.published_configs import base_config
+from tests.fixtures.published import FOLDER
+
+Make = Callable[[], ConfigDict]
+
+
+@pytest.fixture(scope="module")
+def run(trained: tuple[ConfigDict, pathlib.Path]) -> pathlib.Path:
+    return trained[1]
+
+
+@pytest.fixture(scope="module")
+def model(run: pathlib.Path) -> api.Model:
+    return experiments.load(run)
+
+
+@pytest.fixture(scope="module")
+def told(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> api.Model:
+    """One that is told labels, and was sometimes not."""
+    config, workdir = tiny(), tmp_path_factory.mktemp("told")
+    config.model.class_conditional, config.model.label_dropout = True, 0.2
+    assert train.train(build(config), workdir) is Outcome.FINISHED
+    return experiments.load(workdir)
+
+
+def images(model: api.Model, count: int) -> dict[str, np.ndarray]:
+    return read_images(model.experiment.dataset.open("test"), 0, count)
+
+
+def test_its_samples_are_the_program_s(trained: tuple, model: api.Model) -> None:
+    config, run = trained
+    modes.sample(build(config), run)
+    expected = np.load(run / "samples" / "samples.npz")["arr_0"].astype(int)
+    drawn = model.sample(12).astype(int)
+    assert (drawn != expected).mean() < 0.02 and np.abs(drawn - expected).max() <= 16
+    assert model.step == config.train.num_steps and "step 8" in repr(model)
+
+
+def test_a_sample_depends_on_its_number_and_the_seed_alone(model: api.Model) -> None:
+    eight = model.sample(8, seed=3, steps=4)
+    assert (model.sample(3, seed=3, steps=4) != eight[:3]).mean() < 0.02
+    assert (model.sample(8, seed=4, steps=4) != eight).mean() > 0.2
+    assert len(model._sampling) <= 2  # other seeds compile nothing
+    same = model.sample(8, seed=3, steps=4, sampler={"name": "ancestral"})
+    np.testing.assert_array_equal(same, eight)
+
+
+def test_encoding_is_undone_by_decoding(model: api.Model) -> None:
+    pictures = images(model, 20)["image"]
+    x = model.encode(pictures)
+    assert x.dtype == np.float32 and x.min() == -1 and x.max() == 1
+    np.testing.assert_array_equal(model.decode(x), pictures)
+
+
+def test_denoising_inverts_the_noise_that_the_network_sees(model: api.Model) -> None:
+    """The estimate of x_0 is where x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps says."""
+    x_0, t = jnp.asarray(model.encode(images(model, 4)["image"])), jnp.array([0, 2, 5, 7])
+    eps = jax.random.normal(jax.random.key(0), x_0.shape)
+    x_t = q_sample(model.schedule, x_0, t, eps)
+    found = model.denoise(np.asarray(x_t), t.tolist())
+    chain = model.experiment.method.chain
+    assert chain is not None
+    output = jax.jit(chain.apply)(model.params, x_t, t)
+    now = at(model.schedule, t, x_t)
+    again = now.sqrt_alpha_bar * found + now.sqrt_one_minus_alpha_bar * output
+    np.testing.assert_allclose(again, x_t, atol=1e-4)
+    one = model.denoise(np.asarray(x_t), 5)
+    np.testing.assert_allclose(one[2], found[2], atol=1e-4)
+
+
+def test_its_bits_are_the_metric_s(trained: tuple, model: api.Model) -> None:
+    config, run = trained
+    expected = modes.evaluate(build(config), run)["bpd"]["bits_per_dim"]["value"]
+    found = model.bits_per_dim(images(model, config.evaluate.num_images)["image"])
+    assert found.shape == (10,) and found.mean() == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_matter_to_a_model_that_is_told_them(told: api.Model) -> None:
+    every = told.sample(10, steps=4).astype(int)
+    for wanted in (3, [3], np.array([3]), "3"):
+        threes = told.sample(10, steps=4, labels=wanted).astype(int)
+        assert np.abs(threes[3] - every[3]).max() <= 16
+    batch = images(told, 3)
+    with pytest.raises(ValueError, match="labels must be 3 whole numbers from 0 to 10"):
+        told.bits_per_dim(batch["image"], [1, 2])
+    right = told.bits_per_dim(batch["image"], batch["label"])
+    assert right.shape == told.bits_per_dim(batch["image"]).shape == (3,)  # without: the null class
+
+
+REFUSED: dict[str, tuple[Callable[[api.Model, Any], Any], str]] = {
+    "none": (lambda m, x: m.sample(0), "n = 0 must be a whole number of at least 1"),
+    "half": (lambda m, x: m.sample(1.5), "n = 1.5 must be a whole number"),
+    "seed": (lambda m, x: m.sample(1, seed=-1), "seed = -1 .* from 0 to 4294967295"),
+    "steps": (lambda m, x: m.sample(1, steps=9), "steps = 9 must be .* from 0 to 8"),
+    "sampler": (lambda m, x: m.sample(1, sampler="ddmi"), "'ddmi' is not known"),
+    "no sampler": (lambda m, x: m.sample(1, sampler=3), "sampler = 3 must be a name"),
+    "labels": (lambda m, x: m.sample(1, labels=3), "knows none"),
+    "late": (lambda m, x: m.denoise(x, 8), "t = 8 must be .* from 0 to 7"),
+    "between": (lambda m, x: m.denoise(x, 0.5), "t = 0.5 must be a whole number"),
+    "true": (lambda m, x: m.denoise(x, True), "t = True must be"),
+    "word": (lambda m, x: m.denoise(x, "a"), "t = 'a' must be"),
+    "too many": (lambda m, x: m.denoise(x, [0, 1, 2]), "one timestep, or 2 of them"),
+    "float": (lambda m, x: m.encode(x), r"uint8\[n, 8, 8, 1\].*float32\[2, 8, 8, 1\]"),
+    "shape": (lambda m, x: m.decode(x[0]), r"float32\[n, 8, 8, 1\]"),
+    "nan": (lambda m, x: m.decode(x * np.nan), "128 values that are not finite"),
+    "complex": (lambda m, x: m.decode(x * 1j), "complex64"),
+    "bits": (lambda m, x: m.bits_per_dim(x), r"uint8\[n, 8, 8, 1\]"),
+    "checkpoint": (lambda m, x: experiments.load(".", checkpoint="first"), "'latest', 'best'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(model: api.Model, name: str) -> None:
+    call, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words):
+        call(model, np.zeros((2, 8, 8, 1), np.float32))
+
+
+def test_nothing_is_loaded_from_nothing(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """And reading writes nothing."""
+    with pytest.raises(FileNotFoundError, match="does not exist: name the --workdir"):
+        experiments.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is empty: no training"):
+        experiments.load(tmp_path)
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+        experiments.load(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_published_weights_are_a_model_too(capsys: pytest.CaptureFixture) -> None:
+    """A folder of diffusers, whose config is found by its name, and one for which it is given."""
+    model = experiments.load(FOLDER / "ddpm-cifar10-32")
+    assert model.experiment.config.data.name == "cifar10" and model.step == 0
+    assert "written" not in capsys.readouterr().out
+    x_0 = model.denoise(np.zeros((1, 32, 32, 3), np.float32), 3)
+    assert x_0.shape == (1, 32, 32, 3) and np.isfinite(x_0).all() and x_0.any()
+    config = base_config("ddpm-celebahq-256")
+    with pytest.raises(ValueError, match="for images"):
+        experiments.load(FOLDER / "ddpm-celebahq-256")
+    given = experiments.load(FOLDER / "ddpm-celebahq-256", config=config)
+    assert given.experiment.encoder.shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="no folder of diffusers"):
+        experiments.load(FOLDER)
