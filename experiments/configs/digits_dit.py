@@ -1,6 +1,9 @@
 """The digits with a DiT for the U-Net; all else as in digits.py.
 
-python -m experiments.main --config=experiments/configs/digits_dit.py --workdir=runs/digits_dit
+    python -m experiments.main --config=experiments/configs/digits_dit.py --workdir=runs/digits_dit
+
+Measured on one core of an AMD EPYC that other programs used too, jax 0.10.2: 7 minutes of its time;
+1.955 +- 0.013 bits/dim on the 300 test images (the U-Net 1.881 +- 0.015): docs/networks.md.
 """
 
 from ml_collections import ConfigDict
