@@ -195,7 +195,7 @@ class DiT(nn.Module):
         condition = TimeEmbedding(SINUSOIDS, features, name="temb")(t)
         if self.num_classes is not None:
             table = ClassEmbedding(
-                self.num_classes, features, self.label_dropout, name="class_embedding"
+                self.num_classes, features, float(self.label_dropout), name="class_embedding"
             )
             condition += table(labels, t.shape[0], train)
         elif labels is not None:

@@ -263,9 +263,8 @@ class UNet(nn.Module):
         settings = Settings(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype)
         temb = TimeEmbedding(self.channels, 4 * self.channels, name="temb")(t)
         if self.num_classes is not None:
-            table = ClassEmbedding(
-                self.num_classes, 4 * self.channels, self.label_dropout, name="class_embedding"
-            )
+            share, width = float(self.label_dropout), 4 * self.channels
+            table = ClassEmbedding(self.num_classes, width, share, name="class_embedding")
             temb += table(labels, t.shape[0], train)
         elif labels is not None:
             raise ValueError("labels were given to a network without num_classes.")

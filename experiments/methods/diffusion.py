@@ -138,13 +138,13 @@ def _summary(num_timesteps: int, examples: Examples, details: jax.Array) -> dict
 
 
 def largest_prior_term(schedule: Schedule) -> float:
-    """L_T in bits per dimension where |x_0| = 1, which no image in [-1, 1] exceeds.
+    """L_T (DDPM Eq. 5) in bits per dimension where |x_0| = 1, which no image in [-1, 1] exceeds.
 
-    A value far from 0 means that sampling starts from a distribution that training never showed the
-    network: usually betas meant for another T.
+    KL(q(x_T | x_0) || N(0, I)) is then -log(1 - alpha_bar_T) / 2 nats. A value far from 0 means
+    that sampling starts from a distribution that training never showed the network: usually betas
+    meant for another T.
     """
-    nats = likelihood.prior_term(schedule, jnp.ones((1, 1)))
-    return float(likelihood.to_bits_per_dim(nats)[0])
+    return float(-0.5 * np.log1p(-np.asarray(schedule.alpha_bar, np.float64)[-1]) / np.log(2.0))
 
 
 def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def _description(config: ConfigDict, process: Process, init: Callable[..., Any])
         f"model     {config.model.name}, {count:,} parameters, predicts "
         f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
         f"chain     {config.schedule.name}, T = {schedule.num_timesteps}, "
-        f"alpha_bar_T = {schedule.alpha_bar[-1]:.3g}, L_T <= {prior:.3g} bits/dim, "
+        f"alpha_bar_T = {np.asarray(schedule.alpha_bar)[-1]:.3g}, L_T <= {prior:.3g} bits/dim, "
         f"SNR {snr[0]:.3g} to {snr[-1]:.3g}",
     ]
     if prior > 1e-3:

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion.likelihood import prior_term, to_bits_per_dim
 from diffusion.schedules import from_betas, linear
 from experiments.build import build
 from experiments.configs import digits
@@ -10,12 +11,12 @@ from experiments.methods.diffusion import largest_prior_term
 
 
 def test_a_chain_cut_short_shows_in_its_description() -> None:
-    """With alpha_bar of the signal left, L_T at |x_0| = 1 is -log(1 - alpha_bar) / 2 nats."""
+    """The stated L_T is the bound's prior term where every pixel is at 1."""
     for length, ends_in_noise in ((1000, True), (100, False)):
         schedule = from_betas(linear(length))
         prior = largest_prior_term(schedule)
-        left = float(schedule.alpha_bar[-1])
-        assert prior == pytest.approx(-0.5 * float(jnp.log2(1 - left)), rel=2e-3)
+        term = to_bits_per_dim(prior_term(schedule, jnp.ones((1, 4, 4, 1))))
+        assert prior == pytest.approx(float(term[0]), rel=1e-3)
         assert (prior < 1e-4) == ends_in_noise
     config = digits.get_config()
     assert not any("WARNING" in line for line in build(config).method.description)
