@@ -51,25 +51,6 @@ def moments(features: np.ndarray) -> Moments:
     return Moments(x.shape[0], mean + rest, (scatter + scatter.T) / 2)
 
 
-def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint sets (Chan, Golub and LeVeque 1979, Eq. 2.1).
-
-    Any order of merging gives the same result up to float64 rounding.
-
-    Raises:
-        ValueError: if the two have different numbers of features.
-    """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            f"Moments of {a.mean.size} and of {b.mean.size} features cannot be merged."
-        )
-    count = a.count + b.count
-    delta = b.mean - a.mean
-    mean = (a.count / count) * a.mean + (b.count / count) * b.mean
-    between = (a.count / count) * b.count * np.outer(delta, delta)
-    return Moments(count, mean, a.scatter + b.scatter + between)
-
-
 def _gaussian(which: str, mean: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean and the exactly symmetric covariance in float64, checked; ValueError if not one."""
     mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)

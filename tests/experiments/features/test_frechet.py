@@ -1,13 +1,10 @@
 """Laws of moments and of the Fréchet distance: closed forms, invariances, refusals."""
 
-import functools
-import itertools
-
 import numpy as np
 import pytest
 from scipy import linalg
 
-from experiments.features.frechet import Moments, frechet_distance, merge, moments
+from experiments.features.frechet import Moments, frechet_distance, moments
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -43,35 +40,23 @@ def test_a_mean_far_above_the_deviation_costs_no_digits() -> None:
     """The float32 features minus 1e4 are exact in float64, and their covariance is well posed."""
     x = (1e4 + 1e-2 * normal(1, 400, 3)).astype(np.float32)
     near = x.astype(np.float64) - 1e4
-    parts = functools.reduce(merge, map(moments, np.array_split(x, 7)))
-    for result in (moments(x), parts):
-        np.testing.assert_allclose(result.covariance, np.cov(near.T), rtol=1e-9, atol=1e-13)
-        np.testing.assert_allclose(result.mean - 1e4, near.mean(axis=0), atol=1e-11)
+    result = moments(x)
+    np.testing.assert_allclose(result.covariance, np.cov(near.T), rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(result.mean - 1e4, near.mean(axis=0), atol=1e-11)
 
 
-def test_moments_are_the_same_in_any_batches_and_any_order() -> None:
+def test_moments_are_the_same_in_any_order() -> None:
     x = (5.0 + normal(2, 60, 6)).astype(np.float32)
-    whole = moments(x)
-    shuffled = moments(x[np.random.default_rng(3).permutation(60)])
-    parts = [moments(part) for part in (x[:1], x[1:20], x[20:23], x[23:])]
-    orders = [functools.reduce(merge, order) for order in itertools.permutations(parts)]
-    tree = merge(merge(parts[3], parts[0]), merge(parts[2], parts[1]))
-    for other in (shuffled, tree, *orders):
-        assert other.count == whole.count
-        np.testing.assert_allclose(other.mean, whole.mean, rtol=1e-13)
-        np.testing.assert_allclose(other.scatter, whole.scatter, rtol=1e-12, atol=1e-12)
+    whole, shuffled = moments(x), moments(x[np.random.default_rng(3).permutation(60)])
+    assert shuffled.count == whole.count
+    np.testing.assert_allclose(shuffled.mean, whole.mean, rtol=1e-13)
+    np.testing.assert_allclose(shuffled.scatter, whole.scatter, rtol=1e-12, atol=1e-12)
 
 
 def test_no_covariance_from_one_row() -> None:
     one = moments(np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="needs at least 2 rows, not 1"):
         _ = one.covariance
-    assert not merge(one, one).covariance.any()
-
-
-def test_moments_of_other_widths_do_not_merge() -> None:
-    with pytest.raises(ValueError, match="3 and of 2 features cannot be merged"):
-        merge(moments(np.ones((2, 3))), moments(np.ones((2, 2))))
 
 
 # The Fréchet distance
