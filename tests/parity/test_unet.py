@@ -1,6 +1,7 @@
 """The U-Net and diffusers' UNet2DModel are the same function of the same weights."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,5 +89,5 @@ def test_timestep_embedding_equals_diffusers(channels: int):
     from diffusers.models.embeddings import get_timestep_embedding
 
     expected = get_timestep_embedding(torch.arange(1000), channels, downscale_freq_shift=1)
-    actual = timestep_embedding(np.arange(1000), channels)
+    actual = timestep_embedding(jnp.arange(1000), channels)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
