@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion.forward import at, q_marginal, q_posterior, q_sample
 from diffusion.random import normal
-from diffusion.structs import Gaussian, Prediction, Schedule
+from diffusion.structs import BoundDenoise, Gaussian, Prediction, Schedule
 
 X = Float[Array, "*x"]
 Decoder = Callable[[jax.Array, Gaussian], jax.Array]  # (x_0, p(x_0 | x_1)) -> log-probability
@@ -123,13 +123,10 @@ def vlb_term(
     *,
     decoder: Decoder = tanh_decoder,
 ) -> Float[Array, " b"]:
-    """The bound's term at t, which is L_t of DDPM Eq. 5 in the paper's own count.
+    """The bound's term at t, L_t of DDPM Eq. 5 in the paper's own count, in nats per dimension.
 
     For t > 0 it is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in closed form; L_0 is
     -log p(x_0 | x_1) under `decoder`.
-
-    Returns:
-        f32[B] in nats per dimension.
     """
     p = Gaussian(prediction.mean, prediction.log_variance)
     divergence = mean_per_example(normal_kl(q_posterior(at(schedule, t, x_t), x_0, x_t), p))
@@ -153,7 +150,7 @@ class Terms(NamedTuple):
 
 def bound_terms(
     schedule: Schedule,
-    denoise: Callable[[X, jax.Array], Prediction],
+    denoise: BoundDenoise,
     x_0: Float[Array, "b *x"],
     keys: Key[Array, " b"],
     timesteps: Int[Array, "s b"],

@@ -158,9 +158,6 @@ def make_loss_fn(
         process: concrete tables, not traced ones.
         loss: one of LOSSES, its options bound.
         decoder: of L_0, for the data's number of levels.
-
-    Raises:
-        ValueError: if the parameterization cannot be decoded on the process's schedule.
     """
     check_signal(process)
 

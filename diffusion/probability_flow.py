@@ -77,8 +77,7 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
 
     Raises:
         ValueError: for a network that predicts the mean of single steps (`mu`), which says nothing
-            between them; for a chain of one step or one that ends in pure noise; and if the
-            parameterization cannot be decoded on this schedule.
+            between them.
     """
     schedule, parameterization, variance = process
     if parameterization.predicts_mean:

@@ -88,9 +88,6 @@ def make_denoise(apply: Callable[..., jax.Array], process: Process, *, clip: boo
             pass through untouched.
         process: of concrete tables, not traced ones.
         clip: as for `predict`.
-
-    Raises:
-        ValueError: if the parameterization cannot be decoded on this schedule.
     """
     check_signal(process)
 

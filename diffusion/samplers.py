@@ -1,36 +1,30 @@
 """Sampling: what one step does is a `Sampler`; the loop over T is written once."""
 
-from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from diffusion.random import normal
-from diffusion.structs import Prediction, Sampler, Schedule
+from diffusion.structs import BoundDenoise, Noise, Prediction, Sampler, Schedule
 
-Noise = Callable[[int], jax.Array]
+X = Float[Array, "b *x"]
 
 
 def ancestral() -> Sampler:
     """x_{t-1} = mean + exp(log_variance / 2) z, with z = 0 in the last step (DDPM Alg. 2)."""
 
     def step(
-        schedule: Schedule,
-        denoise: Callable[[jax.Array, jax.Array], Prediction],
-        x_t: Float[Array, "b *x"],
-        t: Int[Array, ""],
-        noise: Noise,
-        memory: tuple[()],
-    ) -> tuple[jax.Array, Prediction, tuple[()]]:
+        schedule: Schedule, denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any
+    ) -> tuple[X, Prediction, Any]:
         prediction = denoise(x_t, t)
         deviation = jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0)
         return prediction.mean + deviation * noise(0), prediction, memory
 
-    return Sampler(init=lambda x_T: (), step=step)
+    return Sampler(init=lambda x_T: (), step=step, uses_variance=True)
 
 
 class Samples(NamedTuple):
@@ -58,7 +52,7 @@ def record_slots(num_timesteps: int, record: tuple[int, ...]) -> np.ndarray:
 def sample(
     sampler: Sampler,
     schedule: Schedule,
-    denoise: Callable[[jax.Array, jax.Array], Prediction],
+    denoise: BoundDenoise,
     keys: Key[Array, " b"],
     shape: tuple[int, ...],
     *,

@@ -1,7 +1,7 @@
 """The immutable records that the functions of this package pass around."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -92,16 +92,35 @@ class TimestepSampler(NamedTuple):
     update: Callable[..., Any]
 
 
+BoundDenoise = Callable[[jax.Array, jax.Array], Prediction]  # of (x_t, t), parameters bound
+Noise = Callable[[int], jax.Array]  # j -> the j-th standard normal draw of a step, f32[B, ...]
+
+
+class SamplerStep(Protocol):
+    """One step of a sampler: x_{t-1}, what was predicted at x_t, and the memory handed on."""
+
+    def __call__(
+        self,
+        schedule: Schedule,  # the chain that is walked
+        denoise: BoundDenoise,
+        x_t: jax.Array,  # f32[B, ...]
+        t: jax.Array,  # i32[], in [0, T)
+        noise: Noise,
+        memory: Any,  # what the step before handed on
+    ) -> tuple[jax.Array, Prediction, Any]: ...
+
+
 class Sampler(NamedTuple):
     """One way to walk from x_T to x_0, as a pair of pure functions.
 
     init: x_T -> memory, a pytree that the steps hand on; () for a Markov sampler.
-    step: (schedule, denoise, x_t, t, noise, memory) -> (x_{t-1}, Prediction, memory), where
-        denoise(x_t, t) gives a Prediction and noise(j) the j-th standard normal draw of the step.
+    step: see `SamplerStep`.
+    uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
     """
 
     init: Callable[[jax.Array], Any]
-    step: Callable[..., tuple[jax.Array, Prediction, Any]]
+    step: SamplerStep
+    uses_variance: bool
 
 
 class Process(NamedTuple):

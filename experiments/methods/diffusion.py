@@ -16,7 +16,7 @@ from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.samplers import Samples
-from diffusion.structs import Process, Schedule, TimestepSampler
+from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.variances import VARIANCES
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
@@ -78,14 +78,19 @@ def _process(config: ConfigDict) -> tuple[Any, Process]:
 
 
 def _respaced(
-    betas: Any, process: Process, apply: Callable[..., jax.Array], clip: bool
+    betas: Any, process: Process, apply: Callable[..., jax.Array], sampler: Sampler, clip: bool
 ) -> Callable[[int], tuple[Schedule, Denoise]]:
-    """Number of steps (0: all) -> the chain of so many timesteps, and its reverse process."""
+    """Number of steps (0: all) -> the chain of so many timesteps, and its reverse process.
+
+    A mean says nothing of longer steps, whoever asks; a learned variance does not where the sampler
+    uses it.
+    """
     _, parameterization, variance = process
 
     def chain(num_steps: int) -> tuple[Schedule, Denoise]:
         keep = schedules.evenly_spaced(len(betas), num_steps or len(betas))
-        if len(keep) < len(betas) and (parameterization.predicts_mean or variance.one_step):
+        single = parameterization.predicts_mean or (variance.one_step and sampler.uses_variance)
+        if len(keep) < len(betas) and single:
             raise ValueError(
                 f"{num_steps} steps instead of {len(betas)} are not possible here: this network "
                 "was taught the mean (mu) or the variance (learned) of single steps, which longer "
@@ -98,8 +103,8 @@ def _respaced(
     return chain
 
 
-def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder) -> Chain:
-    """The network of the config on its process."""
+def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, sampler: Sampler) -> Chain:
+    """The network of the config on its process, to be walked by a sampler."""
     betas, process = _process(config)
     network = _network(config, dataset, encoder.shape, 1 + process.variance.extra_channels)
 
@@ -118,7 +123,7 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder) -> Chain:
         clip=config.evaluate.clip_denoised,
         denoise=make_denoise(apply, process, clip=config.evaluate.clip_denoised),
         decoder=functools.partial(decoder, num_levels=dataset.num_levels),
-        respaced=_respaced(betas, process, apply, config.sample.clip_denoised),
+        respaced=_respaced(betas, process, apply, sampler, config.sample.clip_denoised),
     )
     for field in ("sample.num_steps", "train.preview_num_steps"):
         section, name = field.split(".")
@@ -177,13 +182,13 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
             choices that has no meaning.
     """
-    chain = _chain(config, dataset, encoder)
+    sampler = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")()
+    chain = _chain(config, dataset, encoder, sampler)
     process, network = chain.process, chain.network
     num_timesteps = process.schedule.num_timesteps
     timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
         num_timesteps
     )
-    sampler = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")()
     # The original's decoder in training, whichever one evaluation asks for.
     decoder = functools.partial(likelihood.tanh_decoder, num_levels=dataset.num_levels)
     loss_fn = losses.make_loss_fn(chain.apply, process, _loss(config), decoder)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from diffusion import samplers
+from diffusion.samplers import SAMPLERS
+from diffusion.structs import Sampler
 from experiments import configs, main
 from experiments.build import build
 from experiments.configs import ablations, base, digits, fashion_mnist
@@ -68,6 +71,24 @@ def test_every_config_builds_without_data_and_without_memory(name: str, ablation
     prediction = jax.eval_shape(denoise, params, images, t)
     assert schedule.num_timesteps == (1000 if one_step else 5)
     assert prediction.mean.shape == images.shape
+
+
+@pytest.mark.parametrize("parameterization, possible", [("eps", True), ("mu", False)])
+def test_whether_a_learned_variance_forbids_longer_steps_is_the_samplers_to_say(
+    parameterization: str, possible: bool, monkeypatch
+) -> None:
+    blind = Sampler(lambda x_T: (), SAMPLERS["ancestral"]().step, uses_variance=False)
+    monkeypatch.setattr(samplers, "SAMPLERS", {**SAMPLERS, "blind": lambda: blind})
+    config = get("digits", f"{parameterization}_vlb_learned")
+    with pytest.raises(ValueError, match="5 steps instead of 1000 are not possible"):
+        build(config).method.chain.respaced(5)
+    config.sample.sampler = {"name": "blind"}
+    experiment = build(config)
+    if possible:
+        assert experiment.method.chain.respaced(5)[0].num_timesteps == 5
+    else:
+        with pytest.raises(ValueError, match="the mean"):
+            experiment.method.chain.respaced(5)
 
 
 def test_every_field_of_the_base_config_has_a_comment() -> None:
