@@ -41,6 +41,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "ml_collections>=1.0",
         "rich>=13",
+        "filelock>=3.12",  # bounds the cache of compiled functions
         "tensorboardX>=2.6.2",
         "safetensors>=0.4",
         "matplotlib>=3.8",

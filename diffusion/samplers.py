@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion.random import normal
 from diffusion.structs import BoundDenoise, Noise, Prediction, Sampler, Schedule
@@ -49,6 +49,55 @@ def record_slots(num_timesteps: int, record: tuple[int, ...]) -> np.ndarray:
     return slots
 
 
+class Walk(NamedTuple):
+    """Where samples are on their way from x_T to x_0."""
+
+    x_t: X
+    memory: Any  # the sampler's
+    progress: Float[Array, "b k *x"]  # estimates of x_0 recorded so far, 0 where there is none yet
+
+
+def begin(sampler: Sampler, keys: Key[Array, " b"], shape: tuple[int, ...], recorded: int) -> Walk:
+    """At x_T, the same for every sampler and length of the chain; `recorded` estimates to come."""
+    x_T = normal(keys, 0, shape)
+    progress = jnp.zeros((x_T.shape[0], recorded, *shape), x_T.dtype)
+    return Walk(x_T, sampler.init(x_T), progress)
+
+
+def walk(
+    sampler: Sampler,
+    schedule: Schedule,
+    denoise: BoundDenoise,
+    keys: Key[Array, " b"],
+    state: Walk,
+    timesteps: Int[Array, " n"],
+    record: tuple[int, ...] = (),
+) -> Walk:
+    """A part of the way: one step for each of the timesteps, which fall, in one `lax.scan`.
+
+    All parts of a walk take the same arguments, as for `sample`, but for `timesteps`.
+    """
+    num_timesteps, shape = schedule.num_timesteps, state.x_t.shape[1:]
+    slots = jnp.asarray(record_slots(num_timesteps, record))
+
+    def body(state: Walk, t: jax.Array) -> tuple[Walk, None]:
+        def noise(draw: int) -> jax.Array:
+            return normal(keys, 1 + t + draw * num_timesteps, shape)
+
+        x_t, prediction, memory = sampler.step(schedule, denoise, state.x_t, t, noise, state.memory)
+        progress = state.progress
+        if record:
+            progress = progress.at[:, slots[t]].set(prediction.x_0, mode="drop")
+        return Walk(x_t, memory, progress), None
+
+    return jax.lax.scan(body, state, timesteps)[0]
+
+
+def end(state: Walk) -> Samples:
+    """What has been drawn when all timesteps are done."""
+    return Samples(state.x_t, jnp.moveaxis(state.progress, 1, 0))
+
+
 def sample(
     sampler: Sampler,
     schedule: Schedule,
@@ -73,25 +122,9 @@ def sample(
     Returns:
         The samples, f32[B, *shape], and progress f32[len(record), B, *shape].
     """
-    num_timesteps = schedule.num_timesteps
-    slots = jnp.asarray(record_slots(num_timesteps, record))
-    x_T = normal(keys, 0, shape)  # the same for every sampler and number of steps
-    progress = jnp.zeros((len(record), *x_T.shape), x_T.dtype)
-
-    def body(carry: tuple[Any, Any, Any], t: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
-        x_t, memory, progress = carry
-
-        def noise(draw: int) -> jax.Array:
-            return normal(keys, 1 + t + draw * num_timesteps, shape)
-
-        x_t, prediction, memory = sampler.step(schedule, denoise, x_t, t, noise, memory)
-        if record:
-            progress = progress.at[slots[t]].set(prediction.x_0, mode="drop")
-        return (x_t, memory, progress), None
-
-    carry = (x_T, sampler.init(x_T), progress)
-    (x_0, _, progress), _ = jax.lax.scan(body, carry, jnp.arange(num_timesteps)[::-1])
-    return Samples(x_0, progress)
+    state = begin(sampler, keys, shape, len(record))
+    falling = jnp.arange(schedule.num_timesteps)[::-1]
+    return end(walk(sampler, schedule, denoise, keys, state, falling, record))
 
 
 SAMPLERS = MappingProxyType({"ancestral": ancestral})

@@ -1,9 +1,9 @@
-"""What a program says to people at a terminal, and how they tell it to stop."""
+"""What a program says to people at a terminal."""
 
 import contextlib
-import signal
+import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 
-REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
+WIDTH = 79  # columns of a line
 
 
 def _processes() -> tuple[int, int]:
@@ -21,35 +21,6 @@ def _processes() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-@contextlib.contextmanager
-def stop_requested() -> Iterator[list[float]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; one more after REPEATED does kill.
-
-    What is ignored stays so: a script starts background programs deaf to Ctrl-C. With several
-    processes the cluster's own announcement is used, see `Checkpoints`.
-    """
-    received: list[float] = []  # when
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(time.monotonic())
-        if received[-1] - received[0] > REPEATED:
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-
-    before: dict[int, Any] = {}
-    if _processes()[1] == 1:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        untouched = (signal.SIG_IGN, None)  # None: a handler that is not Python's
-        before = {number: old for number, old in before.items() if old not in untouched}
-        for number in before:
-            signal.signal(number, handler)
-    try:
-        yield received
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
 def format_duration(seconds: float) -> str:
     """1:02:03, or 2:03 below an hour."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
@@ -57,24 +28,65 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def log(text: str) -> None:
-    """One line on standard output, from the main process only."""
+def wrapped(text: str, indent: int = 10) -> str:
+    """Lines of at most WIDTH columns, cut between words, the later ones indented."""
+    lines = (
+        textwrap.fill(
+            line,
+            WIDTH,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)
+
+
+def log(text: str, wrap: bool = True) -> None:
+    """One line on standard output, from the main process only.
+
+    Args:
+        text: the line.
+        wrap: whether a long one is `wrapped`; not a command, which is there to be copied.
+    """
     if _processes()[0] == 0:
-        print(text, flush=True)
+        print(wrapped(text) if wrap else text, flush=True)
 
 
-def track(items: Sequence[Any], label: str, every_seconds: float = 30.0) -> Iterator[Any]:
-    """The items, with a bar and the time left on a terminal, and now and then a line elsewhere."""
+@contextlib.contextmanager
+def progress(
+    label: str, total: int, every_seconds: float = 30.0
+) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on a terminal, and now and then a line elsewhere.
+
+    Yields:
+        To be called with how many more of `total` are done.
+    """
     console = Console()
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
+    columns = (TextColumn(label), BarColumn(None), MofNCompleteColumn(), Elapsed(), Remaining())
     hidden = _processes()[0] > 0 or not console.is_terminal
     begin = said = time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(label, total=len(items))
-        for done, item in enumerate(items):
+    done = 0
+    with Progress(*columns, console=console, transient=True, disable=hidden, expand=True) as bar:
+        task = bar.add_task(label, total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            bar.update(task, completed=done)
             now = time.perf_counter()
-            if hidden and now - said > every_seconds:
-                said, left = now, (now - begin) / done * (len(items) - done)
-                log(f"  {label}: {done} of {len(items)}, {format_duration(left)} left")
+            if hidden and now - said > every_seconds and done < total:
+                said, left = now, (now - begin) / done * (total - done)
+                log(f"  {label}: {done:,} of {total:,}, {format_duration(left)} left")
+
+        yield advance
+
+
+def track(items: Sequence[Any], label: str) -> Iterator[Any]:
+    """The items, each of which counts in `progress` when the next one is asked for."""
+    with progress(label, len(items)) as advance:
+        for item in items:
             yield item
-            progress.update(task, completed=done + 1)
+            advance(1)

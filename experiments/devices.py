@@ -1,7 +1,10 @@
 """The device mesh, how arrays lie on it, and how functions are compiled for it."""
 
+import contextlib
 import functools
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +24,7 @@ REPORTED = "highest"  # precision of the products behind likelihoods and distanc
 CPU_OPTIONS = MappingProxyType(
     {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 )
+CACHED_BYTES = 2 * 2**30  # of compiled functions
 
 
 @functools.cache
@@ -52,6 +56,33 @@ def jit(function: Callable[..., Any], *, precision: str, **options: Any) -> Any:
             return function(*args, **kwargs)
 
     return jax.jit(traced, compiler_options=compiler_options(), **options)
+
+
+def compile_seconds(lowered: Any) -> float:
+    """About how long a lowered function takes to compile: 0.8 s for 1,000 lines of its program.
+
+    Measured on 2 cores of an AMD EPYC for training steps of 6,000 to 37,000 lines, 0.6 to 1.0 s;
+    compilers of other devices differ.
+    """
+    return 8e-4 * lowered.as_text().count("\n")
+
+
+def keep_compiled(folder: Path) -> None:
+    """Compiled functions are kept in a folder and found there by later programs of this machine.
+
+    The oldest are removed beyond CACHED_BYTES. Where jax was told of a folder of its own
+    ($JAX_COMPILATION_CACHE_DIR), nothing changes. Call it before anything is compiled.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    if jax.default_backend() == "cpu":  # code of one processor may be illegal on another
+        with contextlib.suppress(OSError):
+            about = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+            flags = [line for line in about.splitlines() if line.startswith(("flags", "Features"))]
+            folder = folder / f"cpu-{zlib.crc32(''.join(flags).encode()):08x}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def initialize_distributed(setting: str) -> None:

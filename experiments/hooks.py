@@ -127,8 +127,12 @@ class Validation:
         console.log(f"validated step {step:,}: {self.name} {value:.4f}{note}")
         return {f"validation_{self.name}": value}
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the last save."""
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        """As `wait`; nothing can be saved after it."""
         self._checkpoints.close()
 
 
@@ -146,6 +150,7 @@ def make_preview(
         if devices.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
             images.save_grid(folder / f"{step:08d}.png", drawn.samples)
+            console.log(f"preview   step {step:,}: {folder / f'{step:08d}.png'}")
         return {}
 
     return preview
@@ -166,5 +171,5 @@ def train_with_hooks(experiment: Experiment, workdir: Path) -> Outcome:
         if config.validate_every:
             validation = Validation(experiment, workdir, mesh)
             stack.callback(validation.close)
-            hooks.append(Hook(config.validate_every, validation))
+            hooks.append(Hook(config.validate_every, validation, validation.wait))
         return train(experiment, workdir, hooks)

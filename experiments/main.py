@@ -9,6 +9,13 @@ field of it. --list_ablations prints the names that may follow a config after a 
 """
 
 import sys
+
+from experiments import stopping
+
+if __name__ == "__main__":
+    stopping.watch()  # before the imports, which take seconds
+
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,10 +28,13 @@ from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, sample
 from experiments.build import Experiment, build
+from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
+from experiments.sample import folder_apart
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import CheckpointError, Loaded
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
+from experiments.workdir.results import measured, read_results
 
 
 class Mode(NamedTuple):
@@ -50,6 +60,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything t
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", *MODES], "train ends in config.train.finish_with."
 )
+OUT = flags.DEFINE_string(
+    "out", None, "Of --mode=sample: where to; by default WORKDIR/samples/ and what they are of."
+)
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "auto",
+    "Where compiled functions are kept: auto (the cache folder), off, or a folder.",
+)
 flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -64,18 +82,45 @@ def describe_start(experiment: Experiment) -> list[str]:
     ]
 
 
+def describe_end(workdir: Path, seconds: float) -> list[str]:
+    """The closing lines: how long it took, what was found, where it is, and what may follow."""
+    lines = [f"done      in {console.format_duration(seconds)}: {workdir}"]
+    for name, section in measured(read_results(workdir))[0].items():
+        quantity, number = next(iter(section.values.items()))
+        error = number.get("standard_error")
+        margin = "" if error is None else f" +- {error:.3g}"
+        lines.append(f"          {name}: {quantity} {number['value']:.4g}{margin}")
+    program = f"python -m experiments.main --workdir={workdir}"
+    return [
+        *lines,
+        f"next      {program} --mode=sample --config.seed=1",
+        f"          {program} --mode=evaluate --config.evaluate.metrics=samples",
+        f"          python -m launch.report {workdir}",
+    ]
+
+
 def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     """Trains where --mode says so, then does `modes`; returns the exit status."""
+    begin = time.perf_counter()
     for line in describe_start(experiment):
         console.log(line)
-    if MODE.value == "train":
+    training = MODE.value == "train"
+    if training:
         outcome = train_with_hooks(experiment, workdir)
         if outcome is not Outcome.FINISHED:
             return EXIT_STATUS[outcome]
+    stopping.doing("reading the checkpoint")
     if modes:
         loaded = load_ema(experiment, workdir, devices.make_mesh())
         for mode in modes:
-            MODES[mode].run(experiment, workdir, loaded)
+            if mode == "sample" and not training:
+                out = OUT.value or folder_apart(experiment, workdir, loaded)
+                sample.sample(experiment, workdir, loaded, Path(out).expanduser())
+            else:
+                MODES[mode].run(experiment, workdir, loaded)
+    if training:
+        for line in describe_end(workdir, time.perf_counter() - begin):
+            console.log(line, wrap=False)
     return 0
 
 
@@ -92,7 +137,12 @@ def main(argv: list[str]) -> int:
         )
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
+        if config.distributed != "off":
+            stopping.release()  # the cluster says when
         devices.initialize_distributed(config.distributed)
+        if COMPILATION_CACHE.value != "off":
+            chosen = COMPILATION_CACHE.value
+            devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
         experiment = build(config)
         if MODE.value == "train":
             workdir.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,16 @@ from jax.sharding import Mesh
 
 from diffusion import random
 from diffusion.schedules import evenly_spaced
-from experiments import console, devices, images
+from experiments import console, devices, images, stopping
 from experiments.build import Experiment
+from experiments.files.atomic import read_json, write_json
 from experiments.methods.method import Method
-from experiments.workdir.checkpoint import Loaded
+from experiments.workdir.checkpoint import Loaded, tree_hash
 from experiments.workdir.results import write_results
 
-SampleFn = Callable[[Any, Any], tuple[jax.Array, jax.Array, jax.Array]]
+SampleFn = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+ABOUT = "samples.json"  # what samples in a folder of their own are of
+PARTS = 25  # of a drawing, between which it can say how far it is
 
 
 class Drawn(NamedTuple):
@@ -86,6 +89,17 @@ def check(experiment: Experiment) -> None:
     requested_labels(experiment.config.sample.labels, experiment.method)
 
 
+def parts_of(num_steps: int) -> list[np.ndarray]:
+    """The falling steps in at most PARTS parts, each of several steps, of one length if possible.
+
+    Every length is compiled, and a loop of a single step would be compiled to other roundings.
+    """
+    falling = np.arange(num_steps, dtype=np.int32)[::-1]
+    most = max(1, min(PARTS, num_steps // 2))
+    even = [count for count in range(1, most + 1) if num_steps % count == 0]
+    return np.array_split(falling, even[-1] if 2 * even[-1] >= most else most)
+
+
 def compile_sampling(
     experiment: Experiment,
     mesh: Mesh,
@@ -96,14 +110,16 @@ def compile_sampling(
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """(params, indices i32[B], seed u32[], labels i32[K]) -> the fields of `Drawn`.
 
-    On the devices, B cut over them. Sample i is a function of (seed, i) and labels[i mod K].
+    On the devices, B cut over them. Sample i is a function of (seed, i) and labels[i mod K]. With
+    the keyword `each`, that is called when each of the parts of `parts_of` is done, with the number
+    of its steps; else nothing is waited for.
 
     Args:
         num_steps: of sampling; 0 is the method's own number, every timestep of a chain.
         record: steps, counted down to 0, whose estimates of x_0 are returned.
         quantize: a key of images.QUANTIZE; uint8 but for "none".
     """
-    method, decode = experiment.method, experiment.encoder.decode
+    sampling, decode = experiment.method.sampling(num_steps, record), experiment.encoder.decode
     to_pixels = functools.partial(
         images.QUANTIZE[quantize], num_levels=experiment.dataset.num_levels
     )
@@ -111,26 +127,47 @@ def compile_sampling(
     def pixels(x: jax.Array) -> jax.Array:
         return to_pixels(decode(jnp.where(jnp.isnan(x), 0.0, x)))
 
-    def sample(
-        params: Any, indices: jax.Array, seed: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def begin(params: Any, indices: jax.Array, seed: jax.Array, labels: jax.Array) -> Any:
         keys = random.per_index(random.stream(seed, "sample"), indices)
         wanted = labels[indices % len(labels)]
-        drawn = method.sample(params, keys, wanted, steps=num_steps, record=record)
+        return keys, wanted, sampling.begin(params, keys, wanted)
+
+    def end(state: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        drawn = sampling.end(state)
         axes = tuple(range(1, drawn.x_0.ndim))
         finite = jnp.isfinite(drawn.x_0).all(axes)
         finite &= jnp.isfinite(drawn.progress).all((0, *(axis + 1 for axis in axes)))
         progress = pixels(drawn.progress.reshape(-1, *drawn.x_0.shape[1:]))
-        shape = (len(record), len(indices), *progress.shape[1:])
+        shape = (len(record), len(drawn.x_0), *progress.shape[1:])
         return pixels(drawn.x_0), progress.reshape(shape), finite
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
-    return devices.jit(
-        sample,
-        precision=experiment.config.precision,
+    compiled = functools.partial(devices.jit, precision=experiment.config.precision)
+    first = compiled(
+        begin,
         in_shardings=(everywhere, by_example, everywhere, everywhere),
-        out_shardings=everywhere,
+        out_shardings=by_example,
     )
+    advance = compiled(
+        sampling.advance,
+        in_shardings=(everywhere, by_example, by_example, by_example, everywhere),
+        out_shardings=by_example,
+        donate_argnums=3,
+    )
+    last = compiled(end, in_shardings=(by_example,), out_shardings=everywhere)
+
+    def sample(
+        params: Any, *inputs: Any, each: Callable[[int], None] | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        keys, wanted, state = first(params, *inputs)
+        for steps in parts_of(sampling.num_steps):
+            state = advance(params, keys, wanted, state, steps)
+            if each is not None:
+                jax.block_until_ready(state)
+                each(len(steps))
+        return last(state)
+
+    return sample
 
 
 def make_sample_fn(experiment: Experiment, mesh: Mesh, **options: Any) -> SampleFn:
@@ -138,18 +175,27 @@ def make_sample_fn(experiment: Experiment, mesh: Mesh, **options: Any) -> Sample
     compiled = compile_sampling(experiment, mesh, **options)
     labels = requested_labels(experiment.config.sample.labels, experiment.method)
     seed = np.uint32(experiment.config.seed)
-    return lambda params, indices: compiled(params, indices, seed, labels)
+    return lambda params, indices, **each: compiled(params, indices, seed, labels, **each)
 
 
 def draw(
-    sample_fn: SampleFn, params: Any, start: int, stop: int, batch_size: int, mesh: Mesh
+    sample_fn: SampleFn,
+    params: Any,
+    start: int,
+    stop: int,
+    batch_size: int,
+    mesh: Mesh,
+    **each: Any,
 ) -> Drawn:
-    """Samples start .. stop - 1 with their progress, in batches of one size, on the host."""
+    """Samples start .. stop - 1 with their progress, in batches of one size, on the host.
+
+    **each: as for `compile_sampling`.
+    """
     parts = []
     for first in range(start, stop, batch_size):
         indices = np.arange(first, first + batch_size, dtype=np.int32)
         indices = devices.put_global(indices, devices.sharded(mesh))
-        parts.append(devices.fetch(sample_fn(params, indices)))
+        parts.append(devices.fetch(sample_fn(params, indices, **each)))
     samples, progress, finite = zip(*parts, strict=True)
     count = stop - start
     return Drawn(
@@ -159,49 +205,117 @@ def draw(
     )
 
 
-def sample(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str, Any]:
-    """Draws config.sample.num_images samples from what was loaded into `workdir`/samples.
-
-    Writes samples.npz (arr_0, uint8[N, H, W, C]), samples.png, progress.png (estimates of x_0 along
-    the chain, DDPM Figure 6) and the section "sample" of results.json.
-    """
+def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
+    """All that samples of the config depend on, and how many there are to be."""
     config = experiment.config.sample
-    mesh = devices.make_mesh()
-    batch_size = devices.round_up(config.batch_size, mesh)
-    num_steps = config.num_steps or experiment.method.num_steps
-    columns = min(config.progress_columns, num_steps)
-    record = tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])
-    rows = min(config.progress_images, config.num_images)
-
-    begin = time.perf_counter()
-    plain = make_sample_fn(experiment, mesh, num_steps=config.num_steps)
-    drawn = draw(plain, loaded.params, 0, config.num_images, batch_size, mesh)
-    seconds = time.perf_counter() - begin
-    recording = make_sample_fn(experiment, mesh, num_steps=config.num_steps, record=record)
-    recorded = draw(recording, loaded.params, 0, rows, devices.round_up(rows, mesh), mesh)
-
-    folder = workdir / "samples"
-    results = {
+    return {
         "checkpoint_step": loaded.step,
         **loaded.origin._asdict(),
         "checkpoint": experiment.config.checkpoint,
         **experiment.method.protocol,
-        "num_steps": num_steps,
+        "num_steps": config.num_steps or experiment.method.num_steps,
         "labels": config.labels,
         "precision": experiment.config.precision,
         "num_images": config.num_images,
-        "not_finite": drawn.not_finite,
         "quantize": "round",
+    }
+
+
+def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
+    """A folder named by what the samples are of, which holds nothing else: for --mode=sample.
+
+    Like samples/step4000_seed0_ancestral1000; a set of other samples under the same name, such as
+    of another training in the same working directory, stays, and the new one gets a number.
+    """
+    facts = facts_of(experiment, loaded)
+    labels = "" if facts["labels"] == "all" else f"_labels{facts['labels'].replace(' ', '')}"
+    name = f"step{loaded.step}_seed{experiment.config.seed}_{facts['sampler']['name']}"
+    name += f"{facts['num_steps']}{labels}{'_best' if facts['checkpoint'] == 'best' else ''}"
+    about, folder, number = _about(experiment, loaded), workdir / "samples" / name, 1
+    while not _replaceable(folder, about):
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    return folder
+
+
+def _about(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
+    """What tells one set of samples from another."""
+    seed, weights = experiment.config.seed, tree_hash(loaded.params)
+    return facts_of(experiment, loaded) | {"seed": seed, "parameters": weights}
+
+
+def _replaceable(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether a folder holds no samples, or the first ones of those that are to be drawn."""
+    if not folder.exists():
+        return True
+    path = folder / ABOUT
+    before = read_json(path) if path.is_file() else {}
+    fewer = before.get("num_images", about["num_images"] + 1) <= about["num_images"]
+    return fewer and before | {"num_images": 0} == about | {"num_images": 0}
+
+
+def sample(
+    experiment: Experiment, workdir: Path, loaded: Loaded, out: Path | None = None
+) -> dict[str, Any]:
+    """Draws config.sample.num_images samples from what was loaded, into a folder.
+
+    Writes samples.npz (arr_0, uint8[N, H, W, C]), samples.png and progress.png (estimates of x_0
+    along the chain, DDPM Figure 6).
+
+    Args:
+        experiment: whose config says how.
+        workdir: of the run.
+        loaded: the parameters.
+        out: where to; None is `workdir`/samples, the training's own set, which is replaced, and
+            then the section "sample" of results.json tells of it.
+
+    Raises:
+        ValueError: if `out` holds other samples.
+    """
+    folder, about = out or workdir / "samples", _about(experiment, loaded)
+    if out is not None and not _replaceable(out, about):
+        raise ValueError(
+            f"{out} holds something else than the first of these samples. Name another folder, or "
+            "move it away."
+        )
+    if out is not None and (out / ABOUT).is_file() and read_json(out / ABOUT) == about:
+        console.log(f"sampled   nothing: these samples are in {out} already")
+        return about
+    config = experiment.config.sample
+    mesh = devices.make_mesh()
+    batch_size = devices.round_up(min(config.batch_size, config.num_images), mesh)
+    num_steps = config.num_steps or experiment.method.num_steps
+    columns = min(config.progress_columns, num_steps)
+    record = tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])
+    rows = min(config.progress_images, config.num_images)
+    batches = -(-config.num_images // batch_size)
+
+    stopping.doing("sampling")
+    begin = time.perf_counter()
+    plain = make_sample_fn(experiment, mesh, num_steps=config.num_steps)
+    recording = make_sample_fn(experiment, mesh, num_steps=config.num_steps, record=record)
+    with console.progress("sampling steps", (batches + 1) * num_steps) as each:
+        drawn = draw(plain, loaded.params, 0, config.num_images, batch_size, mesh, each=each)
+        seconds = time.perf_counter() - begin
+        recorded = draw(
+            recording, loaded.params, 0, rows, devices.round_up(rows, mesh), mesh, each=each
+        )
+    names = ("samples.npz", "samples.png", "progress.png")
+    results = facts_of(experiment, loaded) | {
+        "not_finite": drawn.not_finite,
         "seconds": round(seconds, 2),
-        "files": ["samples/samples.npz", "samples/samples.png", "samples/progress.png"],
+        "files": [f"samples/{name}" for name in names],
     }
     if devices.is_main_process():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "samples.npz", arr_0=drawn.samples)
         images.save_grid(folder / "samples.png", drawn.samples[:256])
         by_row = recorded.progress.swapaxes(0, 1).reshape(-1, *drawn.samples.shape[1:])
         images.save_grid(folder / "progress.png", by_row, columns=columns)
-        write_results(workdir, "sample", results, experiment.config)
+        if out is None:
+            write_results(workdir, "sample", results, experiment.config)
+        else:
+            write_json(folder / ABOUT, about)
     drawn.warn()
     console.log(
         f"sampled   {config.num_images} images in {seconds:.1f} s: {folder / 'samples.png'}"

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import random
-from experiments import console, devices, images
+from experiments import console, devices, images, stopping
 from experiments.build import Experiment
 from experiments.data import loader
 from experiments.data.dataset import load_in_memory
@@ -31,10 +31,12 @@ class Hook(NamedTuple):
 
     every: steps.
     call: (step, state) -> numbers for the log, by name.
+    finish: waits for what the calls left to be done in the background.
     """
 
     every: int
     call: Callable[[int, TrainState], dict[str, float]]
+    finish: Callable[[], None] = lambda: None
 
 
 def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, Any]) -> Any:
@@ -104,6 +106,21 @@ def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
+
+
+def compiled_step(experiment: Experiment, mesh: Mesh, state: TrainState, batch: Any) -> Any:
+    """`make_train_call`, and whether each field of a state is finite, compiled before they run."""
+    everywhere = devices.replicated(mesh)
+    lowered = make_train_call(experiment, mesh).lower(state, batch)
+    begin = time.perf_counter()
+    stopping.doing("compiling the training step")
+    about = devices.compile_seconds(lowered)
+    console.log(f"compiling the training step: about {about:.0f} s, less where it is cached")
+    train_call = lowered.compile()
+    check = devices.jit(outcome.finite_fields, precision="highest", out_shardings=everywhere)
+    check = check.lower(state).compile()
+    console.log(f"compiled  the training step in {time.perf_counter() - begin:.1f} s")
+    return train_call, check
 
 
 def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
@@ -191,29 +208,29 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
 
         def save_step(step: int, state: TrainState) -> dict[str, float]:
             save(checkpoints, step, state, meta)
+            console.log(f"saved     step {step:,}: {checkpoints.folder / str(step)}")
             return {}
+
+        def wait_for_saves() -> None:
+            for hook in (*hooks, saving):
+                hook.finish()
 
         # The loop: dispatch a call, fetch its successor's data while it runs, then wait for the
         # call before it, so that the device always has work and the host never runs far ahead.
         # A window of metrics is read when the next call is already running, but for one that ends
         # where a hook is due, before which it has to be in order.
-        saving = Hook(config.train.checkpoint_every, save_step)
+        saving = Hook(config.train.checkpoint_every, save_step, checkpoints.wait)
         divergence: Divergence | None = None
         seen: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             stack.callback(batches.close)
             batch = devices.put(next(batches), by_example)
-            begin = time.perf_counter()
-            train_call = make_train_call(experiment, mesh).lower(state, batch).compile()
-            finite_fn = devices.jit(
-                outcome.finite_fields, precision="highest", out_shardings=everywhere
-            )
-            check = finite_fn.lower(state).compile()
-            console.log(f"compiled  the training step in {time.perf_counter() - begin:.0f} s")
+            train_call, check = compiled_step(experiment, mesh, state, batch)
             if devices.is_main_process():
                 write_config(workdir, config)
             log = stack.enter_context(training_log.TrainingLog(workdir, step, num_steps))
-            stop = stack.enter_context(console.stop_requested())
+            stop = stack.enter_context(stopping.stop_requested(jax.process_count() == 1))
+            stack.callback(wait_for_saves)
             watch.remember(workdir / "metrics.jsonl")
             meter, window, previous = training_log.Meter(), None, None
             while True:
@@ -235,8 +252,8 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
                         break
                 log.advance(step)
 
-                stopping = bool(stop) or checkpoints.reached_preemption(step // steps_per_call)
-                last = stopping or step == num_steps
+                ending = bool(stop) or checkpoints.reached_preemption(step // steps_per_call)
+                last = ending or step == num_steps
                 due = [hook for hook in (*hooks, saving) if step % hook.every == 0]
                 if last and saving not in due:
                     due.append(saving)
@@ -261,6 +278,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
         return Outcome.DIVERGED
     if step == num_steps:
         record(workdir, Outcome.FINISHED, config, step=step, metrics={"step": step} | seen)
-    if stopping:
+    if ending or stop:
         console.log(f"stopped   at step {step:,}, which is saved; the same command continues")
-    return Outcome.STOPPED if stopping else Outcome.FINISHED
+        return Outcome.STOPPED
+    return Outcome.FINISHED

@@ -15,12 +15,11 @@ from diffusion.networks import NETWORKS
 from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import Denoise, check_signal, make_denoise
-from diffusion.samplers import Samples
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.variances import VARIANCES
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
-from experiments.methods.method import Chain, Encoder, Keys, Method
+from experiments.methods.method import Chain, Encoder, Keys, Method, Sampling
 
 SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, from here
 DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
@@ -207,16 +206,19 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         found = loss_fn(params, x_0, t, eps, train=True, rngs={"dropout": key}, **inputs)
         return weight * found, found
 
-    def sample(
-        params: Any, keys: jax.Array, labels: jax.Array, *, steps: int, record: tuple[int, ...]
-    ) -> Samples:
+    def sampling(steps: int, record: tuple[int, ...]) -> Sampling:
         schedule, denoise = chain.respaced(steps)
-        inputs = chain.condition(labels)
 
-        def bound(x_t: jax.Array, t: jax.Array) -> Any:
-            return denoise(params, x_t, t, **inputs)
+        def advance(
+            params: Any, keys: jax.Array, labels: jax.Array, state: samplers.Walk, t: jax.Array
+        ) -> samplers.Walk:
+            bound = functools.partial(denoise, params, **chain.condition(labels))
+            return samplers.walk(sampler, schedule, bound, keys, state, t, record)
 
-        return samplers.sample(sampler, schedule, bound, keys, encoder.shape, record=record)
+        def begin(params: Any, keys: jax.Array, labels: jax.Array) -> samplers.Walk:
+            return samplers.begin(sampler, keys, encoder.shape, len(record))
+
+        return Sampling(schedule.num_timesteps, begin, advance, samplers.end)
 
     return Method(
         init=init,
@@ -225,7 +227,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         losses=weighted,
         remember=lambda memory, examples, found: timesteps.update(memory, examples.t, found),
         summary=functools.partial(_summary, num_timesteps),
-        sample=sample,
+        sampling=sampling,
         num_steps=num_timesteps,
         num_classes=network.num_classes or 0,
         null_class=network.label_dropout > 0,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from diffusion.likelihood import Decoder
@@ -34,23 +35,47 @@ def pixels(image_shape: tuple[int, int, int], num_levels: int) -> Encoder:
     return Encoder(image_shape, lambda image: images.to_model(image, num_levels), lambda x: x)
 
 
-class SampleFn(Protocol):
-    """Draws one example a key."""
+class Sampling(NamedTuple):
+    """One way to draw examples, an example a key, in as many parts as whoever draws likes.
 
-    def __call__(
-        self,
-        params: Any,
-        keys: Key[Array, " b"],
-        labels: Int[Array, " b"],
-        *,
-        steps: int,
-        record: tuple[int, ...],
-    ) -> Samples:
+    All functions are pure and compiled by the caller; every leaf of `state` is [B, ...].
+
+    num_steps: in all; the parts of a drawing take falling steps from num_steps - 1 to 0.
+    begin: (params, keys, labels i32[B]) -> state.
+    advance: (params, keys, labels, state, steps i32[n]) -> state.
+    end: state -> Samples.
+    """
+
+    num_steps: int
+    begin: Callable[[Any, Key[Array, " b"], Int[Array, " b"]], Any]
+    advance: Callable[[Any, Key[Array, " b"], Int[Array, " b"], Any, Int[Array, " n"]], Any]
+    end: Callable[[Any], Samples]
+
+
+class MakeSampling(Protocol):
+    """How a method draws: (number of steps, steps to record) -> Sampling."""
+
+    def __call__(self, steps: int, record: tuple[int, ...]) -> Sampling:
         """Args:
-        labels: ignored where the method is not class-conditional.
         steps: how many; 0 is the method's own number.
-        record: steps, counted down to 0, whose estimates are returned.
+        record: steps, counted down to 0, whose estimates of x_0 are returned.
         """
+
+
+def at_once(draw: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> MakeSampling:
+    """The sampling of a method that takes a single step, whose estimate of x_0 is what it drew.
+
+    Args:
+        draw: (params, keys, labels i32[B]) -> f32[B, ...].
+    """
+
+    def make(steps: int, record: tuple[int, ...]) -> Sampling:
+        def end(x_0: jax.Array) -> Samples:
+            return Samples(x_0, jnp.broadcast_to(x_0, (len(record), *x_0.shape)))
+
+        return Sampling(1, draw, lambda params, keys, labels, x_0, steps: x_0, end)
+
+    return make
 
 
 class Chain(NamedTuple):
@@ -85,9 +110,9 @@ class Method(NamedTuple):
     losses: (params, examples, key) -> (f32[B], whose mean is minimised; details [B, ...] of it).
     remember: (memory, examples, details) -> memory.
     summary: (examples, details) -> name -> (sums, counts), whose ratios are columns of the log.
-    sample: draws examples.
+    sampling: how examples are drawn.
     num_steps: of sampling, where none are asked for.
-    num_classes: of the labels that `sample` heeds; 0 where it heeds none.
+    num_classes: of the labels that sampling heeds; 0 where it heeds none.
     null_class: whether label num_classes asks for no class in particular.
     protocol: what samples depend on beside parameters, seed, labels and number of steps.
     description: lines that a program says of it at the start.
@@ -100,7 +125,7 @@ class Method(NamedTuple):
     losses: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
     remember: Callable[[Any, Any, Any], Any]
     summary: Callable[[Any, Any], dict[str, tuple[jax.Array, jax.Array]]]
-    sample: SampleFn
+    sampling: MakeSampling
     num_steps: int
     num_classes: int
     null_class: bool

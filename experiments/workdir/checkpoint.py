@@ -4,6 +4,8 @@ Orbax writes and reads; what it does not notice is checked here: every leaf carr
 numbers, so a damaged file is an error and never a silently different model.
 """
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,11 @@ def hashes(tree: Any) -> dict[str, int]:
     return {name: int(a) << 32 | int(b) for name, (a, b) in zip(named, folds, strict=True)}
 
 
+def tree_hash(tree: Any) -> str:
+    """16 hexadecimal digits that tell one set of parameters from another, by values and names."""
+    return hashlib.sha256(json.dumps(hashes(tree), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _folds(leaves: list[jax.Array]) -> list[jax.Array]:
     return [_fold(leaf) for leaf in leaves]
 
@@ -121,6 +128,10 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save."""
         self._manager.close()
+
+    def wait(self) -> None:
+        """Waits for the last save, and lets others follow."""
+        self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
         """The newest step that was saved completely; None where there is none."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.stopping import STOPPED
 from experiments.workdir.metrics_file import read_records, windows
 from experiments.workdir.results import read_results
 
@@ -26,8 +27,10 @@ class Outcome(enum.Enum):
     DIVERGED = "diverged"  # and the same command would do so again
 
 
-# sysexits: EX_TEMPFAIL for what is to be started again; the next number is free for programs.
-EXIT_STATUS = MappingProxyType({Outcome.FINISHED: 0, Outcome.STOPPED: 75, Outcome.DIVERGED: 76})
+# STOPPED is sysexits' EX_TEMPFAIL; the next number is free for programs.
+EXIT_STATUS = MappingProxyType(
+    {Outcome.FINISHED: 0, Outcome.STOPPED: STOPPED, Outcome.DIVERGED: 76}
+)
 USER_ERROR = 2  # the exit status where the same command would fail in the same way
 FINAL = (Outcome.FINISHED, Outcome.DIVERGED)  # which starting the same command leaves as they are
 

@@ -16,9 +16,8 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
-from rich.progress import TimeRemainingColumn as Remaining
 
-from experiments.console import format_duration
+from experiments.console import WIDTH, format_duration
 from experiments.workdir.metrics_file import drop_lines_after
 
 
@@ -63,7 +62,7 @@ class Window(NamedTuple):
         for name, (sums, _) in self.calls[0]["summary"].items():
             if np.ndim(sums):
                 values = [metrics.get(f"{name}{i}", float("nan")) for i in range(len(sums))]
-                text += f" [{' '.join(f'{value:.4f}' for value in values)}]"
+                text += f" [{' '.join(f'{value:.3f}' for value in values)}]"
             else:
                 text += f"  {name} {metrics.get(name, float('nan')):.4f}"
         return text
@@ -134,16 +133,17 @@ class TrainingLog:
         console = Console()
         self._progress = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             Elapsed(),
-            Remaining(),
+            TextColumn("ETA {task.fields[eta]}"),
             console=console,
             disable=not console.is_terminal,
+            expand=True,
         )
         self._task = self._progress.add_task(
-            "training", total=num_steps, completed=start_step, loss=""
+            "training", total=num_steps, completed=start_step, loss="", eta="-:--"
         )
 
     def __enter__(self) -> Self:
@@ -187,15 +187,36 @@ class TrainingLog:
         if not self.active:
             return metrics
         self.scalars(step, metrics)
-        self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}")
+        eta = format_duration(metrics["eta_seconds"])
+        self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}", eta=eta)
         self._progress.console.print(
-            f"step {step:>7,}/{self.num_steps:,}  loss {metrics['loss']:.4f}"
-            f"{window.columns(metrics)}  "
-            f"grad {metrics['grad_norm']:.3f} ({metrics['clipped_share']:.0%} clipped)  "
-            f"{metrics['images_per_second']:.0f} images/s  "
-            f"data {metrics['data_wait_share']:.0%}  ETA {format_duration(metrics['eta_seconds'])}",
+            _line(window, metrics, "" if self._progress.live.is_started else eta),
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
         return metrics
+
+
+def _line(window: Window, metrics: dict[str, float], eta: str) -> str:
+    """The metrics that fit one line of WIDTH columns, the most important first to find room.
+
+    Args:
+        eta: where no bar shows it, else "".
+    """
+    clipped, waited = metrics["clipped_share"], metrics["data_wait_share"]
+    columns = [  # in the order of the line; the number says which finds room first
+        (0, f"step {window.step:>7,}  loss {metrics['loss']:.4f}"),
+        (3, window.columns(metrics)),
+        (4, f"  grad {metrics['grad_norm']:.3f}"),
+        (5, f" ({clipped:.0%} clipped)" if clipped >= 0.005 else ""),
+        (2, f"  {metrics['images_per_second']:.0f} images/s"),
+        (6, f"  data {waited:.0%}" if waited >= 0.05 else ""),
+        (1, f"  ETA {eta}" if eta else ""),
+    ]
+    room, chosen = WIDTH, set()
+    for rank, text in sorted(columns):
+        if len(text) <= room:
+            room -= len(text)
+            chosen.add(rank)
+    return "".join(text for rank, text in columns if rank in chosen)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion.samplers import Samples
 from experiments import build, devices, evaluate, hooks, images
 from experiments.build import METHODS
 from experiments.data.dataset import read_images
-from experiments.methods.method import Method, pixels
+from experiments.methods.method import Method, at_once, pixels
 from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome
@@ -35,10 +34,9 @@ def gaussian(config: ConfigDict, dataset: Any, encoder: Any, /) -> Method:
         details["scale"] = jnp.broadcast_to(scale.mean(), x_0.shape[:1])
         return 0.5 * details["square"] + details["scale"], details
 
-    def sample(params, keys, labels, *, steps, record):
+    def draw(params, keys, labels):
         noise = jax.vmap(lambda key: jax.random.normal(key, encoder.shape))(keys)
-        x_0 = params["mean"] + jnp.exp(params["log_scale"]) * noise
-        return Samples(x_0, jnp.stack([x_0] * len(record)) if record else x_0[None][:0])
+        return params["mean"] + jnp.exp(params["log_scale"]) * noise
 
     return Method(
         init=lambda key: {name: jnp.zeros(encoder.shape) for name in ("mean", "log_scale")},
@@ -50,7 +48,7 @@ def gaussian(config: ConfigDict, dataset: Any, encoder: Any, /) -> Method:
             name: (value.sum(), jnp.asarray(value.size, jnp.float32))
             for name, value in details.items()
         },
-        sample=sample,
+        sampling=at_once(draw),
         num_steps=1,
         num_classes=0,
         null_class=False,
