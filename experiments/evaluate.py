@@ -8,6 +8,7 @@ from typing import Any
 from experiments import console, devices, stopping
 from experiments.build import Experiment
 from experiments.console import format_duration
+from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
 from experiments.workdir.checkpoint import Loaded, checksums
@@ -61,7 +62,7 @@ def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str,
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
         )
-    weights = parts.key(checksums(params))
+    weights = digest(checksums(params))
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights, origin)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []

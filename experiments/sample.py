@@ -15,9 +15,9 @@ from diffusion import random
 from diffusion.schedules import evenly_spaced
 from experiments import console, devices, images, stopping
 from experiments.build import Experiment
-from experiments.files.atomic import read_json, write_json
+from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import Method
-from experiments.workdir.checkpoint import Loaded, tree_hash
+from experiments.workdir.checkpoint import Loaded, checksums
 from experiments.workdir.results import write_results
 
 SampleFn = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
@@ -240,7 +240,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
 
 def _about(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
     """What tells one set of samples from another."""
-    seed, weights = experiment.config.seed, tree_hash(loaded.params)
+    seed, weights = experiment.config.seed, digest(checksums(loaded.params))
     return facts_of(experiment, loaded) | {"seed": seed, "parameters": weights}
 
 

@@ -1,6 +1,7 @@
 """Files and folders that others see whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def digest(facts: Any) -> str:
+    """12 hexadecimal digits that name something by everything that it depends on (JSON)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import devices
 from experiments.build import Experiment
 from experiments.data.dataset import Source, fingerprint
-from experiments.metrics import parts
+from experiments.files.atomic import digest
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import Origin
 from experiments.workdir.protocols import MODEL
@@ -58,7 +58,7 @@ class Context(NamedTuple):
         config = config_to_dict(self.experiment.config)
         facts = {name: config[name] for name in ("seed", "data")} | {"weights": self.weights}
         facts |= {name: config[name] for name in MODEL if name in config}
-        return self.workdir / "evaluation" / f"{metric}_{parts.key([facts, dict(protocol)])}"
+        return self.workdir / "evaluation" / f"{metric}_{digest([facts, dict(protocol)])}"
 
 
 class Result(NamedTuple):

@@ -1,11 +1,8 @@
 """Results of a long computation, kept part by part so that an interruption loses one part."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +10,6 @@ from jax.experimental import multihost_utils
 
 from experiments import devices
 from experiments.files.tensors import read_npz, write_npz
-
-
-def key(facts: Any) -> str:
-    """12 hexadecimal digits that name a computation by everything that it depends on (JSON)."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Parts:

@@ -218,7 +218,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     # The checkpoint in the middle was written while the steps after it ran in its buffers.
     experiment = build(config)
     with Checkpoints(tmp_path / "whole") as one, Checkpoints(tmp_path / "parts") as two:
-        assert one.meta(4)["hashes"] == two.meta(4)["hashes"]
+        assert one.meta(4)["checksums"] == two.meta(4)["checksums"]
         abstract = abstract_like(
             lambda: experiment.method.init(jax.random.key(0)),
             devices.replicated(devices.make_mesh()),

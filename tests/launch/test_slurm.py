@@ -102,7 +102,7 @@ def test_a_requeued_training_ends_as_an_undisturbed_one(
         assert log.count("2 process(es)") == len(exits)
         assert log.count("resuming  step") == len(exits) - 1
         with Checkpoints(run) as checkpoints:
-            checksums[name] = checkpoints.meta(STEPS)["hashes"]
+            checksums[name] = checkpoints.meta(STEPS)["checksums"]
     assert checksums["whole"] == checksums["parts"]
 
 

@@ -17,8 +17,9 @@ from experiments.data.dataset import SPLITS, Source, fingerprint, read_images
 from experiments.features import classifier, frechet, scores
 from experiments.features.extractors import Extractor, features_of, load_extractor, make_feature_fn
 from experiments.features.references import read_statistics, real_features
+from experiments.files.atomic import digest
 from experiments.files.tensors import cache_folder
-from experiments.metrics import parts, sample_store
+from experiments.metrics import sample_store
 from experiments.metrics.metric import Context
 from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
@@ -288,7 +289,7 @@ def test_samples_of_other_weights_at_the_same_step_are_drawn_anew(config, workdi
     source = experiment.dataset.open("test")
 
     def folder(params) -> pathlib.Path:
-        weights = parts.key(checksums(params))
+        weights = digest(checksums(params))
         context = Context(experiment, workdir, mesh, step, params, source, 10, weights, origin)
         return context.folder("samples", {})
 

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from experiments.workdir.checkpoint import (
     Checkpoints,
     abstract_like,
     checksums,
-    hashes,
 )
 
 
@@ -104,7 +104,7 @@ def test_changed_values_are_noticed_and_older_steps_offered(saved: pathlib.Path)
     """Orbax restores wrong numbers without a word; the checksum in the JSON does not."""
     path = next((saved / "checkpoints" / "3" / "meta").glob("*"))
     meta = json.loads(path.read_text())
-    meta["hashes"]["state"]["['w']"] ^= 1
+    meta["checksums"]["state"]["['w']"] ^= 1
     path.write_text(json.dumps(meta))
     with Checkpoints(saved) as checkpoints:
         with pytest.raises(CheckpointError, match=r"is damaged: .*\['w'\].*older step"):
@@ -113,43 +113,14 @@ def test_changed_values_are_noticed_and_older_steps_offered(saved: pathlib.Path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
-def test_a_hash_tells_any_changed_bit_and_any_two_elements_exchanged(dtype: str) -> None:
-    rng = np.random.default_rng(0)
-    raw = np.asarray(jnp.asarray(rng.integers(0, 2 if dtype == "bool" else 90, 500), dtype))
-    seen = {hashes([jnp.asarray(raw)])["[0]"]}
-    for place in rng.integers(0, 500, 20):
-        changed = raw.copy()
-        if dtype == "bool":
-            changed[place] ^= True
-        else:
-            bits = changed.view(f"uint{8 * raw.dtype.itemsize}")
-            bits[place] ^= np.array(1, bits.dtype) << bits.dtype.type(rng.integers(6))
-        seen.add(hashes([jnp.asarray(changed)])["[0]"])
-    first, other = 3, 3 + int(np.flatnonzero(raw[3:] != raw[3])[0])
-    swapped = raw.copy()
-    swapped[[first, other]] = swapped[[other, first]]
-    seen.add(hashes([jnp.asarray(swapped)])["[0]"])
-    assert len(seen) > 20  # two of the random changes may be the same one
-
-
-def test_a_hash_tells_a_change_of_sign_in_many_places() -> None:
-    values = jnp.arange(1.0, 9.0)
-    signs = [values.at[:count].multiply(-1.0) for count in range(9)]
-    assert len({hashes({"w": value})["['w']"] for value in signs}) == 9
-
-
-def test_a_checkpoint_with_the_older_checksums_is_verified_by_them(saved: pathlib.Path) -> None:
-    path = next((saved / "checkpoints" / "3" / "meta").glob("*"))
-    meta = json.loads(path.read_text())
-    del meta["hashes"]
-    meta["checksums"] = {"state": checksums(make(3)), "ema": checksums(make(-3))}
-    path.write_text(json.dumps(meta))
-    with Checkpoints(saved) as checkpoints:
-        checkpoints.restore(3, "state", abstract())
-        meta["checksums"]["state"]["['w']"] ^= 1
-        path.write_text(json.dumps(meta))
-    with Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError, match="is damaged"):
-        checkpoints.restore(3, "state", abstract())
+def test_a_checksum_is_that_of_the_leafs_bytes(dtype: str) -> None:
+    leaf = jnp.asarray(np.random.default_rng(0).integers(0, 2, (3, 5, 7)), dtype)
+    tree = {"w": leaf, "n": [jnp.asarray(3, jnp.int32)]}
+    expected = {
+        "['w']": zlib.crc32(np.asarray(leaf).tobytes()),
+        "['n'][0]": zlib.crc32(b"\3\0\0\0"),
+    }
+    assert checksums(tree) == expected
 
 
 def test_a_missing_file_is_an_error_that_names_the_older_steps(saved: pathlib.Path) -> None:
