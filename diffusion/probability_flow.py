@@ -10,7 +10,6 @@ N(0, I). No estimate of x_0 is clipped: that would not be the flow of any densit
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,10 +129,11 @@ def _solve(
     end: float,
     x: Float[Array, "*x"],
     probes: Float[Array, "p *x"],
-    controller: diffrax.PIDController,
+    controller: Any,
     max_steps: int,
 ) -> tuple[Scalar, Int[Array, ""], Bool[Array, ""]]:
     """(log-density in nats per dimension, evaluations, success) of one image (Song Eq. 39)."""
+    import diffrax  # half a second, of which those who need no likelihood have no use
 
     def derivative(u: Any, state: Any, _: None) -> Any:
         value, trace = divergence(lambda x: field(x, u), state[0], probes)
@@ -200,6 +200,8 @@ def likelihood(
     """
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"num_probes = {num_probes} is not possible: choose 1 or more, or None.")
+    import diffrax
+
     controller = diffrax.PIDController(
         rtol, atol, norm=_error_norm, dtmin=SHORTEST_STEP, force_dtmin=False
     )

@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
 
 from experiments.data import prepared
 from experiments.data.dataset import Dataset, open_named_split
@@ -54,6 +53,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
     """All digits in scikit-learn's order: images uint8[1797, 8, 8, 1] and labels int64[1797]."""
+    from sklearn.datasets import load_digits  # a second to import, and used once in a lifetime
 
     digits = load_digits()
     images = np.floor(digits.images * (255 / (NUM_LEVELS - 1)) + 0.5).astype(np.uint8)

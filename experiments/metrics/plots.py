@@ -1,9 +1,16 @@
 """The pictures of an evaluation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot, whose backend is the caller's, a notebook's say
+
+
+def _figure(**options: Any) -> Any:
+    """An empty figure, of whatever backend: pyplot would set the caller's, a notebook's say."""
+    from matplotlib.figure import Figure  # trainings do without its second of import
+
+    return Figure(**options, layout="constrained")
 
 
 def rate_distortion(path: Path, rate: np.ndarray, rmse: np.ndarray, title: str) -> None:
@@ -15,7 +22,7 @@ def rate_distortion(path: Path, rate: np.ndarray, rmse: np.ndarray, title: str) 
         rmse: f64[T], of the estimate of x_0 from x_t, on [0, 255].
     """
     reverse_time = len(rate) - np.arange(len(rate))
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    figure = _figure(figsize=(11, 3.2))
     axes = figure.subplots(1, 3)
     for axis, x, y, names in (
         (axes[0], reverse_time, rmse, ("reverse time T − t", "distortion (RMSE, 0 to 255)")),
@@ -35,7 +42,7 @@ def along_the_chain(path: Path, reverse_time: np.ndarray, series: dict[str, np.n
     Args:
         series: name -> f64[K], one panel each.
     """
-    figure = Figure(figsize=(4 * len(series), 3.2), layout="constrained")
+    figure = _figure(figsize=(4 * len(series), 3.2))
     axes = figure.subplots(1, len(series), squeeze=False)[0]
     for axis, (name, values) in zip(axes, series.items(), strict=True):
         axis.plot(reverse_time, values, marker="o", markersize=3, color="black", linewidth=1.2)

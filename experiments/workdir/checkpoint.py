@@ -37,7 +37,7 @@ def checksums(tree: Any) -> dict[str, int]:
     for _, leaf in leaves:
         leaf.copy_to_host_async()
     with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda leaf: zlib.crc32(np.ascontiguousarray(leaf[1])), leaves)
+        found = threads.map(lambda leaf: zlib.crc32(np.asarray(leaf[1]).tobytes()), leaves)
         return {
             jax.tree_util.keystr(path): crc for (path, _), crc in zip(leaves, found, strict=True)
         }
