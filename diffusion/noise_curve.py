@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from diffusion.structs import Schedule
+from diffusion.structs import NoiseLevel, Schedule
 
 Scalar = Float[Array, ""]
 
@@ -20,24 +20,6 @@ class NoiseCurve(NamedTuple):
 
     cubic: Float[Array, "n 4"]  # row k: log alpha_bar on [k, k + 1] in powers of u - k; n = T - 1
     model_t: Float[Array, " T"]  # what the network is told at the integers
-
-
-class NoiseLevel(NamedTuple):
-    """A point of a `NoiseCurve`, f32[] each."""
-
-    log_alpha_bar: Scalar
-    rate: Scalar  # d log alpha_bar / du, <= 0
-    model_t: Scalar  # what the network is told
-
-    @property
-    def sqrt_alpha_bar(self) -> Scalar:
-        """The signal's coefficient, as `Schedule` names it."""
-        return jnp.exp(0.5 * self.log_alpha_bar)
-
-    @property
-    def sqrt_one_minus_alpha_bar(self) -> Scalar:
-        """The noise's coefficient."""
-        return jnp.sqrt(-jnp.expm1(self.log_alpha_bar))
 
 
 def _slopes(rises: np.ndarray) -> np.ndarray:

@@ -10,8 +10,7 @@ from types import MappingProxyType
 from jaxtyping import Array, Float
 
 from diffusion.forward import q_posterior
-from diffusion.noise_curve import NoiseLevel
-from diffusion.structs import Parameterization, Schedule
+from diffusion.structs import NoiseLevel, Parameterization, Schedule
 
 X = Float[Array, "*x"]
 Point = Schedule | NoiseLevel

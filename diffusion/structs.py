@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 
 class Schedule(NamedTuple):
@@ -31,6 +32,24 @@ class Schedule(NamedTuple):
     def num_timesteps(self) -> int:
         """T, the number of steps of this chain."""
         return self.beta.shape[0]
+
+
+class NoiseLevel(NamedTuple):
+    """A point between the timesteps of a chain, on a `NoiseCurve`, f32[] each."""
+
+    log_alpha_bar: jax.Array
+    rate: jax.Array  # d log alpha_bar / du, <= 0
+    model_t: jax.Array  # what the network is told
+
+    @property
+    def sqrt_alpha_bar(self) -> jax.Array:
+        """The signal's coefficient, as `Schedule` names it."""
+        return jnp.exp(0.5 * self.log_alpha_bar)
+
+    @property
+    def sqrt_one_minus_alpha_bar(self) -> jax.Array:
+        """The noise's coefficient."""
+        return jnp.sqrt(-jnp.expm1(self.log_alpha_bar))
 
 
 class Gaussian(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments import console, devices, stopping
+from experiments import console, devices
 from experiments.build import Experiment
 from experiments.console import format_duration
 from experiments.files.atomic import digest
@@ -67,7 +67,7 @@ def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str,
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
     for name in names:
-        stopping.doing(f"measuring {name}")
+        console.doing(f"measuring {name}")
         begin = time.perf_counter()
         result = METRICS[name].measure(context)
         seconds = time.perf_counter() - begin

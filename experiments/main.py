@@ -10,10 +10,10 @@ field of it. --list_ablations prints the names that may follow a config after a 
 
 import sys
 
-from experiments import stopping
+from experiments import console
 
 if __name__ == "__main__":
-    stopping.watch()  # before the imports, which take seconds
+    console.watch_signals()  # before the imports, which take seconds
 
 import time
 from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
         outcome = train_with_hooks(experiment, workdir)
         if outcome is not Outcome.FINISHED:
             return EXIT_STATUS[outcome]
-    stopping.doing("reading the checkpoint")
+    console.doing("reading the checkpoint")
     if modes:
         loaded = load_ema(experiment, workdir, devices.make_mesh())
         for mode in modes:
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
         if config.distributed != "off":
-            stopping.release()  # the cluster says when
+            console.release_signals()  # the cluster says when
         devices.initialize_distributed(config.distributed)
         if COMPILATION_CACHE.value != "off":
             chosen = COMPILATION_CACHE.value

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from diffusion import random
 from diffusion.schedules import evenly_spaced
-from experiments import console, devices, images, stopping
+from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import Method
@@ -290,7 +290,7 @@ def sample(
     rows = min(config.progress_images, config.num_images)
     batches = -(-config.num_images // batch_size)
 
-    stopping.doing("sampling")
+    console.doing("sampling")
     begin = time.perf_counter()
     plain = make_sample_fn(experiment, mesh, num_steps=config.num_steps)
     recording = make_sample_fn(experiment, mesh, num_steps=config.num_steps, record=record)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import random
-from experiments import console, devices, images, stopping
+from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.data import loader
 from experiments.data.dataset import load_in_memory
@@ -113,7 +113,7 @@ def compiled_step(experiment: Experiment, mesh: Mesh, state: TrainState, batch: 
     everywhere = devices.replicated(mesh)
     lowered = make_train_call(experiment, mesh).lower(state, batch)
     begin = time.perf_counter()
-    stopping.doing("compiling the training step")
+    console.doing("compiling the training step")
     about = devices.compile_seconds(lowered)
     console.log(f"compiling the training step: about {about:.0f} s, less where it is cached")
     train_call = lowered.compile()
@@ -229,7 +229,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             if devices.is_main_process():
                 write_config(workdir, config)
             log = stack.enter_context(training_log.TrainingLog(workdir, step, num_steps))
-            stop = stack.enter_context(stopping.stop_requested(jax.process_count() == 1))
+            stop = stack.enter_context(console.stop_requested(jax.process_count() == 1))
             stack.callback(wait_for_saves)
             watch.remember(workdir / "metrics.jsonl")
             meter, window, previous = training_log.Meter(), None, None

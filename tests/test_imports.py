@@ -15,7 +15,7 @@ LAYERS = tuple(
     frozenset(layer.split())
     for layer in (
         "diffusion",
-        "files devices images console stopping lookup optimizers",
+        "files devices images console lookup optimizers",
         "data workdir",
         "methods features configs",
         "build command_line reports",
@@ -28,7 +28,7 @@ LAYERS = tuple(
 )
 # What a room may import of all that lies below it, where that is less than everything.
 ONLY = {
-    "workdir": {"files", "devices", "console", "stopping"},
+    "workdir": {"files", "devices", "console"},
     "launch": {"files", "console", "workdir", "configs", "command_line", "reports"},
 }
 # Programs of others that a package must not need.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.stopping import STOPPED
+from experiments.console import STOPPED
 from experiments.workdir.metrics_file import read_records, windows
 from experiments.workdir.results import read_results
 

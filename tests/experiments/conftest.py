@@ -1,7 +1,8 @@
 """A data set and a config small enough to train in a moment."""
 
 import pathlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -77,3 +78,11 @@ def tiny_experiment(tiny: Callable[[], ConfigDict]) -> Experiment:
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program sees the first device only, as on a laptop."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in the foreground, wherever the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

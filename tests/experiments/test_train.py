@@ -1,7 +1,7 @@
 import json
 import pathlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import console, devices, hooks, train
+from experiments import devices, hooks, train
 from experiments import state as states
 from experiments.build import build
 from experiments.data import loader
@@ -227,40 +227,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     for name in ("whole", "parts"):
         assert [line["step"] for line in records(tmp_path / name)] == [4, 8]
     assert records(tmp_path / "whole")[1]["loss"] == records(tmp_path / "parts")[1]["loss"]
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in the foreground, wherever the tests were started."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_signal_kills_unless_it_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slurm sends SIGTERM twice within milliseconds; a user who insists takes longer."""
-    with console.stop_requested() as stop:
-        assert not stop
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop
-    monkeypatch.setattr(console, "REPEATED", 0.0)
-    with pytest.raises(KeyboardInterrupt), console.stop_requested():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
-    """As one that a script started in the background does; SIGTERM still stops it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with console.stop_requested() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert not stop and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        signal.raise_signal(signal.SIGTERM)
-        assert stop
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -220,7 +220,7 @@ def test_what_diverged_is_never_saved(
     capsys.readouterr()
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     assert files(tmp_path) == before
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert f"step {section['step']}" in said and section["reason"] in said
     assert f"of step {max(found)}" in said if found else "none at all" in said
     assert "another --workdir" in said and said.count("\n") == 1
@@ -270,7 +270,7 @@ def test_a_signal_saves_nothing_that_diverged(
     config = tiny()
     config.train.log_every = config.train.checkpoint_every = 8
     spoil(monkeypatch, 4, "params")
-    monkeypatch.setattr(console, "stop_requested", lambda: contextlib.nullcontext([1.0]))
+    monkeypatch.setattr(console, "stop_requested", lambda heed: contextlib.nullcontext([1.0]))
     monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: False)
     assert hooks.train_with_hooks(build(config), tmp_path / "at once") is Outcome.STOPPED
     assert sorted(numbers(tmp_path / "at once", config)) == [2]

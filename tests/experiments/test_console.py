@@ -1,0 +1,88 @@
+"""How programs end that are asked to; those here import no jax, so that each takes no time."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import console
+from tests.experiments.processes import ROOT
+
+START = "from experiments import console; import ctypes, signal, sys, time\n"
+# As a compiler does: not a Python instruction in ten seconds, and other threads may run.
+BUSY = "print('ready', flush=True)\nwhile True: ctypes.CDLL(None).usleep(10_000_000)\n"
+
+
+def started(program: str) -> subprocess.Popen:
+    """A program that has printed its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", START + program], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", console.SIGNALS)
+def test_a_signal_ends_a_program_at_once_whatever_it_does(number: int) -> None:
+    process = started("console.watch_signals(); console.doing('compiling')\n" + BUSY)
+    begin = time.monotonic()
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=5)
+    assert time.monotonic() - begin < 3
+    assert process.returncode == console.STOPPED
+    assert said == "stopped   while compiling; the same command continues\n"
+
+
+def test_a_signal_waits_where_a_good_moment_will_come_and_a_second_one_does_not() -> None:
+    program = "console.watch_signals()\nwith console.stop_requested() as stop:\n "
+    program += "print('ready', flush=True)\n while not stop: time.sleep(0.01)\n "
+    process = started(program + "print('seen', flush=True)\n time.sleep(60)\n")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None and process.stdout.readline() == "seen\n"
+    process.send_signal(signal.SIGINT)  # at once, as Slurm sends them
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=console.REPEATED)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == console.STOPPED
+
+
+def test_what_is_ignored_stays_so_and_a_released_program_is_python_s() -> None:
+    ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); console.watch_signals()\n" + BUSY
+    process = started(ignoring)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.terminate()
+    assert process.wait(timeout=5) == console.STOPPED
+    program = "console.watch_signals(); console.release_signals()\nprint('ready', flush=True)\n"
+    process = started(program + "try: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(9)\n")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 9
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_second_signal_kills_unless_it_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm sends SIGTERM twice within milliseconds; a user who insists takes longer."""
+    with console.stop_requested() as stop:
+        assert not stop
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+    monkeypatch.setattr(console, "REPEATED", 0.0)
+    with pytest.raises(KeyboardInterrupt), console.stop_requested():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    """As one that a script started in the background does; SIGTERM still stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with console.stop_requested() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
