@@ -1,6 +1,7 @@
 """Samples from a trained model: a PNG grid, an npz of uint8, and the progressive generation."""
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments.build import Experiment
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import Method
 from experiments.workdir.checkpoint import Loaded, checksums
-from experiments.workdir.results import write_results
+from experiments.workdir.results import read_results, write_results
 
 SampleFn = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 ABOUT = "samples.json"  # what samples in a folder of their own are of
@@ -267,7 +268,7 @@ def sample(
         workdir: of the run.
         loaded: the parameters.
         out: where to; None is `workdir`/samples, the training's own set, which is replaced, and
-            then the section "sample" of results.json tells of it.
+            then the section "sample" of results.json tells of it, as it does of a first set.
 
     Raises:
         ValueError: if `out` holds other samples.
@@ -304,7 +305,7 @@ def sample(
     results = facts_of(experiment, loaded) | {
         "not_finite": drawn.not_finite,
         "seconds": round(seconds, 2),
-        "files": [f"samples/{name}" for name in names],
+        "files": [os.path.relpath(folder / name, workdir) for name in names],
     }
     if devices.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -312,9 +313,9 @@ def sample(
         images.save_grid(folder / "samples.png", drawn.samples[:256])
         by_row = recorded.progress.swapaxes(0, 1).reshape(-1, *drawn.samples.shape[1:])
         images.save_grid(folder / "progress.png", by_row, columns=columns)
-        if out is None:
+        if out is None or "sample" not in read_results(workdir):
             write_results(workdir, "sample", results, experiment.config)
-        else:
+        if out is not None:
             write_json(folder / ABOUT, about)
     drawn.warn()
     console.log(

@@ -88,11 +88,27 @@ def test_training_ends_in_samples_and_numbers(run: tuple) -> None:
 
 def test_sampling_needs_only_the_working_directory(run: tuple) -> None:
     workdir, _ = run
-    program("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=4")
-    assert np.load(workdir / "samples" / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
+    own = (workdir / "samples" / "samples.npz").read_bytes()
+    first = program("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=4")
+    apart = workdir / "samples" / "step8_seed0_ancestral8"
+    four = np.load(apart / "samples.npz")["arr_0"]
+    assert four.shape == (4, 8, 8, 1) and "sampled   4 images" in first.stdout
+    again = program("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=4")
+    assert "already" in again.stdout
+    # More of the same replace them, and other ones do not.
+    program("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=6")
+    six = np.load(apart / "samples.npz")["arr_0"]
+    assert six.shape == (6, 8, 8, 1) and abs(six[:4].astype(int) - four).max() <= 1
+    program("--mode=sample", f"--workdir={workdir}", "--config.seed=1")
+    out = ("--mode=sample", f"--workdir={workdir}", f"--out={apart}", "--config.seed=1")
+    refused = program(*out, code=2)
+    assert "holds something else" in refused.stderr
+    assert (workdir / "samples" / "samples.npz").read_bytes() == own
+    np.testing.assert_array_equal(np.load(apart / "samples.npz")["arr_0"], six)
+    assert (workdir / "samples" / "step8_seed1_ancestral8" / "samples.png").is_file()
     program("--mode", "evaluate", "--workdir", str(workdir), "--config.evaluate.num_images=5")
     results = json.loads((workdir / "results.json").read_text())
-    assert results["bpd"]["protocol"]["num_images"] == 5 and results["sample"]["num_images"] == 4
+    assert results["bpd"]["protocol"]["num_images"] == 5 and results["sample"]["num_images"] == 6
 
 
 @pytest.mark.parametrize(
@@ -175,8 +191,11 @@ def test_convert_writes_a_folder_for_diffusers_and_reads_it_again(run, tmp_path)
     assert "process   schedule linear, eps" in result.stdout
     program("--mode=sample", f"--workdir={again}", "--config.sample.num_images=6")
     ours, theirs = (
-        np.load(folder / "samples" / "samples.npz", allow_pickle=False)["arr_0"]
-        for folder in (run[0].with_name("untouched"), again)
+        np.load(folder / "samples.npz", allow_pickle=False)["arr_0"]
+        for folder in (
+            run[0].with_name("untouched") / "samples",
+            again / "samples" / "step8_seed0_ancestral8",
+        )
     )
     np.testing.assert_array_equal(ours, theirs)
     for arguments, message in {
