@@ -108,15 +108,13 @@ class Job:
                 # where some settings would leave it behind when the job ends.
                 start_new_session="SLURM_JOB_ID" not in os.environ,
             )
-            told = False
-            while True:
-                if signals.stop and not told:
-                    told = True
-                    program.send_signal(signal.SIGTERM)
-                    if rank == 0:
-                        status.write(self.folder, known._replace(state="stopping"))
+            while not signals.stop:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return program.wait(timeout=0.2)
+            program.send_signal(signal.SIGTERM)
+            if rank == 0:
+                status.write(self.folder, known._replace(state="stopping"))
+            return program.wait()
 
     def _ended(self, known: Status, state: str, code: int) -> Status:
         """The status after the last attempt."""

@@ -66,10 +66,7 @@ def _keys(runs: Sequence[Run]) -> list[_Key]:
         overrides, settings = (", ".join(f"{k}={v}" for k, v in p.items()) for p in points)
         return _Key(run.config, run.ablation or "", overrides, settings)
 
-    known: dict[str, _Key] = {}
-    for run in runs:
-        if run.config:
-            known.setdefault(run.name.rpartition("-seed")[0], own(run))
+    known = {run.name.rpartition("-seed")[0]: own(run) for run in reversed(runs) if run.config}
     keys = []
     for run in runs:
         alone = _Key(ablation=run.place or run.name)
