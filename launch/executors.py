@@ -64,7 +64,6 @@ class Local:
         return len(self._free)
 
     def submit(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        started = {}
         for job in jobs:
             place = self._free.pop()
             job.environment, job.cores = self._environment[place], self._cores[place]
@@ -75,8 +74,7 @@ class Local:
             finally:
                 signal.signal(signal.SIGINT, before)
             self._active[job.folder] = (place, submitted)
-            started[job.folder] = submitted.job_id
-        return started
+        return {job.folder: self._active[job.folder][1].job_id for job in jobs}
 
     def alive(self, names: Mapping[Path, str]) -> set[Path]:
         for folder, (place, job) in list(self._active.items()):
@@ -166,7 +164,7 @@ def _all_gpus() -> list[str]:
 
 def _gpus(place: int, gpus_per_run: int) -> dict[str, str | None]:
     """The variable by which a run sees its GPUs; submitit would hide them all."""
-    if not gpus_per_run:
-        return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
-    chosen = _all_gpus()[place * gpus_per_run : (place + 1) * gpus_per_run]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus_per_run:
+        visible = ",".join(_all_gpus()[place * gpus_per_run : (place + 1) * gpus_per_run])
+    return {"CUDA_VISIBLE_DEVICES": visible}

@@ -27,11 +27,6 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _ignore_warning() -> None:
-    """In the program that is to start: the warning is for its parent, and would kill it."""
-    signal.signal(Signals.WARNING, signal.SIG_IGN)
-
-
 @dataclass
 class Job:
     """Runs the program of one run folder to its end, over crashes and interruptions."""
@@ -103,7 +98,8 @@ class Job:
                 stderr=subprocess.STDOUT,
                 env={name: value for name, value in environment.items() if value is not None},
                 pass_fds=descriptors,
-                preexec_fn=_ignore_warning,
+                # The warning is for this process, and would kill the program.
+                preexec_fn=lambda: signal.signal(Signals.WARNING, signal.SIG_IGN),
                 # A terminal's Ctrl-C then reaches it through this process only. Not under Slurm,
                 # where some settings would leave it behind when the job ends.
                 start_new_session="SLURM_JOB_ID" not in os.environ,

@@ -96,9 +96,8 @@ def make_runs(
         raise ValueError(
             f"--config={config}: name the file alone, and what follows the colon in --ablations."
         )
-    for name in grid:
-        if name in settings:
-            raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
+    for name in grid.keys() & settings.keys():
+        raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
     if "seed" in {*grid, *settings}:
         raise ValueError("the seed is set by --seeds=0,1,2 and not as a field of the config.")
     runs: dict[str, PlannedRun] = {}

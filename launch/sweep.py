@@ -90,7 +90,7 @@ def make_runs(options: argparse.Namespace) -> list[PlannedRun]:
     seeds = plan.split(options.seeds)
     if not all(seed.isdigit() for seed in seeds):
         raise ValueError(f"--seeds={options.seeds}: numbers separated by commas, such as 0,1,2.")
-    names = ablations.names(options.ablations) if options.ablations else [""]
+    names = ablations.names(options.ablations)
     several = options.slurm.get("nodes", 1) * options.slurm.get("ntasks_per_node", 1) > 1
     settings = ({"distributed": "auto"} if several else {}) | options.settings
     grid = plan.parse_grid(options.grid)
@@ -185,10 +185,12 @@ class Sweep:
     def _after(self, folder: Path) -> None:
         """What became of a run whose job has ended; one that is not over is submitted again."""
         known = status.read(folder)
+        with status.lock(folder) as descriptor:
+            lives_on = descriptor is None  # the program, without its job
         if known.state in (*status.FINAL, "failed"):
             self._ended.add(folder)
-        elif _locked(folder) or known.state == "stopped":
-            return  # its program lives on without its job; or it was stopped, and is saved
+        elif lives_on or known.state == "stopped":
+            return  # what was stopped is saved
         elif self.stopping:
             status.write(folder, known._replace(state="stopped"))
         else:
@@ -197,12 +199,6 @@ class Sweep:
                 message = f"its job ended {self._lost[folder]} times without a word (killed?)"
                 status.write(folder, known._replace(state="failed", message=message))
                 self._ended.add(folder)
-
-
-def _locked(folder: Path) -> bool:
-    """Whether some process carries out the run, of this sweep or of one before."""
-    with status.lock(folder) as descriptor:
-        return descriptor is None
 
 
 def watch(sweep: Sweep, table: LiveTable) -> bool:
@@ -250,8 +246,7 @@ def main(argv: Sequence[str]) -> int:
     plan.write(options.workdir, runs)
     sweep = Sweep(runs, options.workdir, machine, options.retries)
     with LiveTable() as table:
-        complete = watch(sweep, table)
-        if not complete:
+        if not watch(sweep, table):
             table.print_line("stopped; the same command continues what has not ended")
             return EXIT_STATUS[Outcome.STOPPED]
         ended = sweep.states()

@@ -39,12 +39,12 @@ class Numbers(NamedTuple):
 
     table: a line for every section, variant and quantity, with the columns COLUMNS; notes are
         tuples, and "seeds" is 0 where no run of the variant has the quantity.
-    protocols: section -> the fields that all its values share, but for the seed.
+    protocols: section -> the fields that all its values share, but for the seed, as written.
     warnings: section -> what is odd about its values.
     """
 
     table: pd.DataFrame
-    protocols: dict[str, dict[str, Any]]
+    protocols: dict[str, dict[str, str]]
     warnings: dict[str, list[str]]
 
 
@@ -151,8 +151,7 @@ def _odd_commits(runs: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
         if any(kind in commit for commit in distinct)
     ]
     if len(distinct) > 1:
-        named = ", ".join(distinct)
-        warnings.append(f"numbers of {len(distinct)} versions of the code: {named}.")
+        warnings.append(f"numbers of {len(distinct)} versions of the code: {', '.join(distinct)}.")
     usual = Counter(runs["commit"]).most_common(1)[0][0]
     own = runs.groupby("row", sort=False)["commit"].unique()
     return {
@@ -186,7 +185,8 @@ def numbers(part: DatasetRuns) -> Numbers:
         runs = table.drop_duplicates("place")
         having = runs.groupby("row")["run"].agg(list)
         unshared = {*differences(list(runs["protocol"]), free=()), "seed"}
-        protocols[name] = {k: v for k, v in runs["protocol"].iloc[0].items() if k not in unshared}
+        shared = {k: v for k, v in runs["protocol"].iloc[0].items() if k not in unshared}
+        protocols[name] = {field: written(value) for field, value in shared.items()}
         commits, of_commits = _odd_commits(runs)
         odd = _odd_protocols(runs)
         warnings[name] = [f"{label}: not comparable, {why}." for label, why in odd.items()]

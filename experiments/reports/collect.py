@@ -99,9 +99,5 @@ def read_summary(path: Path) -> Collection:
 
 
 def load(path: Path) -> Collection:
-    """The runs below a folder, or those of a summary.
-
-    Raises:
-        FileNotFoundError, ValueError: for a path that is neither.
-    """
+    """The runs below a folder, or those of a summary."""
     return collect(path) if path.is_dir() else read_summary(path)

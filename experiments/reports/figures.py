@@ -116,17 +116,16 @@ def sample_strips(
     result: dict[str, dict[str, str]] = {}
     for number, (variant, paths) in enumerate(zip(variants, found, strict=True)):
         name = f"{prefix}samples{number}.png"
-        try:
-            if seed in paths:
+        states = [run.state for run in variant.runs if run.seed == seed] or ["not planned"]
+        strip = {"reason": f"none: seed {seed} is {states[0]}"}
+        if seed in paths:
+            try:
                 _strip(_first_samples(paths[seed])).save(folder / name)
-                result[variant.label] = {"picture": name}
-                continue
-            states = [run.state for run in variant.runs if run.seed == seed]
-            reason = f"none: seed {seed} is {(*states, 'not planned')[0]}"
-        except (ValueError, OSError) as error:
-            said = str(error).removeprefix(f"{paths[seed]} ")
-            reason = f"samples.npz of seed {seed} cannot be read: {said}"
-        result[variant.label] = {"reason": reason}
+                strip = {"picture": name}
+            except (ValueError, OSError) as error:
+                said = str(error).removeprefix(f"{paths[seed]} ")
+                strip = {"reason": f"samples.npz of seed {seed} cannot be read: {said}"}
+        result[variant.label] = strip
     return seed, result
 
 

@@ -6,7 +6,6 @@ and was evaluated by the paper's protocol; everything else is listed apart, with
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.configs import published
 from experiments.configs.published import PaperRow, PaperTable
@@ -36,11 +35,7 @@ def _facts(runs: Sequence[Run]) -> tuple[Cell, ...]:
 
 
 def load_runs(names: Sequence[str]) -> list[Run]:
-    """The runs of summaries and folders.
-
-    Raises:
-        FileNotFoundError, ValueError: for a name that is neither.
-    """
+    """The runs of summaries and folders."""
     paths = [Path(name).expanduser() for name in names]
     return [run._replace(place=f"{path}/{run.place}") for path in paths for run in load(path).runs]
 
@@ -104,18 +99,18 @@ def command(table: PaperTable, row: PaperRow) -> str:
 def _commands(table: PaperTable) -> list[str]:
     """The commands of a table; the bound of the train split is measured in a copy of the run."""
     commands = list(dict.fromkeys(command(table, row) for row in table.rows))
-    workdirs = [line.partition("--workdir=")[2].partition(" ")[0] for line in commands]
-    on_train = [
-        line
-        for workdir in workdirs
-        for line in (
+    if "bits_per_dim_train" not in table.columns:
+        return commands
+    on_train = []
+    for line in commands:
+        workdir = line.partition("--workdir=")[2].partition(" ")[0]
+        on_train += [
             f"cp -r {workdir} {workdir}-train",
             f"python -m experiments.main --mode=evaluate --workdir={workdir}-train "
             "--config.evaluate.metrics=bpd --config.evaluate.split=train "
             "--config.evaluate.num_images=0",
-        )
-    ]
-    return commands + (on_train if "bits_per_dim_train" in table.columns else [])
+        ]
+    return commands + on_train
 
 
 def _own_table(runs: Sequence[Run], table: PaperTable) -> Table:
@@ -162,19 +157,12 @@ def _why_not(run: Run, about: Sequence[PaperRow], section: str, quantity: str) -
     return "; ".join(filter(None, [*estimate, describe(unlike)]))
 
 
-def _apart(runs: Sequence[Run]) -> Iterator[tuple[Cell, ...]]:
+def _apart(dataset: str, variant: Variant) -> Iterator[tuple[Cell, ...]]:
     """Numbers of the paper's ablations that are not its cells: other data, or other settings."""
     rows = [row for table in published.TABLES.values() for row in table.rows]
-    for part in group_runs(runs):
-        for variant in part.variants:
-            about = [row for row in rows if paper.is_about(variant.runs[0], row)]
-            if about:
-                yield from _apart_of(part.dataset, variant, about)
-
-
-def _apart_of(
-    dataset: str, variant: Variant, about: Sequence[PaperRow]
-) -> Iterator[tuple[Cell, ...]]:
+    about = [row for row in rows if paper.is_about(variant.runs[0], row)]
+    if not about:
+        return
     label = _cells(dataset, variant.label, variant.states)
     steps = ", ".join(sorted({f"{run.num_steps:,}" for run in variant.runs if run.num_steps}))
     found = numbers(DatasetRuns(dataset, (variant,))).table
@@ -194,13 +182,14 @@ def _apart_of(
 
 def document(runs: Sequence[Run]) -> str:
     """The whole ledger, as Markdown."""
-    lines = tuple(_apart(runs))
-    content: dict[str, Any] = {
-        "paper": paper.LINK,
-        "tables": [
+    variants = [(part.dataset, v) for part in group_runs(runs) for v in part.variants]
+    lines = tuple(line for dataset, variant in variants for line in _apart(dataset, variant))
+    return render.to_markdown(
+        "ledger.jinja",
+        paper=paper.LINK,
+        tables=[
             (table, _own_table(runs, table), _commands(table), _quoted(table))
             for table in published.TABLES.values()
         ],
-        "apart": Table(HEAD_APART, lines, numbers=len(HEAD_APART)) if lines else None,
-    }
-    return render.to_markdown("ledger.jinja", **content)
+        apart=Table(HEAD_APART, lines, numbers=len(HEAD_APART)) if lines else None,
+    )

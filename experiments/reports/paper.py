@@ -20,8 +20,7 @@ LINK = Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239")
 @functools.cache
 def expected_training(config: str, ablation: str) -> Mapping[str, Any]:
     """The fields that decide which model experiments/configs/CONFIG.py:ABLATION trains."""
-    module = importlib.import_module(f"experiments.configs.{config}")
-    resolved = module.get_config(ablation)
+    resolved = importlib.import_module(f"experiments.configs.{config}").get_config(ablation)
     return MappingProxyType(training_fields(json.loads(resolved.to_json_best_effort())))
 
 

@@ -13,7 +13,6 @@ from experiments.reports import figures, paper, render, tables
 from experiments.reports.averages import Numbers, numbers
 from experiments.reports.collect import load, to_summary
 from experiments.reports.variants import DatasetRuns, group_runs
-from experiments.workdir.protocols import written
 from experiments.workdir.run import Run
 
 
@@ -70,10 +69,7 @@ def _part(
         "pictures": pictures,
         "unlike_chains": len({run.sample.get("num_steps") for run in part.runs if run.sample}) > 1,
         "sections": {name: tables.section_table(part, t) for name, t in sections.items()},
-        "protocols": {
-            name: {k: written(v) for k, v in protocol.items()}
-            for name, protocol in found.protocols.items()
-        },
+        "protocols": found.protocols,
         "run_table": tables.run_table(part, base),
     }
 
@@ -95,13 +91,11 @@ def write(source: Path, out: Path, links: bool = True) -> None:
         links: whether the pages lead to the files of the runs.
 
     Raises:
-        FileNotFoundError: if there are no runs.
         ValueError: if `out` lies inside a run.
     """
     collection = load(source)
-    above = (out.resolve(), *out.resolve().parents)
     for run in collection.runs:
-        if run.folder is not None and run.folder.resolve() in above:
+        if run.folder is not None and out.resolve().is_relative_to(run.folder.resolve()):
             raise ValueError(f"{out} lies in the run {run.folder}: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     datasets = group_runs(collection.runs)

@@ -128,8 +128,8 @@ def group_runs(runs: Sequence[Run]) -> list[DatasetRuns]:
         where[key.config] = where.get(key.config) or dataset_of(run.training)
     datasets: dict[str, dict[_Key, list[Run]]] = {}
     for run, key in zip(runs, keys, strict=True):
-        name = dataset_of(run.training) or where[key.config]
-        name = name or PurePosixPath(key.config).stem or "unknown data"
+        known = dataset_of(run.training) or where[key.config]
+        name = known or PurePosixPath(key.config).stem or "unknown data"
         datasets.setdefault(name, {}).setdefault(key, []).append(run)
     found = []
     for name, by_key in datasets.items():
