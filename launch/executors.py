@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import submitit
 
@@ -15,23 +15,16 @@ from launch.job import Job
 FOREVER_MINUTES = 60 * 24 * 365  # submitit's local jobs have a time limit, of 2 minutes unless told
 
 
-class Task(NamedTuple):
-    """A run that is to be carried out."""
-
-    folder: Path
-    command: list[str]
-
-
 class Machine(Protocol):
     """What carries out the runs of a sweep."""
 
     def places(self) -> int:
         """How many runs `submit` takes now."""
 
-    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        """Starts or queues them; returns the job of each folder."""
+    def submit(self, jobs: Sequence[Job]) -> dict[Path, str]:
+        """Starts or queues them; returns the name of each folder's job."""
 
-    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+    def alive(self, names: Mapping[Path, str]) -> set[Path]:
         """Folders of the runs that wait in a queue or are being carried out."""
 
     def stop(self) -> tuple[bool, str]:
@@ -52,10 +45,9 @@ class Local:
         ValueError: for more GPUs than this machine has.
     """
 
-    def __init__(self, jobs: Path, retries: int, max_parallel: int, gpus_per_run: int) -> None:
-        self._executor = submitit.LocalExecutor(jobs)
+    def __init__(self, folder: Path, max_parallel: int, gpus_per_run: int) -> None:
+        self._executor = submitit.LocalExecutor(folder)
         self._executor.update_parameters(timeout_min=FOREVER_MINUTES, stderr_to_stdout=True)
-        self._retries = retries
         self._free = list(range(max_parallel))[::-1]
         self._active: dict[Path, tuple[int, submitit.Job[str]]] = {}
         self._environment = [_gpus(place, gpus_per_run) for place in range(max_parallel)]
@@ -71,27 +63,20 @@ class Local:
     def places(self) -> int:
         return len(self._free)
 
-    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        started = {}
-        for task in tasks:
+    def submit(self, jobs: Sequence[Job]) -> dict[Path, str]:
+        for job in jobs:
             place = self._free.pop()
-            job = Job(
-                *task,
-                retries=self._retries,
-                environment=self._environment[place],
-                cores=self._cores[place],
-            )
+            job.environment, job.cores = self._environment[place], self._cores[place]
             # A terminal's Ctrl-C goes to its whole process group; these are to be asked by `stop`.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 submitted = self._executor.submit(job)
             finally:
                 signal.signal(signal.SIGINT, before)
-            self._active[task.folder] = (place, submitted)
-            started[task.folder] = submitted.job_id
-        return started
+            self._active[job.folder] = (place, submitted)
+        return {job.folder: self._active[job.folder][1].job_id for job in jobs}
 
-    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+    def alive(self, names: Mapping[Path, str]) -> set[Path]:
         for folder, (place, job) in list(self._active.items()):
             if job.done():
                 del self._active[folder]
@@ -116,36 +101,33 @@ class Slurm:
             know.
     """
 
-    def __init__(
-        self, jobs: Path, retries: int, max_parallel: int, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: Path, max_parallel: int, options: Mapping[str, Any]) -> None:
         try:
             if "time" not in options:  # submitit's own limit is 5 minutes
                 raise ValueError("name the time limit in minutes, as in --slurm=time=1440.")
-            self._executor = submitit.SlurmExecutor(jobs, max_num_timeout=1000)
+            self._executor = submitit.SlurmExecutor(folder, max_num_timeout=1000)
             self._executor.update_parameters(
                 **{"job_name": "ddpm", "array_parallelism": max_parallel} | dict(options)
             )
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"--cluster=slurm: {error}") from error
-        self._retries = retries
 
     def places(self) -> int:
         return sys.maxsize  # the queue is Slurm's
 
-    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
+    def submit(self, jobs: Sequence[Job]) -> dict[Path, str]:
         with self._executor.batch():
-            jobs = [self._executor.submit(Job(*task, retries=self._retries)) for task in tasks]
-        return {task.folder: job.job_id for task, job in zip(tasks, jobs, strict=True)}
+            submitted = {job.folder: self._executor.submit(job) for job in jobs}
+        return {folder: queued.job_id for folder, queued in submitted.items()}
 
-    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+    def alive(self, names: Mapping[Path, str]) -> set[Path]:
         command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T"]
         listed = subprocess.run(command, capture_output=True, text=True)
         if listed.returncode:  # too busy to answer
-            return set(jobs)
+            return set(names)
         states = dict(line.split("|") for line in listed.stdout.splitlines())
         ended = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        return {folder for folder, job in jobs.items() if states.get(job, ended[0]) not in ended}
+        return {folder for folder, job in names.items() if states.get(job, ended[0]) not in ended}
 
     def stop(self) -> tuple[bool, str]:
         return False, "the jobs stay in the queue (scancel ends them)"
@@ -154,19 +136,18 @@ class Slurm:
 class Debug:
     """One run after the other in this process, which sees every error of the launcher itself."""
 
-    def __init__(self, jobs: Path, retries: int) -> None:
-        self._executor = submitit.DebugExecutor(jobs)
-        self._retries = retries
+    def __init__(self, folder: Path) -> None:
+        self._executor = submitit.DebugExecutor(folder)
 
     def places(self) -> int:
         return 1
 
-    def submit(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        for task in tasks:
-            self._executor.submit(Job(*task, retries=self._retries)).result()
-        return {task.folder: "debug" for task in tasks}
+    def submit(self, jobs: Sequence[Job]) -> dict[Path, str]:
+        for job in jobs:
+            self._executor.submit(job).result()
+        return {job.folder: "debug" for job in jobs}
 
-    def alive(self, jobs: Mapping[Path, str]) -> set[Path]:
+    def alive(self, names: Mapping[Path, str]) -> set[Path]:
         return set()  # what was submitted has ended
 
     def stop(self) -> tuple[bool, str]:
@@ -183,7 +164,7 @@ def _all_gpus() -> list[str]:
 
 def _gpus(place: int, gpus_per_run: int) -> dict[str, str | None]:
     """The variable by which a run sees its GPUs; submitit would hide them all."""
-    if not gpus_per_run:
-        return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
-    chosen = _all_gpus()[place * gpus_per_run : (place + 1) * gpus_per_run]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus_per_run:
+        visible = ",".join(_all_gpus()[place * gpus_per_run : (place + 1) * gpus_per_run])
+    return {"CUDA_VISIBLE_DEVICES": visible}

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,32 +27,15 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _ignore_warning() -> None:
-    """In the program that is to start: the warning is for its parent, and would kill it."""
-    signal.signal(Signals.WARNING, signal.SIG_IGN)
-
-
+@dataclass
 class Job:
-    """Runs the program of one run folder to its end, over crashes and interruptions.
+    """Runs the program of one run folder to its end, over crashes and interruptions."""
 
-    Args:
-        folder: the run's.
-        command: what follows `python`.
-        retries: how often a crashed program is started again.
-        environment: variables of the program; None removes one.
-        cores: processor cores that it may use; None is all.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        command: list[str],
-        retries: int,
-        environment: dict[str, str | None] | None = None,
-        cores: list[int] | None = None,
-    ) -> None:
-        self.folder, self.command, self.retries = folder, command, retries
-        self.environment, self.cores = environment or {}, cores
+    folder: Path  # the run's
+    command: list[str]  # what follows `python`
+    retries: int  # how often a crashed program is started again
+    environment: dict[str, str | None] = field(default_factory=dict)  # None removes a variable
+    cores: list[int] | None = None  # of the processor, that the program may use; None is all
 
     def __call__(self) -> str:
         """Returns the state in which the run was left."""
@@ -103,11 +87,7 @@ class Job:
         self, rank: int, descriptors: tuple[int, ...], signals: "Signals", known: Status
     ) -> int:
         """Starts the program, waits for its end and returns its exit status."""
-        environment = dict(os.environ)
-        for name, value in self.environment.items():
-            environment.pop(name, None)
-            if value is not None:
-                environment[name] = value
+        environment = os.environ | self.environment
         with self._log(rank).open("a") as log:
             log.write(f"--- {_now()} {socket.gethostname()} {' '.join(self.command)}\n")
             log.flush()
@@ -116,22 +96,21 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env={name: value for name, value in environment.items() if value is not None},
                 pass_fds=descriptors,
-                preexec_fn=_ignore_warning,
+                # The warning is for this process, and would kill the program.
+                preexec_fn=lambda: signal.signal(Signals.WARNING, signal.SIG_IGN),
                 # A terminal's Ctrl-C then reaches it through this process only. Not under Slurm,
                 # where some settings would leave it behind when the job ends.
                 start_new_session="SLURM_JOB_ID" not in os.environ,
             )
-            told = False
-            while True:
-                if signals.stop and not told:
-                    told = True
-                    program.send_signal(signal.SIGTERM)
-                    if rank == 0:
-                        status.write(self.folder, known._replace(state="stopping"))
+            while not signals.stop:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return program.wait(timeout=0.2)
+            program.send_signal(signal.SIGTERM)
+            if rank == 0:
+                status.write(self.folder, known._replace(state="stopping"))
+            return program.wait()
 
     def _ended(self, known: Status, state: str, code: int) -> Status:
         """The status after the last attempt."""

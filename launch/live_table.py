@@ -73,8 +73,7 @@ class LiveTable:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._live.stop()
 
     def print_line(self, text: str) -> None:
         """One line, above the table where there is one."""

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.command_line import load_config
 from experiments.files.atomic import read_json, write_json
@@ -96,9 +96,8 @@ def make_runs(
         raise ValueError(
             f"--config={config}: name the file alone, and what follows the colon in --ablations."
         )
-    for name in grid:
-        if name in settings:
-            raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
+    for name in grid.keys() & settings.keys():
+        raise ValueError(f"--grid and --config.{name} both set {name!r}: keep one of them.")
     if "seed" in {*grid, *settings}:
         raise ValueError("the seed is set by --seeds=0,1,2 and not as a field of the config.")
     runs: dict[str, PlannedRun] = {}
@@ -129,11 +128,6 @@ def folder_of(workdir: Path, run: PlannedRun) -> Path:
     return workdir / "runs" / run.name
 
 
-def record(run: PlannedRun, folder: Path) -> dict[str, Any]:
-    """The content of run.json."""
-    return run._asdict() | {"command": run.command(folder)}
-
-
 def write(workdir: Path, runs: Sequence[PlannedRun]) -> None:
     """Writes run.json of every run and adds the runs to sweep.json.
 
@@ -141,28 +135,25 @@ def write(workdir: Path, runs: Sequence[PlannedRun]) -> None:
         ValueError: if one of them is there already with other settings, or sweep.json is not a
             sweep's, before anything is written.
     """
-    for run in runs:
-        path = folder_of(workdir, run) / "run.json"
-        if path.is_file():
-            before, now = read_json(path), record(run, path.parent)
-            fields = [
-                f"  {name}: {before.get(name)} then, {now[name]} now"
-                for name in ("config", "ablation", "seed", "overrides", "settings", "num_steps")
-                if before.get(name) != now[name]
-            ]
-            if fields:
-                lines = "\n".join(fields)
-                raise ValueError(
-                    f"{path.parent} holds a run of the same name with other settings:\n{lines}\n"
-                    "Choose another --workdir, or the settings that the sweep was started with."
-                )
+    folders = {folder_of(workdir, run): run for run in runs}
+    for folder, run in folders.items():
+        path = folder / "run.json"
+        before = read_json(path) if path.is_file() else run._asdict()
+        unlike = "".join(
+            f"  {name}: {before.get(name)} then, {value} now\n"
+            for name, value in run._asdict().items()
+            if before.get(name) != value
+        )
+        if unlike:
+            raise ValueError(
+                f"{folder} holds a run of the same name with other settings:\n{unlike}"
+                "Choose another --workdir, or the settings that the sweep was started with."
+            )
     path = workdir / "sweep.json"
     known = read_json(path).get("runs") if path.is_file() else []
     if not isinstance(known, list):
         raise ValueError(f"{path} is no list of runs: choose another --workdir, or remove it.")
-    for run in runs:
-        folder = folder_of(workdir, run)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", record(run, folder))
+    for folder, run in folders.items():
+        write_json(folder / "run.json", run._asdict() | {"command": run.command(folder)})
     names = dict.fromkeys([*known, *(run.name for run in runs)])
     write_json(path, {"runs": list(names)})

@@ -10,6 +10,7 @@ or diverged, 1 when some failed, 75 when stopped on request, 2 for an error in t
 """
 
 import argparse
+import itertools
 import shlex
 import signal
 import sys
@@ -17,8 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from experiments.command_line import Parser, reported
 from experiments.configs import ablations
@@ -31,7 +30,8 @@ from launch.live_table import LiveTable, RunState, summary
 from launch.plan import PlannedRun
 
 try:
-    from launch.executors import Debug, Local, Machine, Slurm, Task
+    from launch.executors import Debug, Local, Machine, Slurm
+    from launch.job import Job
 except ModuleNotFoundError as missing:
     if missing.name != "submitit":
         raise
@@ -40,12 +40,13 @@ except ModuleNotFoundError as missing:
 POLL_SECONDS = 1.0
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The options, and the fields that --config.FIELD=VALUE sets in all runs.
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; `settings` are the fields that --config.FIELD=VALUE sets in all runs, `slurm`
+    has the pairs of --slurm, numbers as such.
 
     Raises:
-        ValueError: for an option that does not exist, a value out of range, or an option of
-            another cluster.
+        ValueError: for an option that does not exist, a value out of range, an option of another
+            cluster, or what is no pair.
     """
     parser = Parser("launch.sweep", __doc__)
     add = parser.add_argument
@@ -61,12 +62,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--slurm", default="", help="partition=gpu,gpus_per_node=1,time=720,... (submitit's names)")
     add("--dry_run", action="store_true", help="print the runs and their commands")
     options, rest = parser.parse_known_args(argv)
-    settings = {}
     for word in rest:
         if not word.startswith("--config."):
             parser.error(f"there is no option {word!r}")
-        name, value = plan.parse_assignment(word.removeprefix("--config."), "--config.")
-        settings[name] = value
+    fields = [word.removeprefix("--config.") for word in rest]
+    options.settings = dict(plan.parse_assignment(field, "--config.") for field in fields)
     for name, least in (("max_parallel", 1), ("gpus_per_run", 0), ("retries", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}={getattr(options, name)} must be at least {least}.")
@@ -76,20 +76,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if "://" in options.workdir:
         raise ValueError(f"--workdir={options.workdir} is no folder: mount it, and name that.")
     options.workdir = Path(options.workdir).expanduser()  # as experiments.main does
-    return options, settings
+    pairs = [plan.parse_assignment(pair, "--slurm") for pair in plan.split(options.slurm) if pair]
+    options.slurm = {name: int(value) if value.isdigit() else value for name, value in pairs}
+    return options
 
 
-def slurm_options(text: str) -> dict[str, Any]:
-    """--slurm's pairs, numbers as such.
-
-    Raises:
-        ValueError: for what is no pair.
-    """
-    pairs = [plan.parse_assignment(pair, "--slurm") for pair in plan.split(text) if pair]
-    return {name: int(value) if value.isdigit() else value for name, value in pairs}
-
-
-def make_runs(options: argparse.Namespace, settings: dict[str, str]) -> list[PlannedRun]:
+def make_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """The runs that the options describe.
 
     Raises:
@@ -98,10 +90,9 @@ def make_runs(options: argparse.Namespace, settings: dict[str, str]) -> list[Pla
     seeds = plan.split(options.seeds)
     if not all(seed.isdigit() for seed in seeds):
         raise ValueError(f"--seeds={options.seeds}: numbers separated by commas, such as 0,1,2.")
-    names = ablations.names(options.ablations) if options.ablations else [""]
-    slurm = slurm_options(options.slurm)
-    if slurm.get("nodes", 1) * slurm.get("ntasks_per_node", 1) > 1:
-        settings = {"distributed": "auto"} | settings
+    names = ablations.names(options.ablations)
+    several = options.slurm.get("nodes", 1) * options.slurm.get("ntasks_per_node", 1) > 1
+    settings = ({"distributed": "auto"} if several else {}) | options.settings
     grid = plan.parse_grid(options.grid)
     return plan.make_runs(options.config, names, [int(seed) for seed in seeds], grid, settings)
 
@@ -112,17 +103,14 @@ def make_machine(options: argparse.Namespace) -> Machine:
     Raises:
         ValueError: if it is not there, or not as the options want it.
     """
-    jobs = options.workdir / "jobs"
-    if options.cluster == "debug" and options.max_parallel > 1:
-        raise ValueError(
-            f"--max_parallel={options.max_parallel}: --cluster=debug runs one at a time."
-        )
-    if options.cluster == "debug":
-        return Debug(jobs, options.retries)
+    folder, parallel = options.workdir / "jobs", options.max_parallel
+    if options.cluster == "slurm":
+        return Slurm(folder, parallel, options.slurm)
     if options.cluster == "local":
-        return Local(jobs, options.retries, options.max_parallel, options.gpus_per_run)
-    slurm = slurm_options(options.slurm)
-    return Slurm(jobs, options.retries, options.max_parallel, slurm)
+        return Local(folder, parallel, options.gpus_per_run)
+    if parallel > 1:
+        raise ValueError(f"--max_parallel={parallel}: --cluster=debug runs one at a time.")
+    return Debug(folder)
 
 
 class Sweep:
@@ -132,7 +120,8 @@ class Sweep:
         runs: which.
         workdir: the folder of the sweep; jobs.json there has the job of every run.
         machine: where.
-        retries: how often a run is submitted again whose job ended without a word.
+        retries: how often a run that crashed is started again, and one submitted again whose job
+            ended without a word.
     """
 
     def __init__(
@@ -170,18 +159,16 @@ class Sweep:
 
     def _submit(self, left: Sequence[Path]) -> None:
         """As many of the runs as there are places, without those that another process has."""
-        folders: list[Path] = []
-        places = self.machine.places()
-        for folder in left:
-            if len(folders) < places and self._queue(folder):
-                folders.append(folder)
+        free = filter(self._queue, left)  # looked at only while there are places
+        folders = list(itertools.islice(free, self.machine.places()))
         if not folders:
             return
-        self._jobs |= self.machine.submit([Task(f, self.runs[f].command(f)) for f in folders])
+        jobs = [Job(f, self.runs[f].command(f), self.retries) for f in folders]
+        self._jobs |= self.machine.submit(jobs)
         self._carried_out |= set(folders)
         known = read_json(self._jobs_path) if self._jobs_path.is_file() else {}
-        jobs = {self.runs[folder].name: job for folder, job in self._jobs.items()}
-        write_json(self._jobs_path, known | jobs)
+        own = {self.runs[folder].name: job for folder, job in self._jobs.items()}
+        write_json(self._jobs_path, known | own)
 
     def _queue(self, folder: Path) -> bool:
         """Marks a run as queued, unless it is being run, or has ended under another sweep's job."""
@@ -198,10 +185,12 @@ class Sweep:
     def _after(self, folder: Path) -> None:
         """What became of a run whose job has ended; one that is not over is submitted again."""
         known = status.read(folder)
+        with status.lock(folder) as descriptor:
+            lives_on = descriptor is None  # the program, without its job
         if known.state in (*status.FINAL, "failed"):
             self._ended.add(folder)
-        elif _locked(folder) or known.state == "stopped":
-            return  # its program lives on without its job; or it was stopped, and is saved
+        elif lives_on or known.state == "stopped":
+            return  # what was stopped is saved
         elif self.stopping:
             status.write(folder, known._replace(state="stopped"))
         else:
@@ -212,12 +201,6 @@ class Sweep:
                 self._ended.add(folder)
 
 
-def _locked(folder: Path) -> bool:
-    """Whether some process carries out the run, of this sweep or of one before."""
-    with status.lock(folder) as descriptor:
-        return descriptor is None
-
-
 def watch(sweep: Sweep, table: LiveTable) -> bool:
     """Looks after the runs until all have ended; returns False when a signal came before.
 
@@ -225,20 +208,18 @@ def watch(sweep: Sweep, table: LiveTable) -> bool:
     them to it.
     """
     received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
-    told = False
+    before = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         while sweep.step():
             table.show(sweep.states())
             if received:
+                again = sweep.stopping
                 wait, text = sweep.stop()
-                if not told:
+                if not again:
                     table.print_line(text)
-                    told = True
                 if not wait or len(received) > 1:
                     return False
             time.sleep(POLL_SECONDS)
@@ -252,8 +233,8 @@ def watch(sweep: Sweep, table: LiveTable) -> bool:
 @reported
 def main(argv: Sequence[str]) -> int:
     """The program; returns its exit status."""
-    options, settings = parse(argv)
-    runs = make_runs(options, settings)
+    options = parse(argv)
+    runs = make_runs(options)
     if options.dry_run:
         for run in runs:
             folder = plan.folder_of(options.workdir, run)
@@ -265,8 +246,7 @@ def main(argv: Sequence[str]) -> int:
     plan.write(options.workdir, runs)
     sweep = Sweep(runs, options.workdir, machine, options.retries)
     with LiveTable() as table:
-        complete = watch(sweep, table)
-        if not complete:
+        if not watch(sweep, table):
             table.print_line("stopped; the same command continues what has not ended")
             return EXIT_STATUS[Outcome.STOPPED]
         ended = sweep.states()

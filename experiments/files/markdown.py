@@ -14,18 +14,11 @@ def row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def head(names: Sequence[str], numbers: int | None = None) -> str:
-    """The first two lines of a table.
-
-    Args:
-        names: of the columns.
-        numbers: the first of the columns that are set to the right; None: there are none.
-    """
-    numbers = len(names) if numbers is None else numbers
-    rule = ["---" if column < numbers else "---:" for column in range(len(names))]
-    return f"{row(names)}\n{row(rule)}"
+def head(names: Sequence[str]) -> str:
+    """The first two lines of a table, from the names of its columns."""
+    return f"{row(names)}\n{row(['---'] * len(names))}"
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> str:
-    """A whole table of cells that are Markdown already; see `head` and `plain`."""
-    return "\n".join([head(names, numbers), *map(row, rows)])
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A whole table of cells that are Markdown already; see `plain`."""
+    return "\n".join([head(names), *map(row, rows)])

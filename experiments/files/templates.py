@@ -1,5 +1,6 @@
 """Documents from jinja2 templates, which lie beside the code that fills them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from experiments.files import markdown
 
 
-def environment(folder: Path, escape_html: bool = False) -> Environment:
+def environment(
+    folder: Path, escape_html: bool = False, **filters: Callable[..., str]
+) -> Environment:
     """The templates of a folder; a name that nothing defines is an error.
 
     Args:
         folder: where they lie.
         escape_html: whether what is put into them is text, to be shown as it is in HTML.
+        filters: what they may call, beside `plain`.
     """
     found = Environment(
         loader=FileSystemLoader(folder),
@@ -23,7 +27,7 @@ def environment(folder: Path, escape_html: bool = False) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters["plain"] = markdown.plain
+    found.filters |= {"plain": markdown.plain, **filters}
     return found
 
 

@@ -1,6 +1,7 @@
 """Means over seeds, and what forbids taking or comparing them."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,12 +39,12 @@ class Numbers(NamedTuple):
 
     table: a line for every section, variant and quantity, with the columns COLUMNS; notes are
         tuples, and "seeds" is 0 where no run of the variant has the quantity.
-    protocols: section -> the fields that all its values share, but for the seed.
+    protocols: section -> the fields that all its values share, but for the seed, as written.
     warnings: section -> what is odd about its values.
     """
 
     table: pd.DataFrame
-    protocols: dict[str, dict[str, Any]]
+    protocols: dict[str, dict[str, str]]
     warnings: dict[str, list[str]]
 
 
@@ -96,49 +97,40 @@ def why_not_averaged(runs: Sequence[Run], section: str) -> str:
     return describe(unlike | differences([run.training or None for run in runs], free=()))
 
 
-def short_commit(commit: str) -> str:
-    """Ten digits of a commit, with the mark of uncommitted changes."""
-    digits, dash, mark = commit.partition("-")
-    return digits[:10] + dash + mark
-
-
 # --- What is odd about a section ---
 
 
 def long_table(part: DatasetRuns) -> pd.DataFrame:
-    """One line for every measured value, with the run that it is of and that run's code.
+    """One line for every measured value, with the run that it is of and that run's code (ten digits
+    of its commit, with the mark of uncommitted changes).
 
     A quantity goes by its name without the extractor's, which the protocol holds.
     """
-    names = dict.fromkeys(name for run in part.runs for name in run.sections)
     lines = [
         {
             "section": name,
             "row": variant.label,
-            "run": run.place,
-            "commit": str(section.provenance.get("commit", "unknown")),
+            "place": run.place,
+            "run": run,
+            "protocol": section.protocol,
+            "commit": re.sub(r"(?<=^.{10})[^-]*", "", str(origin.get("commit", "unknown"))),
             "step": str(section.protocol.get("checkpoint_step")),
             "quantity": quantity.replace(f"_{section.protocol.get('extractor')}", ""),
             "value": float(number["value"]),
         }
-        for name in names
         for variant in part.variants
         for run in variant.runs
-        for section in [run.sections.get(name)]
-        if section is not None
+        for name, section in run.sections.items()
+        for origin in [section.provenance]
         for quantity, number in section.values.items()
     ]
-    columns = ["section", "row", "run", "commit", "step", "quantity", "value"]
-    return pd.DataFrame(lines, columns=columns)
+    return pd.DataFrame(lines)
 
 
-def _odd_protocols(first: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Variants whose protocol is not that of most, with the fields that differ.
-
-    Args:
-        first: label -> the protocol of the variant's first run.
-    """
-    unlike = pd.DataFrame(differences(list(first.values())), index=list(first)).map(written)
+def _odd_protocols(runs: pd.DataFrame) -> dict[str, str]:
+    """Variants whose first run's protocol is not that of most, with the fields that differ."""
+    first = runs.drop_duplicates("row")
+    unlike = pd.DataFrame(differences(list(first["protocol"])), index=first["row"]).map(written)
     usual = [Counter(unlike[field]).most_common(1)[0][0] for field in unlike]
     return {
         label: "; ".join(
@@ -159,12 +151,11 @@ def _odd_commits(runs: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
         if any(kind in commit for commit in distinct)
     ]
     if len(distinct) > 1:
-        named = ", ".join(map(short_commit, distinct))
-        warnings.append(f"numbers of {len(distinct)} versions of the code: {named}.")
+        warnings.append(f"numbers of {len(distinct)} versions of the code: {', '.join(distinct)}.")
     usual = Counter(runs["commit"]).most_common(1)[0][0]
     own = runs.groupby("row", sort=False)["commit"].unique()
     return {
-        label: f"code {' and '.join(map(short_commit, commits))}, mostly {short_commit(usual)}"
+        label: f"code {' and '.join(commits)}, mostly {usual}"
         for label, commits in own.items()
         if set(commits) - {usual}
     }, warnings
@@ -189,33 +180,34 @@ def numbers(part: DatasetRuns) -> Numbers:
     """The means over seeds of everything that the runs have measured."""
     lines: list[tuple[Any, ...]] = []
     protocols, warnings = {}, {}
-    for name, table in long_table(part).groupby("section", sort=False):
-        having = {v.label: [r for r in v.runs if name in r.sections] for v in part.variants}
-        all_protocols = [run.sections[name].protocol for runs in having.values() for run in runs]
-        unshared = {*differences(all_protocols, free=()), "seed"}
-        protocols[name] = {k: v for k, v in all_protocols[0].items() if k not in unshared}
-        runs = table.drop_duplicates("run")
+    measured = long_table(part)
+    for name, table in measured.groupby("section", sort=False) if len(measured) else ():
+        runs = table.drop_duplicates("place")
+        having = runs.groupby("row")["run"].agg(list)
+        unshared = {*differences(list(runs["protocol"]), free=()), "seed"}
+        shared = {k: v for k, v in runs["protocol"].iloc[0].items() if k not in unshared}
+        protocols[name] = {field: written(value) for field, value in shared.items()}
         commits, of_commits = _odd_commits(runs)
-        first = {label: own[0].sections[name].protocol for label, own in having.items() if own}
-        odd = _odd_protocols(first)
+        odd = _odd_protocols(runs)
         warnings[name] = [f"{label}: not comparable, {why}." for label, why in odd.items()]
         warnings[name] += [*of_commits, *_unlike_counts(runs)]
         for variant in part.variants:
             label = variant.label
             notes = [f"not comparable: {odd[label]}"] if label in odd else []
             notes += [commits[label]] if label in commits else []
-            unlike = why_not_averaged(having[label], name)
+            own = having.get(label, [])
+            unlike = why_not_averaged(own, name)
             if unlike:
                 warnings[name].append(f"{label}: not averaged: {unlike}.")
             for quantity, every in table.groupby("quantity", sort=False):
                 values = list(every["value"][every["row"] == label])
                 found = average(values, unlike, len(variant.runs)) if values else Value("")
-                cell = paper.published_beside((having[label] or variant.runs)[0], name, quantity)
+                printed = paper.published_beside((own or variant.runs)[0], name, quantity)
                 lines.append(
                     (
                         *(part.dataset, label, name, quantity, found.mean, found.deviation),
                         *(len(values), len(variant.runs), found.text),
-                        *((cell.text, cell.heading) if cell else ("", "")),
+                        *printed,
                         (*found.notes, *notes) if values else (),
                     )
                 )

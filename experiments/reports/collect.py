@@ -23,16 +23,11 @@ class Collection(NamedTuple):
     pictures: Mapping[str, Any] = {}
 
 
-def _planned(names: list[Any], place: str, found: set[str]) -> list[Run]:
-    """Runs that a sweep in `place` names and that have no folder below it."""
-    runs = []
-    for name in map(str, names):
-        seed = name.rpartition("-seed")[2]
-        seed_number = int(seed) if seed.isdecimal() else None
-        missing = "its folder is not here"
-        if name not in found:
-            runs.append(Run(name, f"{place}/runs/{name}", seed=seed_number, message=missing))
-    return runs
+def _planned(name: str, place: str) -> Run:
+    """A run that a sweep in `place` names and that has no folder below it."""
+    digits = name.rpartition("-seed")[2]
+    seed = int(digits) if digits.isdecimal() else None
+    return Run(name, f"{place}/runs/{name}", seed=seed, message="its folder is not here")
 
 
 def collect(workdir: Path) -> Collection:
@@ -43,13 +38,9 @@ def collect(workdir: Path) -> Collection:
         FileNotFoundError: if there is no run in it.
     """
     runs: list[Run] = []
-    problems: list[str] = []
+    problems: list[str | OSError] = []
     sweeps: list[Path] = []
-
-    def unreadable(error: OSError) -> None:
-        problems.append(str(error))
-
-    for root, folders, files in os.walk(workdir, onerror=unreadable):
+    for root, folders, files in os.walk(workdir, onerror=problems.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(root)
         if "sweep.json" in files:
@@ -63,8 +54,8 @@ def collect(workdir: Path) -> Collection:
         inside = {run.name for run in runs if run.folder and sweep in run.folder.parents}
         place = sweep.relative_to(workdir).as_posix()
         try:
-            names = read_json(sweep / "sweep.json").get("runs") or []
-            runs += _planned(names, place, inside)
+            names = map(str, read_json(sweep / "sweep.json").get("runs") or [])
+            runs += [_planned(name, place) for name in names if name not in inside]
         except (ValueError, OSError) as error:
             problems.append(f"{place}/{str(error).replace(f'{sweep}/', '')}")
     if not runs:
@@ -72,7 +63,7 @@ def collect(workdir: Path) -> Collection:
             f"{workdir} holds no run: no folder below it has a run.json or a results.json. Start a "
             "sweep (python -m launch.sweep), or copy the runs there."
         )
-    return Collection(tuple(runs), tuple(line.removeprefix("./") for line in problems))
+    return Collection(tuple(runs), tuple(str(line).removeprefix("./") for line in problems))
 
 
 # --- The summary: a collection in one file ---
@@ -108,9 +99,5 @@ def read_summary(path: Path) -> Collection:
 
 
 def load(path: Path) -> Collection:
-    """The runs below a folder, or those of a summary.
-
-    Raises:
-        FileNotFoundError, ValueError: for a path that is neither.
-    """
+    """The runs below a folder, or those of a summary."""
     return collect(path) if path.is_dir() else read_summary(path)

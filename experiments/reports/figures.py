@@ -1,8 +1,8 @@
 """The pictures of a report: learning curves, and samples drawn from equal noise."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import multimode
 from types import MappingProxyType
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from experiments.files.tensors import read_npz
-from experiments.reports.variants import DatasetRuns, Variant
-from experiments.workdir.run import Run, finite_windows
+from experiments.reports.variants import Variant
+from experiments.workdir.run import finite_windows
 
 matplotlib.use("Agg")
 
+SAMPLES = "samples/samples.npz"  # of a run
 NUM_SAMPLES = 16  # of each variant
 SIDE = 48  # pixels to which a sample is brought
 NONE: Mapping[str, Any] = MappingProxyType({"curves": "", "seed": None, "strips": {}})  # see `draw`
@@ -24,17 +25,16 @@ NONE: Mapping[str, Any] = MappingProxyType({"curves": "", "seed": None, "strips"
 
 def _curves_of(axis: Any, variant: Variant) -> None:
     """One panel: a line for each seed, with a cross where it diverged."""
-    every: list[float] = []
     for run in variant.runs:
         records = finite_windows(run.folder)[0]
         steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
         if not records:
             continue
-        every += losses
         (line,) = axis.plot(steps, losses, linewidth=1.1, label=f"seed {run.seed}")
         if run.state == "diverged":
             axis.plot(steps[-1:], losses[-1:], "x", color=line.get_color(), markersize=7)
-    if every and min(every) > 0 and max(every) > 10 * min(every):
+    low, high = axis.dataLim.intervaly
+    if 0 < 10 * low < high:
         axis.set_yscale("log")
     axis.set_title(variant.label, fontsize=9)
     axis.grid(alpha=0.3)
@@ -96,12 +96,6 @@ def _first_samples(path: Path) -> np.ndarray:
     return images
 
 
-def _samples_of(run: Run) -> Path | None:
-    """The run's samples.npz, where it has one."""
-    path = run.folder / "samples" / "samples.npz" if run.folder else None
-    return path if path and path.is_file() else None
-
-
 def sample_strips(
     folder: Path, prefix: str, variants: Sequence[Variant]
 ) -> tuple[int | None, dict[str, dict[str, str]]]:
@@ -111,40 +105,37 @@ def sample_strips(
         The seed that most variants have samples of, the smallest of such; None where no run has
         any. And label -> {"picture": name} or {"reason": why there is none}.
     """
-    found = [{run.seed: run for run in v.runs if _samples_of(run)} for v in variants]
-    count = Counter(seed for seeds in found for seed in seeds if seed is not None)
-    if not count:
+    found: list[dict[int | None, Path]] = []
+    for variant in variants:
+        paths = {run.seed: run.folder / SAMPLES for run in variant.runs if run.folder}
+        found.append({seed: path for seed, path in paths.items() if path.is_file()})
+    seeds = [seed for paths in found for seed in paths if seed is not None]
+    if not seeds:
         return None, {}
-    seed = min(seed for seed, number in count.items() if number == max(count.values()))
+    seed = min(multimode(seeds))
     result: dict[str, dict[str, str]] = {}
-    for number, (variant, runs) in enumerate(zip(variants, found, strict=True)):
-        path = _samples_of(runs[seed]) if seed in runs else None
+    for number, (variant, paths) in enumerate(zip(variants, found, strict=True)):
         name = f"{prefix}samples{number}.png"
-        try:
-            if path is not None:
-                _strip(_first_samples(path)).save(folder / name)
-                result[variant.label] = {"picture": name}
-                continue
-            states = [run.state for run in variant.runs if run.seed == seed]
-            reason = f"none: seed {seed} is {(*states, 'not planned')[0]}"
-        except (ValueError, OSError) as error:
-            said = str(error).removeprefix(f"{path} ")
-            reason = f"samples.npz of seed {seed} cannot be read: {said}"
-        result[variant.label] = {"reason": reason}
+        states = [run.state for run in variant.runs if run.seed == seed] or ["not planned"]
+        strip = {"reason": f"none: seed {seed} is {states[0]}"}
+        if seed in paths:
+            try:
+                _strip(_first_samples(paths[seed])).save(folder / name)
+                strip = {"picture": name}
+            except (ValueError, OSError) as error:
+                said = str(error).removeprefix(f"{paths[seed]} ")
+                strip = {"reason": f"samples.npz of seed {seed} cannot be read: {said}"}
+        result[variant.label] = strip
     return seed, result
 
 
-def draw(folder: Path, datasets: Sequence[DatasetRuns]) -> dict[str, dict[str, Any]]:
-    """All pictures of a report, drawn into `folder`: data set -> what they are.
+def draw(folder: Path, prefix: str, variants: Sequence[Variant]) -> dict[str, Any]:
+    """All pictures of a data set, drawn into PREFIX*.png of `folder`.
 
     curves: the name of the PNG, "" where no run has a log.
     seed, strips: as `sample_strips` returns them.
     """
-    found = {}
-    for number, part in enumerate(datasets):
-        prefix = f"{number}_" if len(datasets) > 1 else ""
-        name = f"{prefix}curves.png"
-        curves = name if learning_curves(folder / name, part.variants) else ""
-        seed, strips = sample_strips(folder, prefix, part.variants)
-        found[part.dataset] = {"curves": curves, "seed": seed, "strips": strips}
-    return found
+    name = f"{prefix}curves.png"
+    curves = name if learning_curves(folder / name, variants) else ""
+    seed, strips = sample_strips(folder, prefix, variants)
+    return {"curves": curves, "seed": seed, "strips": strips}

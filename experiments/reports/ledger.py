@@ -6,20 +6,13 @@ and was evaluated by the paper's protocol; everything else is listed apart, with
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from experiments.configs import published
 from experiments.configs.published import PaperRow, PaperTable
 from experiments.reports import paper, render
-from experiments.reports.averages import (
-    Value,
-    average,
-    describe,
-    numbers,
-    why_not_averaged,
-)
+from experiments.reports.averages import average, describe, numbers, why_not_averaged
 from experiments.reports.collect import load
-from experiments.reports.render import Cell, Link, Table
+from experiments.reports.render import Cell, Table
 from experiments.reports.variants import DatasetRuns, Variant, dataset_of, group_runs
 from experiments.workdir.run import Run
 
@@ -29,13 +22,6 @@ HEAD_APART = (
     *("data", "row", "runs", "quantity", "paper, on its data", "ours", "steps"),
     *("seeds", "hardware", "date", "commit", "what differs"),
 )
-
-
-class Measured(NamedTuple):
-    """A value with the runs behind it."""
-
-    value: Value
-    runs: tuple[Run, ...]
 
 
 def _cells(*texts: str) -> tuple[Cell, ...]:
@@ -49,11 +35,7 @@ def _facts(runs: Sequence[Run]) -> tuple[Cell, ...]:
 
 
 def load_runs(names: Sequence[str]) -> list[Run]:
-    """The runs of summaries and folders.
-
-    Raises:
-        FileNotFoundError, ValueError: for a name that is neither.
-    """
+    """The runs of summaries and folders."""
     paths = [Path(name).expanduser() for name in names]
     return [run._replace(place=f"{path}/{run.place}") for path in paths for run in load(path).runs]
 
@@ -73,8 +55,8 @@ def _counted(run: Run, row: PaperRow, name: str) -> float | None:
     return float(section.values[quantity]["value"]) if quantity in section.values else None
 
 
-def measured(runs: Sequence[Run], row: PaperRow, name: str) -> Measured | None:
-    """The mean over seeds for one cell of the paper; None where nothing counts as it."""
+def _ours(runs: Sequence[Run], row: PaperRow, name: str) -> tuple[Cell, ...]:
+    """The mean over seeds for one cell of the paper, and the facts of the runs behind it."""
     its = [run for run in runs if paper.is_row(run, row)]
     found: dict[tuple[int | None, float], Run] = {}  # a copy of a run counts once
     for run in its:
@@ -82,17 +64,17 @@ def measured(runs: Sequence[Run], row: PaperRow, name: str) -> Measured | None:
         if value is not None:
             found.setdefault((run.seed, value), run)
     ended = tuple(run for run in its if run.state == "diverged")
+    if not found and not ended:
+        return _cells(NOT_MEASURED, *[""] * 4)
     if not found:
-        return Measured(Value(Variant("", ended).states), ended) if ended else None
+        return (Cell(Variant("", ended).states, strong=True), *_facts(ended))
     having = tuple(found.values())
     unlike = [why_not_averaged(having, published.COLUMNS[name].section)]
     if len({seed for seed, _ in found}) < len(found):
         unlike.insert(0, "a seed is there more than once")
     mean = average([v for _, v in found], "; ".join(filter(None, unlike)), len(found))
-    if ended:
-        text = f"{len(ended)} of {len(ended) + len(having)} runs diverged"
-        mean = mean._replace(notes=(*mean.notes, text))
-    return Measured(mean, having)
+    lost = (f"{len(ended)} of {len(ended) + len(having)} runs diverged",) if ended else ()
+    return (Cell(mean.text, (*mean.notes, *lost), strong=True), *_facts(having))
 
 
 # --- The paper's tables ---
@@ -117,32 +99,28 @@ def command(table: PaperTable, row: PaperRow) -> str:
 def _commands(table: PaperTable) -> list[str]:
     """The commands of a table; the bound of the train split is measured in a copy of the run."""
     commands = list(dict.fromkeys(command(table, row) for row in table.rows))
-    workdirs = [line.partition("--workdir=")[2].partition(" ")[0] for line in commands]
-    on_train = [
-        line
-        for workdir in workdirs
-        for line in (
+    if "bits_per_dim_train" not in table.columns:
+        return commands
+    on_train = []
+    for line in commands:
+        workdir = line.partition("--workdir=")[2].partition(" ")[0]
+        on_train += [
             f"cp -r {workdir} {workdir}-train",
             f"python -m experiments.main --mode=evaluate --workdir={workdir}-train "
             "--config.evaluate.metrics=bpd --config.evaluate.split=train "
             "--config.evaluate.num_images=0",
-        )
-    ]
-    return commands + (on_train if "bits_per_dim_train" in table.columns else [])
+        ]
+    return commands + on_train
 
 
 def _own_table(runs: Sequence[Run], table: PaperTable) -> Table:
     """The paper's cells and ours."""
     lines = []
     for row in table.rows:
+        config = f"{row.config}:{row.ablation}" if row.ablation else row.config
         for name, cell in row.cells.items():
-            found = measured(runs, row, name)
-            ours = _cells(NOT_MEASURED, *[""] * 4)
-            if found:
-                mean = Cell(found.value.text, found.value.notes, strong=True)
-                ours = (mean, *_facts(found.runs))
-            config = f"{row.config}:{row.ablation}" if row.ablation else row.config
-            lines.append((*_cells(row.label, table.columns[name], config, cell.text), *ours))
+            theirs = _cells(row.label, table.columns[name], config, cell.text)
+            lines.append((*theirs, *_ours(runs, row, name)))
     return Table(HEAD, tuple(lines), numbers=len(HEAD))
 
 
@@ -179,19 +157,12 @@ def _why_not(run: Run, about: Sequence[PaperRow], section: str, quantity: str) -
     return "; ".join(filter(None, [*estimate, describe(unlike)]))
 
 
-def _apart(runs: Sequence[Run]) -> Iterator[tuple[Cell, ...]]:
+def _apart(dataset: str, variant: Variant) -> Iterator[tuple[Cell, ...]]:
     """Numbers of the paper's ablations that are not its cells: other data, or other settings."""
     rows = [row for table in published.TABLES.values() for row in table.rows]
-    for part in group_runs(runs):
-        for variant in part.variants:
-            about = [row for row in rows if paper.is_about(variant.runs[0], row)]
-            if about:
-                yield from _apart_of(part.dataset, variant, about)
-
-
-def _apart_of(
-    dataset: str, variant: Variant, about: Sequence[PaperRow]
-) -> Iterator[tuple[Cell, ...]]:
+    about = [row for row in rows if paper.is_about(variant.runs[0], row)]
+    if not about:
+        return
     label = _cells(dataset, variant.label, variant.states)
     steps = ", ".join(sorted({f"{run.num_steps:,}" for run in variant.runs if run.num_steps}))
     found = numbers(DatasetRuns(dataset, (variant,))).table
@@ -211,19 +182,14 @@ def _apart_of(
 
 def document(runs: Sequence[Run]) -> str:
     """The whole ledger, as Markdown."""
-    lines = tuple(_apart(runs))
-    content: dict[str, Any] = {
-        "paper": Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239"),
-        "tables": [
-            {
-                "number": table.name.removeprefix("table"),
-                "title": f"{table.title} ({table.dataset})",
-                "cells": _own_table(runs, table),
-                "commands": _commands(table),
-                "quoted": _quoted(table) if table.quoted else None,
-            }
+    variants = [(part.dataset, v) for part in group_runs(runs) for v in part.variants]
+    lines = tuple(line for dataset, variant in variants for line in _apart(dataset, variant))
+    return render.to_markdown(
+        "ledger.jinja",
+        paper=paper.LINK,
+        tables=[
+            (table, _own_table(runs, table), _commands(table), _quoted(table))
             for table in published.TABLES.values()
         ],
-        "apart": Table(HEAD_APART, lines, numbers=len(HEAD_APART)) if lines else None,
-    }
-    return render.to_markdown("ledger.jinja", **content)
+        apart=Table(HEAD_APART, lines, numbers=len(HEAD_APART)) if lines else None,
+    )

@@ -6,24 +6,21 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.configs import published
 from experiments.configs.published import COLUMNS, REVERSE_TIME, PaperColumn, PaperRow
+from experiments.reports.render import Link
 from experiments.workdir.protocols import differences, training_fields
 from experiments.workdir.run import Run
 
-
-def config_name(path: str) -> str:
-    """ "digits", of "experiments/configs/digits.py"."""
-    return PurePosixPath(path).stem
+LINK = Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239")
 
 
 @functools.cache
 def expected_training(config: str, ablation: str) -> Mapping[str, Any]:
     """The fields that decide which model experiments/configs/CONFIG.py:ABLATION trains."""
-    module = importlib.import_module(f"experiments.configs.{config}")
-    resolved = module.get_config(ablation)
+    resolved = importlib.import_module(f"experiments.configs.{config}").get_config(ablation)
     return MappingProxyType(training_fields(json.loads(resolved.to_json_best_effort())))
 
 
@@ -52,7 +49,8 @@ def is_row(run: Run, row: PaperRow) -> bool:
 
     Which pictures a folder holds no config tells: there the config file has to be the row's.
     """
-    if run.training.get("data.name") == "image_folder" and config_name(run.config) != row.config:
+    pictures = run.training.get("data.name") == "image_folder"
+    if pictures and PurePosixPath(run.config).stem != row.config:
         return False
     return bool(run.training) and not deviations(run, row)
 
@@ -61,7 +59,7 @@ def is_about(run: Run, row: PaperRow) -> bool:
     """Whether the run is the row's ablation, on whatever data and with whatever else changed."""
     if is_row(run, row):
         return True
-    same_config = config_name(run.config) == row.config
+    same_config = PurePosixPath(run.config).stem == row.config
     return run.ablation == row.ablation and (bool(row.ablation) or same_config)
 
 
@@ -69,13 +67,6 @@ def reverse_time(row: PaperRow) -> str | None:
     """For a row of Table 4 that is one point of the chain: which."""
     found = row.label.removeprefix(REVERSE_TIME)
     return found if found != row.label else None
-
-
-class PublishedNumber(NamedTuple):
-    """A number of the paper that belongs beside a measured quantity."""
-
-    heading: str  # as "paper: FID, CIFAR-10"
-    text: str
 
 
 def column_of(run: Run, section: str, quantity: str) -> str | None:
@@ -88,13 +79,14 @@ def column_of(run: Run, section: str, quantity: str) -> str | None:
     return None
 
 
-def published_beside(run: Run, section: str, quantity: str) -> PublishedNumber | None:
-    """The first cell of the paper for the run's ablation and this quantity."""
+def published_beside(run: Run, section: str, quantity: str) -> tuple[str, str]:
+    """The first cell of the paper for the run's ablation and this quantity, and its heading, as
+    "paper: FID, CIFAR-10"; empty where there is none.
+    """
     name = column_of(run, section, quantity)
     for table in published.TABLES.values():
         for row in table.rows:
             if name and name in row.cells and reverse_time(row) is None and is_about(run, row):
                 dataset = table.dataset.partition(",")[0]
-                heading = f"paper: {table.columns[name]}, {dataset}"
-                return PublishedNumber(heading, row.cells[name].text)
-    return None
+                return row.cells[name].text, f"paper: {table.columns[name]}, {dataset}"
+    return "", ""

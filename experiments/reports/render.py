@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from experiments.files import latex, markdown, templates
+from experiments.files import latex, templates
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -57,41 +57,15 @@ def by_columns(columns: Sequence[tuple[str, Sequence[Cell]]], numbers: int) -> T
     return Table(head, tuple(zip(*cells, strict=True)), numbers)
 
 
-def markdown_table(table: Table) -> str:
-    """A table and its notes as GitHub's Markdown."""
-    numbers = table.notes
-
-    def text(cell: Cell) -> str:
-        shown = markdown.plain(cell.text)
-        shown = f"**{shown}**" if cell.strong and shown else shown
-        marks = "".join(f"<sup>{numbers[note]}</sup>" for note in cell.notes)
-        links = " ".join(f"[{markdown.plain(link.text)}]({link.target})" for link in cell.links)
-        return " ".join(filter(None, [shown + marks, links])) or "–"
-
-    head = [markdown.plain(name) for name in table.head]
-    rows = [[text(cell) for cell in row] for row in table.rows]
-    lines = [markdown.table(head, rows, table.numbers), *([""] if numbers else [])]
-    lines += [f"<sup>{number}</sup> {markdown.plain(note)}  " for note, number in numbers.items()]
-    return "\n".join(lines)
-
-
 def latex_table(table: Table) -> str:
     r"""A table as a `tabular` of the package booktabs, with its notes below; links are left out."""
-    found = templates.environment(TEMPLATES)
-    found.filters["latex"] = latex.plain
+    found = templates.environment(TEMPLATES, latex=latex.plain)
     return found.get_template("latex.jinja").render(table=table)
-
-
-def _embedded(path: Path) -> str:
-    """A PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def to_markdown(document: str, **content: Any) -> str:
     """A document as GitHub's Markdown; pictures are links to files beside it."""
-    found = templates.environment(TEMPLATES)
-    found.filters["markdown_table"] = markdown_table
-    text = found.get_template(document).render(content, blocks="markdown.jinja")
+    text = templates.render(TEMPLATES / document, **content, blocks="markdown.jinja")
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 
@@ -103,7 +77,11 @@ def to_html(document: str, folder: Path, **content: Any) -> str:
         folder: where the pictures lie.
         content: what it is filled with; "title" is the page's own too.
     """
-    found = templates.environment(TEMPLATES, escape_html=True)
-    found.filters["embedded"] = lambda name: _embedded(folder / name)
+
+    def embedded(name: str) -> str:
+        """A PNG as an address that holds it."""
+        return f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
+
+    found = templates.environment(TEMPLATES, escape_html=True, embedded=embedded)
     body = found.get_template(document).render(content, blocks="html.jinja")
     return found.get_template("page.jinja").render(content, body=Markup(body))

@@ -9,15 +9,11 @@ import pandas as pd
 
 from experiments.configs.published import INCEPTION
 from experiments.files.atomic import write_json
-from experiments.reports import figures, render, tables
+from experiments.reports import figures, paper, render, tables
 from experiments.reports.averages import Numbers, numbers
-from experiments.reports.collect import Collection, load, to_summary
-from experiments.reports.render import Link
+from experiments.reports.collect import load, to_summary
 from experiments.reports.variants import DatasetRuns, group_runs
-from experiments.workdir.protocols import written
 from experiments.workdir.run import Run
-
-PAPER = Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239")
 
 
 def _merged(warnings: dict[str, list[str]]) -> list[str]:
@@ -44,8 +40,7 @@ def _missing(part: DatasetRuns, sections: Sequence[str]) -> list[str]:
     for variant in part.variants:
         fates: dict[str, list[str]] = {}
         for run in variant.runs:
-            lacking = [name for name in sections if name not in run.sections]
-            words = [f"finished without {name}" for name in lacking]
+            words = [f"finished without {name}" for name in sections if name not in run.sections]
             for fate in words if run.state == "finished" else [_fate(run)]:
                 fates.setdefault(fate, []).append(str(run.seed))
         items += [f"{variant.label}, seed {', '.join(s)}: {fate}" for fate, s in fates.items()]
@@ -57,18 +52,13 @@ def _part(
 ) -> dict[str, Any]:
     """Everything about one data set that the template says."""
     sections = dict(list(found.table.groupby("section", sort=False)))
-    extractors = {
-        str(run.sections[name].protocol["extractor"])
-        for run in part.runs
-        for name in run.sections
-        if "extractor" in run.sections[name].protocol
-    }
+    measured = [section for run in part.runs for section in run.sections.values()]
+    extractors = {str(section.protocol.get("extractor", INCEPTION)) for section in measured}
     settings = [f"{name}={value}" for run in part.runs for name, value in run.settings.items()]
     return {
         "name": part.dataset,
         "runs": part.runs,
         "num_rows": len(part.variants),
-        "seeds": sorted({run.seed for run in part.runs if run.seed is not None}),
         "steps": [f"{n:,}" for n in sorted({run.num_steps for run in part.runs if run.num_steps})],
         "settings": list(dict.fromkeys(settings)),
         "extractors": sorted(extractors - {INCEPTION}),
@@ -78,49 +68,18 @@ def _part(
         "missing": _missing(part, list(sections)),
         "pictures": pictures,
         "unlike_chains": len({run.sample.get("num_steps") for run in part.runs if run.sample}) > 1,
-        "sections": [
-            {
-                "name": name,
-                "protocol": [f"{k} = {written(v)}" for k, v in found.protocols[name].items()],
-                "extractor": found.protocols[name]
-                .get("extractor", INCEPTION)
-                .replace(INCEPTION, ""),
-                "table": tables.section_table(part, table),
-            }
-            for name, table in sections.items()
-        ],
+        "sections": {name: tables.section_table(part, t) for name, t in sections.items()},
+        "protocols": found.protocols,
         "run_table": tables.run_table(part, base),
     }
 
 
-def _content(collection: Collection, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the template says of all data sets together."""
-    runs = [run for part in parts for run in part["runs"]]
-    return {
-        "title": f"Runs on {', '.join(part['name'] for part in parts)}",
-        "paper": PAPER,
-        "done": sum(run.state == "finished" for run in runs),
-        "total": len(runs),
-        "problems": collection.problems,
-        "num_samples": figures.NUM_SAMPLES,
-        "parts": parts,
-    }
-
-
-def _write_tables(
-    out: Path, datasets: Sequence[DatasetRuns], all_numbers: Sequence[Numbers], parts: Any
-) -> None:
-    """numbers.csv and runs.csv, and the tables of numbers as LaTeX."""
-    table = pd.concat([found.table for found in all_numbers])
-    table = table[table["seeds"] > 0].assign(notes=table["notes"].map("; ".join))
+def _write_csv(out: Path, datasets: Sequence[DatasetRuns], measured: pd.DataFrame) -> None:
+    """numbers.csv, of the measured ones of `Numbers.table`, and runs.csv."""
+    measured = measured[measured["seeds"] > 0].assign(notes=measured["notes"].map("; ".join))
     runs = pd.concat([tables.run_lines(part) for part in datasets])
-    for name, lines in (("numbers", table), ("runs", runs)):
+    for name, lines in (("numbers", measured), ("runs", runs)):
         lines.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
-    for number, part in enumerate(parts):
-        prefix = f"{number}_" if len(parts) > 1 else ""
-        named = {"headline": part["headline"]} | {s["name"]: s["table"] for s in part["sections"]}
-        for name, content in named.items():
-            (out / f"{prefix}{name}.tex").write_text(render.latex_table(content))
 
 
 def write(source: Path, out: Path, links: bool = True) -> None:
@@ -132,26 +91,35 @@ def write(source: Path, out: Path, links: bool = True) -> None:
         links: whether the pages lead to the files of the runs.
 
     Raises:
-        FileNotFoundError: if there are no runs.
         ValueError: if `out` lies inside a run.
     """
     collection = load(source)
-    above = (out.resolve(), *out.resolve().parents)
     for run in collection.runs:
-        if run.folder is not None and run.folder.resolve() in above:
+        if run.folder is not None and out.resolve().is_relative_to(run.folder.resolve()):
             raise ValueError(f"{out} lies in the run {run.folder}: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     datasets = group_runs(collection.runs)
-    if source.is_dir():
-        collection = collection._replace(pictures=figures.draw(out, datasets))
     base = os.path.relpath(source, out) if links and source.is_dir() else None
-    all_numbers = [numbers(part) for part in datasets]
-    parts = [
-        _part(part, found, collection.pictures.get(part.dataset, figures.NONE), base)
-        for part, found in zip(datasets, all_numbers, strict=True)
-    ]
-    content = _content(collection, parts)
-    (out / "report.md").write_text(render.to_markdown("report.jinja", **content))
-    (out / "report.html").write_text(render.to_html("report.jinja", out, **content))
-    _write_tables(out, datasets, all_numbers, parts)
-    write_json(out / "summary.json", to_summary(collection))
+    pictures = dict(collection.pictures)
+    parts, measured = [], []
+    for number, part in enumerate(datasets):
+        prefix = f"{number}_" if len(datasets) > 1 else ""
+        if source.is_dir():
+            pictures[part.dataset] = figures.draw(out, prefix, part.variants)
+        found = numbers(part)
+        content = _part(part, found, pictures.get(part.dataset, figures.NONE), base)
+        for name, table in {"headline": content["headline"], **content["sections"]}.items():
+            (out / f"{prefix}{name}.tex").write_text(render.latex_table(table))
+        parts.append(content)
+        measured.append(found.table)
+    document = {
+        "title": f"Runs on {', '.join(part.dataset for part in datasets)}",
+        "paper": paper.LINK,
+        "problems": collection.problems,
+        "num_samples": figures.NUM_SAMPLES,
+        "parts": parts,
+    }
+    (out / "report.md").write_text(render.to_markdown("report.jinja", **document))
+    (out / "report.html").write_text(render.to_html("report.jinja", out, **document))
+    _write_csv(out, datasets, pd.concat(measured))
+    write_json(out / "summary.json", to_summary(collection._replace(pictures=pictures)))

@@ -125,15 +125,14 @@ def run_table(part: DatasetRuns, base: str | None) -> Table:
     """One line a run; with links to its files unless `base`, the way to them, is None."""
     files = {name.rpartition("/")[2]: name for name in FILES}
     head = ("run", "state", "reached", "commit", "hardware", "date")
-    lines = []
-    for run in part.runs:
-        texts = (
-            *(run.place, run.state, reached(run)),
-            *(run.commit, run.hardware, run.date),
-        )
-        links = (Cell(links=_links(run, base, **files)),) if base is not None else ()
-        lines.append((*map(Cell, texts), *links))
-    return Table((*head, "files") if base is not None else head, tuple(lines), numbers=99)
+    texts = [
+        (run.place, run.state, reached(run), run.commit, run.hardware, run.date)
+        for run in part.runs
+    ]
+    columns = [(name, list(map(Cell, text))) for name, *text in zip(head, *texts, strict=True)]
+    if base is not None:
+        columns.append(("files", [Cell(links=_links(run, base, **files)) for run in part.runs]))
+    return by_columns(columns, numbers=len(columns))
 
 
 def run_lines(part: DatasetRuns) -> pd.DataFrame:

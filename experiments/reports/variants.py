@@ -66,10 +66,7 @@ def _keys(runs: Sequence[Run]) -> list[_Key]:
         overrides, settings = (", ".join(f"{k}={v}" for k, v in p.items()) for p in points)
         return _Key(run.config, run.ablation or "", overrides, settings)
 
-    known: dict[str, _Key] = {}
-    for run in runs:
-        if run.config:
-            known.setdefault(run.name.rpartition("-seed")[0], own(run))
+    known = {run.name.rpartition("-seed")[0]: own(run) for run in reversed(runs) if run.config}
     keys = []
     for run in runs:
         alone = _Key(ablation=run.place or run.name)
@@ -131,8 +128,8 @@ def group_runs(runs: Sequence[Run]) -> list[DatasetRuns]:
         where[key.config] = where.get(key.config) or dataset_of(run.training)
     datasets: dict[str, dict[_Key, list[Run]]] = {}
     for run, key in zip(runs, keys, strict=True):
-        name = dataset_of(run.training) or where[key.config]
-        name = name or PurePosixPath(key.config).stem or "unknown data"
+        known = dataset_of(run.training) or where[key.config]
+        name = known or PurePosixPath(key.config).stem or "unknown data"
         datasets.setdefault(name, {}).setdefault(key, []).append(run)
     found = []
     for name, by_key in datasets.items():

@@ -169,12 +169,12 @@ def test_what_another_process_finishes_meanwhile_is_not_submitted(tmp_path: path
     """As by the job of a sweep that was killed, or by a second sweep in the same folder."""
 
     class Watched(Debug):
-        def submit(self, tasks):
-            raise AssertionError(f"submitted {tasks}")
+        def submit(self, jobs):
+            raise AssertionError(f"submitted {jobs}")
 
     (planned,) = plan.make_runs("experiments/configs/digits.py", ["eps_simple"], [0], {}, {})
     plan.write(tmp_path, [planned])
-    sweeping = sweep.Sweep([planned], tmp_path, Watched(tmp_path / "jobs", 0), retries=2)
+    sweeping = sweep.Sweep([planned], tmp_path, Watched(tmp_path / "jobs"), retries=2)
     with status.lock(folder(tmp_path, 0)):
         assert sweeping.step()
         status.write(folder(tmp_path, 0), Status("finished"))
@@ -189,13 +189,13 @@ def test_a_run_whose_job_dies_again_and_again_fails(
     """As under a memory limit, which kills job and program together."""
 
     class Deadly(Debug):
-        def submit(self, tasks):
-            self.submitted = [*getattr(self, "submitted", []), *tasks]
-            return {task.folder: "1" for task in tasks}
+        def submit(self, jobs):
+            self.submitted = [*getattr(self, "submitted", []), *jobs]
+            return {job.folder: "1" for job in jobs}
 
     (planned,) = plan.make_runs("experiments/configs/digits.py", ["eps_simple"], [0], {}, {})
     plan.write(tmp_path, [planned])
-    machine = Deadly(tmp_path / "jobs", 0)
+    machine = Deadly(tmp_path / "jobs")
     sweeping = sweep.Sweep([planned], tmp_path, machine, retries=2)
     while sweeping.step():
         pass
@@ -221,8 +221,8 @@ def test_a_workdir_under_home_is_where_the_runs_are_told_to_work(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    options, _ = sweep.parse([DIGITS, "--workdir=~/a sweep"])
-    (planned,) = sweep.make_runs(options, {})
+    options = sweep.parse([DIGITS, "--workdir=~/a sweep"])
+    (planned,) = sweep.make_runs(options)
     place = plan.folder_of(options.workdir, planned)
     assert place.is_relative_to(tmp_path / "a sweep")
     assert f"--workdir={place}" in planned.command(place)
@@ -285,13 +285,13 @@ def test_gpus_and_cores_are_shared_out(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
-    local = Local(tmp_path, 0, max_parallel=2, gpus_per_run=2)
+    local = Local(tmp_path, max_parallel=2, gpus_per_run=2)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in local._environment] == ["4,5", "6,7"]
     assert (
         sorted([*local._cores[0], *local._cores[1]]) == list(range(6)) and len(local._cores[0]) == 3
     )
     with pytest.raises(ValueError, match="need 6 GPUs, and 4 are visible"):
-        Local(tmp_path, 0, max_parallel=3, gpus_per_run=2)
+        Local(tmp_path, max_parallel=3, gpus_per_run=2)
     assert executors._gpus(0, 0) == {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
 
 

@@ -4,8 +4,8 @@ from experiments.files import markdown
 
 
 def test_a_table_has_a_head_a_rule_and_its_rows() -> None:
-    text = markdown.table(["a", "b"], [["1", "2"], ["3", "4"]], numbers=1)
-    assert text.splitlines() == ["| a | b |", "| --- | ---: |", "| 1 | 2 |", "| 3 | 4 |"]
+    text = markdown.table(["a", "b"], [["1", "2"], ["3", "4"]])
+    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |", "| 3 | 4 |"]
     assert markdown.table(["a"], []).splitlines() == ["| a |", "| --- |"]
 
 

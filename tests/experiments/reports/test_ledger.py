@@ -85,7 +85,7 @@ def test_a_command_trains_the_row_that_it_stands_for() -> None:
             words = ledger.command(table, row).split()
             assert words[:3] == ["python", "-m", "experiments.main"]
             path, _, ablation = words[3].removeprefix("--config=").partition(":")
-            assert (ROOT / path).is_file() and (paper.config_name(path), ablation) == (
+            assert (ROOT / path).is_file() and (pathlib.Path(path).stem, ablation) == (
                 row.config,
                 row.ablation,
             )

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.files import templates
 from experiments.reports import render, report
-from experiments.reports.render import Cell, Link, Table, latex_table, markdown_table
+from experiments.reports.render import Cell, Link, Table, latex_table
 from tests.experiments.reports.made_runs import half_done
 
 TABLE = Table(
@@ -41,10 +41,14 @@ class _Cells(HTMLParser):
             self.rows[-1][-1] += data
 
 
+def block(blocks: str, table: Table, escape_html: bool = False) -> str:
+    """The block `table` of markdown.jinja or html.jinja, filled."""
+    found = templates.environment(render.TEMPLATES, escape_html, embedded=str)
+    return str(found.get_template(blocks).module.table(table))  # type: ignore[attr-defined]
+
+
 def test_a_table_of_html_shows_the_text_and_numbers_the_notes() -> None:
-    found = templates.environment(render.TEMPLATES, escape_html=True)
-    found.filters["embedded"] = str
-    text = str(found.get_template("html.jinja").module.table(TABLE))  # type: ignore[attr-defined]
+    text = block("html.jinja", TABLE, escape_html=True)
     parser = _Cells()
     parser.feed(text.partition("</table>")[0])
     rows = [[" ".join(cell.split()) for cell in row] for row in parser.rows]
@@ -56,10 +60,17 @@ def test_a_table_of_html_shows_the_text_and_numbers_the_notes() -> None:
 
 
 def test_a_table_of_markdown_numbers_the_notes() -> None:
-    lines = markdown_table(TABLE).splitlines()
+    lines = block("markdown.jinja", TABLE).strip("\n").splitlines()
     assert lines[2] == r"| a & b_1 | **6.87 ± 0.45**<sup>1</sup> |"
+    assert lines[1] == "| --- | ---: |" and lines[3] == r"| \*c\* [0](a/b.png) | – |"
     assert lines[4] == "| d | 7<sup>1</sup><sup>2</sup> |"
-    assert lines[6:] == ["<sup>1</sup> 50% & more  ", "<sup>2</sup> other  "]
+    lines = [line for line in lines[5:] if line]
+    assert lines == ["<sup>1</sup> 50% & more  ", "<sup>2</sup> other  "]
+
+
+def test_markdown_shows_what_would_be_markup() -> None:
+    lines = block("markdown.jinja", Table(("a|b",), ((Cell("x | <y> *z*"),),))).split("\n")
+    assert list(filter(None, lines)) == [r"| a\|b |", "| --- |", r"| x \| \<y\> \*z\* |"]
 
 
 def test_a_table_of_latex_has_the_cells_of_its_head_in_every_row() -> None:

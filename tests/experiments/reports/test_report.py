@@ -19,7 +19,6 @@ from experiments.configs.published import TABLES
 from experiments.reports import report
 from experiments.reports.averages import plus_minus
 from experiments.reports.collect import collect, read_summary
-from experiments.reports.render import Cell, Table, markdown_table
 from experiments.workdir import status
 from experiments.workdir.protocols import training_fields
 from experiments.workdir.status import Status
@@ -369,12 +368,6 @@ def test_what_defines_a_training_leaves_places_and_the_seed_out() -> None:
     assert fields["data.name"] == "digits" and fields["train.num_steps"] == 4000
     assert fields["schedule.num_timesteps"] == 1000 and fields["model.channels"] == 32
     assert not {"seed", "data.data_dir", "train.log_every", "sample.num_images"} & set(fields)
-
-
-def test_markdown_shows_what_would_be_markup() -> None:
-    table = Table(("a|b",), ((Cell("x | <y> *z*"),),))
-    lines = markdown_table(table).splitlines()
-    assert lines == [r"| a\|b |", "| --- |", r"| x \| \<y\> \*z\* |"]
 
 
 def test_the_command_says_where_the_report_is_and_what_is_wrong(tmp_path: pathlib.Path) -> None:
