@@ -38,7 +38,7 @@ from diffusion.losses import make_loss_fn, simple
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import ancestral, sample
+from diffusion.samplers import ancestral, begin, walk
 from diffusion.schedules import evenly_spaced, from_betas, respace
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
@@ -153,7 +153,8 @@ def our_sample(case: Case, steps: int) -> Ours:
         def bound(x_t: jax.Array, t: jax.Array) -> Any:
             return denoise(params, x_t, t)
 
-        return sample(ancestral(), chain, bound, keys, case.image_shape).x_0
+        state = begin(ancestral(), keys, case.image_shape, recorded=0)
+        return walk(ancestral(), chain, bound, keys, state).x_t
 
     compiled, _ = compile_ours(draw, params, keys)
     return Ours(lambda: jax.block_until_ready(compiled(params, keys)), 0.0)

@@ -31,11 +31,7 @@ def q_sample(
 ) -> Float[Array, "*x"]:
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM Eq. 4, reparameterised).
 
-    Args:
-        schedule: the chain.
-        x_0: f32[B, ...] data, images in [-1, 1].
-        t: i32[] or i32[B], in [0, T).
-        eps: f32[B, ...] standard normal noise.
+    `x_0` is f32[B, ...], images in [-1, 1]; `eps` standard normal; `t` in [0, T).
     """
     now = at(schedule, t, x_0)
     return now.sqrt_alpha_bar * x_0 + now.sqrt_one_minus_alpha_bar * eps

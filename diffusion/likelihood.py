@@ -161,8 +161,6 @@ def bound_terms(
     """Terms of the bound, each at one draw of x_t ~ q(x_t | x_0) (DDPM Eq. 5).
 
     Args:
-        schedule: the chain.
-        denoise: (x_t, t) -> Prediction, parameters already bound.
         x_0: f32[B, ...] in [-1, 1].
         keys: one key per example; example i's noise at t depends on (keys[i], t) alone.
         timesteps: i32[S, B], the timesteps of every example.
@@ -197,13 +195,8 @@ def stratified_timesteps(
     parts begin with single timesteps and grow linearly, because the largest terms and the steepest
     changes lie near t = 0.
 
-    Args:
-        keys: one key per example.
-        num_timesteps: T, at least 2.
-        num_strata: 1 to T - 1.
-
     Raises:
-        ValueError: for a number of strata out of range.
+        ValueError: unless 1 <= num_strata < T.
     """
     if not 1 <= num_strata < num_timesteps:
         raise ValueError(f"{num_strata} strata of 1 .. T-1 need 1 to {num_timesteps - 1} of them.")

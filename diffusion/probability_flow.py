@@ -181,7 +181,6 @@ def likelihood(
 
     Args:
         flow: from `make_flow`.
-        params: the network's parameters; may be traced.
         x: f32[B, ...] in the units of the data; 8-bit images go through `dequantize` first.
         keys: one key per image, of a stream of their own: image i's probes depend on keys[i] alone.
         num_probes: how many probes estimate each divergence, at one vjp each; None for the exact
@@ -258,12 +257,8 @@ def decoded_bits_per_dim(
     prior. The discretized decoder makes it a probability of the levels themselves.
 
     Args:
-        schedule: the chain.
-        found: of `likelihood` at x_t.
-        prediction: the network's at t = 0.
-        x_0: f32[B, ...] data.
+        found, prediction: of `likelihood` and of the network, at x_t and t = 0.
         x_t: f32[B, ...], drawn from q(x_1 | x_0), t = 0 of `q_sample`.
-        decoder: log p(x_0 | x_1) of every dimension.
 
     Returns:
         f32[B] in bits per dimension; inf, never NaN, without success of the flow.

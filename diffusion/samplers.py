@@ -28,7 +28,7 @@ def ancestral() -> Sampler:
 
 
 class Samples(NamedTuple):
-    """What `sample` returns."""
+    """What a walk ends in."""
 
     x_0: Float[Array, "b *x"]  # the samples
     progress: Float[Array, "k b *x"]  # estimates of x_0 at the recorded timesteps
@@ -70,12 +70,20 @@ def walk(
     denoise: BoundDenoise,
     keys: Key[Array, " b"],
     state: Walk,
-    timesteps: Int[Array, " n"],
+    *,
+    timesteps: Int[Array, " n"] | None = None,
     record: tuple[int, ...] = (),
 ) -> Walk:
-    """A part of the way: one step for each of the timesteps, which fall, in one `lax.scan`.
+    """Walks t from T - 1 to 0 in one `lax.scan` (DDPM Alg. 2), or a part of the way.
 
-    All parts of a walk take the same arguments, as for `sample`, but for `timesteps`.
+    Args:
+        sampler: one of SAMPLERS, its options bound.
+        schedule: the chain to walk, respaced or not, which `denoise` is of.
+        keys: one key per sample; sample i depends on keys[i] alone, in any batch.
+        state: of `begin`, or where the part before ended.
+        timesteps: the part's, falling; None is all of them.
+        record: timesteps of this chain whose estimates of x_0 are kept, the same in all parts.
+            Memory grows with len(record), not with T.
     """
     num_timesteps, shape = schedule.num_timesteps, state.x_t.shape[1:]
     slots = jnp.asarray(record_slots(num_timesteps, record))
@@ -90,41 +98,13 @@ def walk(
             progress = progress.at[:, slots[t]].set(prediction.x_0, mode="drop")
         return Walk(x_t, memory, progress), None
 
-    return jax.lax.scan(body, state, timesteps)[0]
+    falling = jnp.arange(num_timesteps)[::-1] if timesteps is None else timesteps
+    return jax.lax.scan(body, state, falling)[0]
 
 
 def end(state: Walk) -> Samples:
     """What has been drawn when all timesteps are done."""
     return Samples(state.x_t, jnp.moveaxis(state.progress, 1, 0))
-
-
-def sample(
-    sampler: Sampler,
-    schedule: Schedule,
-    denoise: BoundDenoise,
-    keys: Key[Array, " b"],
-    shape: tuple[int, ...],
-    *,
-    record: tuple[int, ...] = (),
-) -> Samples:
-    """Draws one sample per key by walking t from T - 1 to 0 in one `lax.scan` (DDPM Alg. 2).
-
-    Args:
-        sampler: one of SAMPLERS, its options bound.
-        schedule: the chain to walk, respaced or not.
-        denoise: (x_t, t) -> Prediction on that chain, parameters already bound.
-        keys: one key per sample; sample i depends on keys[i] alone, in any batch, and starts from
-            the same x_T whatever the sampler and the length of the chain.
-        shape: shape of one sample, (H, W, C) for images.
-        record: timesteps of this chain whose estimates of x_0 are kept. Memory grows with
-            len(record), not with T.
-
-    Returns:
-        The samples, f32[B, *shape], and progress f32[len(record), B, *shape].
-    """
-    state = begin(sampler, keys, shape, len(record))
-    falling = jnp.arange(schedule.num_timesteps)[::-1]
-    return end(walk(sampler, schedule, denoise, keys, state, falling, record))
 
 
 SAMPLERS = MappingProxyType({"ancestral": ancestral})

@@ -87,10 +87,8 @@ class Variance(NamedTuple):
     """The variance of p(x_{t-1} | x_t), always as a logarithm.
 
     extra_channels: how many outputs beyond the mean's the network emits per data channel, 0 or 1.
-    log_variance: (now, extra, x_t) -> log-variance broadcastable to x_t; `now` holds the tables at
-        t, `extra` is the network's second half, or None where extra_channels is 0.
-    one_step: the network learned the variance of one step of its own chain, so that it says nothing
-        of a respaced one.
+    log_variance: (now, extra, x_t) -> log-variance broadcastable to x_t; see `variances`.
+    one_step: learned of single steps of the network's own chain, and of no respaced one.
     """
 
     extra_channels: int

@@ -214,7 +214,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
             params: Any, keys: jax.Array, labels: jax.Array, state: samplers.Walk, t: jax.Array
         ) -> samplers.Walk:
             bound = functools.partial(denoise, params, **chain.condition(labels))
-            return samplers.walk(sampler, schedule, bound, keys, state, t, record)
+            return samplers.walk(sampler, schedule, bound, keys, state, timesteps=t, record=record)
 
         def begin(params: Any, keys: jax.Array, labels: jax.Array) -> samplers.Walk:
             return samplers.begin(sampler, keys, encoder.shape, len(record))

@@ -207,10 +207,10 @@ def _line(window: Window, metrics: dict[str, float], eta: str) -> str:
     clipped, waited = metrics["clipped_share"], metrics["data_wait_share"]
     columns = [  # in the order of the line; the number says which finds room first
         (0, f"step {window.step:>7,}  loss {metrics['loss']:.4f}"),
-        (3, window.columns(metrics)),
+        (2, window.columns(metrics)),
         (4, f"  grad {metrics['grad_norm']:.3f}"),
         (5, f" ({clipped:.0%} clipped)" if clipped >= 0.005 else ""),
-        (2, f"  {metrics['images_per_second']:.0f} images/s"),
+        (3, f"  {metrics['images_per_second']:.0f} images/s"),
         (6, f"  data {waited:.0%}" if waited >= 0.05 else ""),
         (1, f"  ETA {eta}" if eta else ""),
     ]

@@ -15,7 +15,7 @@ from diffusion.likelihood import (
 )
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import ancestral, sample
+from diffusion.samplers import ancestral
 from diffusion.schedules import BETAS, from_betas, respace
 from diffusion.structs import Gaussian, Process
 from tests.diffusion.gaussian import (
@@ -27,6 +27,7 @@ from tests.diffusion.gaussian import (
     log_density,
     variational_bound,
 )
+from tests.diffusion.walks import sample
 
 LINEAR = from_betas(BETAS["linear"](1000))
 STANDARD = Gaussian(jnp.zeros(()), jnp.zeros(()))

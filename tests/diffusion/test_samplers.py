@@ -7,10 +7,11 @@ from diffusion import random
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import SAMPLERS, ancestral, sample
+from diffusion.samplers import SAMPLERS, ancestral, begin, end, walk
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Prediction, Process, Sampler
 from diffusion.variances import VARIANCES
+from tests.diffusion.walks import sample
 
 SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
 
@@ -167,3 +168,24 @@ def test_noise_differs_by_step_index_stream_and_seed() -> None:
     others = [(1, "sample", 3, 5), (0, "noise", 3, 5), (0, "sample", 4, 5), (0, "sample", 3, 6)]
     assert noise(*base) == noise(*base)
     assert len({noise(*base), *(noise(*other) for other in others)}) == 5
+
+
+def test_a_walk_in_parts_is_the_walk(network) -> None:
+    """Bit for bit, recorded estimates included, wherever it is cut."""
+    keys = random.per_index(random.stream(0, "sample"), jnp.arange(3))
+    record = (19, 11, 0)
+
+    def part(state, timesteps):
+        arguments = (ancestral(), SCHEDULE, network, keys, state)
+        return walk(*arguments, timesteps=timesteps, record=record)
+
+    compiled = jax.jit(part)
+    whole = end(compiled(begin(ancestral(), keys, (8, 8, 1), 3), jnp.arange(20)[::-1]))
+    for lengths in ((10, 10), (5, 5, 5, 5), (2, 16, 2)):
+        state, first = begin(ancestral(), keys, (8, 8, 1), 3), 19
+        for length in lengths:
+            state = compiled(state, first - jnp.arange(length))
+            first -= length
+        found = end(state)
+        np.testing.assert_array_equal(found.x_0, whole.x_0)
+        np.testing.assert_array_equal(found.progress, whole.progress)

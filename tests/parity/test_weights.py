@@ -26,6 +26,7 @@ from experiments.state import load_ema  # noqa: E402
 from experiments.weights import diffusers_config, export, importer  # noqa: E402
 from experiments.weights.unet_names import NAMINGS  # noqa: E402
 from experiments.workdir.config import read_config  # noqa: E402
+from tests.diffusion.walks import sample  # noqa: E402
 from tests.fixtures.make_unet_diffusers import param_shapes  # noqa: E402
 from tests.fixtures.published import NUM_STEPS, STEP, TIMESTEPS, noise  # noqa: E402
 from tests.parity import pipelines  # noqa: E402
@@ -85,9 +86,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
     actual = jax.jit(
-        lambda: (
-            diffusion.samplers.sample(diffusion.samplers.ancestral(), chain, bound, keys, shape).x_0
-        )
+        lambda: sample(diffusion.samplers.ancestral(), chain, bound, keys, shape).x_0
     )()
     expected = pipelines.walk(theirs, scheduler, evenly_spaced(1000, NUM_STEPS).tolist(), draws)
     assert expected.std() > 0.3
@@ -236,7 +235,7 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
     keys = jax.random.split(jax.random.key(0), 2)
     actual = jax.jit(
         lambda: (
-            diffusion.samplers.sample(
+            sample(
                 diffusion.samplers.ancestral(),
                 chain,
                 lambda x, t: denoise(params, x, t),

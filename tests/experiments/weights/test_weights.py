@@ -13,6 +13,7 @@ from experiments.build import Experiment, build
 from experiments.state import load_ema
 from experiments.weights import importer
 from experiments.workdir.config import read_config
+from tests.diffusion.walks import sample
 from tests.experiments.weights.published_configs import base_config
 from tests.fixtures.published import FOLDER, MODELS, NUM_STEPS, STEP, TIMESTEPS, noise
 
@@ -87,9 +88,7 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
             return denoise(params, x, t)
 
         keys = jax.random.split(jax.random.key(0), 2)
-        return diffusion.samplers.sample(
-            diffusion.samplers.ancestral(), schedule, bound, keys, shape
-        ).x_0
+        return sample(diffusion.samplers.ancestral(), schedule, bound, keys, shape).x_0
 
     expected = outputs[f"{name}/chain"]
     assert expected.std() > 0.3
