@@ -13,6 +13,7 @@ from experiments.metrics import baselines, bound, chain, flow, parts, sample_qua
 from experiments.metrics.metric import Context, Metric, metric_names
 from experiments.workdir.checkpoint import Loaded, checksums
 from experiments.workdir.results import write_results
+from experiments.workdir.sinks import show
 
 METRICS: MappingProxyType[str, Metric] = MappingProxyType(
     {
@@ -79,6 +80,8 @@ def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str,
         }
         if devices.is_main_process():
             write_results(workdir, name, section, experiment.config)
+            values = {f"eval/{name}/{k}": v["value"] for k, v in result.values.items()}
+            show(workdir, experiment.config, step, values)
         for text in result.lines:
             console.log(text)
         console.log(f"  ({name}: {format_duration(seconds)})")

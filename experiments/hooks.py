@@ -138,20 +138,21 @@ class Validation:
 
 def make_preview(
     experiment: Experiment, folder: Path, mesh: Mesh
-) -> Callable[[int, TrainState], dict[str, float]]:
+) -> Callable[[int, TrainState], dict[str, Any]]:
     """Writes a grid of the same few EMA samples every time, `folder`/STEP.png."""
     config = experiment.config.train
     sample_fn = make_sample_fn(experiment, mesh, num_steps=config.preview_num_steps)
     batch_size = devices.round_up(config.preview_images, mesh)
 
-    def preview(step: int, state: TrainState) -> dict[str, float]:
+    def preview(step: int, state: TrainState) -> dict[str, Any]:
         drawn = draw(sample_fn, state.ema_params, 0, config.preview_images, batch_size, mesh)
         drawn.warn()
+        grid = images.grid(drawn.samples)
         if devices.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-            images.save_grid(folder / f"{step:08d}.png", drawn.samples)
+            images.save(folder / f"{step:08d}.png", grid)
             console.log(f"preview   step {step:,}: {folder / f'{step:08d}.png'}")
-        return {}
+        return {"preview": grid}
 
     return preview
 

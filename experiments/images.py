@@ -61,10 +61,15 @@ def tile(images: UInt8[np.ndarray, "n h w c"], columns: int) -> UInt8[np.ndarray
     return grid
 
 
-def save_grid(path: Path, images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> None:
-    """Writes a PNG grid, each pixel of a small image enlarged to a square that can be seen."""
-    columns = columns or int(np.ceil(np.sqrt(len(images))))
-    grid = tile(images, columns)
+def grid(
+    images: UInt8[np.ndarray, "n h w c"], columns: int | None = None
+) -> UInt8[np.ndarray, "hh ww c"]:
+    """`tile`, each pixel of a small image enlarged to a square that can be seen."""
+    tiled = tile(images, columns or int(np.ceil(np.sqrt(len(images)))))
     zoom = max(1, 48 // images.shape[1])
-    grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(path)
+    return tiled.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def save(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
+    """Writes a PNG."""
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(path)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from ml_collections import ConfigDict
 
 # (params, examples, key) -> (mean, details of every example [B, ...])
 Objective = Callable[..., tuple[jax.Array, Any]]
@@ -162,6 +163,12 @@ def _warm_up(learning_rate: float, warmup_steps: int) -> optax.ScalarOrSchedule:
     if not warmup_steps:
         return learning_rate
     return optax.linear_schedule(0.0, learning_rate, warmup_steps)
+
+
+def learning_rate(config: ConfigDict) -> Callable[[int], float]:
+    """Updates done -> the rate of the next one, of the config's section `optimizer`."""
+    rate, warmup_steps = config.learning_rate, config.warmup_steps
+    return lambda step: rate * min(step / warmup_steps, 1.0) if warmup_steps else rate
 
 
 def adam(

@@ -20,6 +20,7 @@ from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import Method
 from experiments.workdir.checkpoint import Loaded, checksums
 from experiments.workdir.results import read_results, write_results
+from experiments.workdir.sinks import show
 
 SampleFn = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 ABOUT = "samples.json"  # what samples in a folder of their own are of
@@ -310,9 +311,11 @@ def sample(
     if devices.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "samples.npz", arr_0=drawn.samples)
-        images.save_grid(folder / "samples.png", drawn.samples[:256])
+        first = images.grid(drawn.samples[:256])
+        images.save(folder / "samples.png", first)
+        show(workdir, experiment.config, loaded.step, {"eval/samples": first})
         by_row = recorded.progress.swapaxes(0, 1).reshape(-1, *drawn.samples.shape[1:])
-        images.save_grid(folder / "progress.png", by_row, columns=columns)
+        images.save(folder / "progress.png", images.grid(by_row, columns))
         if out is None or "sample" not in read_results(workdir):
             write_results(workdir, "sample", results, experiment.config)
         if out is not None:

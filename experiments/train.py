@@ -17,7 +17,7 @@ from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.data import loader
 from experiments.data.dataset import load_in_memory
-from experiments.optimizers import update_ema
+from experiments.optimizers import learning_rate, update_ema
 from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
 from experiments.workdir import outcome, training_log
 from experiments.workdir.checkpoint import Checkpoints
@@ -30,12 +30,12 @@ class Hook(NamedTuple):
     """Something that a training does now and then, with a state that was found in order.
 
     every: steps.
-    call: (step, state) -> numbers for the log, by name.
+    call: (step, state) -> numbers and pictures, uint8[H, W, C], for the log, by name.
     finish: waits for what the calls left to be done in the background.
     """
 
     every: int
-    call: Callable[[int, TrainState], dict[str, float]]
+    call: Callable[[int, TrainState], dict[str, Any]]
     finish: Callable[[], None] = lambda: None
 
 
@@ -79,6 +79,7 @@ def make_train_step(
             "steps": jnp.ones(()),
             "loss": jnp.mean(losses),
             "grad_norm": gradient.norm,
+            "update_norm": optax.tree.norm(updates),
             "clipped_share": gradient.clipped_share,
             "summary": method.summary(examples, details),
         }
@@ -108,19 +109,28 @@ def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
     )
 
 
+def examine(state: TrainState) -> dict[str, dict[str, jax.Array]]:
+    """Whether each field is finite, and how large the parameters are and far from their average."""
+    apart = jax.tree.map(jnp.subtract, state.ema_params, state.params)
+    norms = {
+        "param_norm": optax.tree.norm(state.params),
+        "ema_distance": optax.tree.norm(apart),
+    }
+    return {"finite": outcome.finite_fields(state), "norms": norms}
+
+
 def compiled_step(experiment: Experiment, mesh: Mesh, state: TrainState, batch: Any) -> Any:
-    """`make_train_call`, and whether each field of a state is finite, compiled before they run."""
+    """`make_train_call` and `examine`, compiled before they run."""
     everywhere = devices.replicated(mesh)
     lowered = make_train_call(experiment, mesh).lower(state, batch)
+    examined = devices.jit(examine, precision="highest", out_shardings=everywhere).lower(state)
     begin = time.perf_counter()
     console.doing("compiling the training step")
     about = devices.compile_seconds(lowered)
     console.log(f"compiling the training step: about {about:.0f} s, less where it is cached")
-    train_call = lowered.compile()
-    check = devices.jit(outcome.finite_fields, precision="highest", out_shardings=everywhere)
-    check = check.lower(state).compile()
+    compiled = lowered.compile(), examined.compile()
     console.log(f"compiled  the training step in {time.perf_counter() - begin:.1f} s")
-    return train_call, check
+    return compiled
 
 
 def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
@@ -211,6 +221,11 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             console.log(f"saved     step {step:,}: {checkpoints.folder / str(step)}")
             return {}
 
+        rate, epoch = learning_rate(config.optimizer), config.train.batch_size / len(source)
+
+        def known(step: int) -> dict[str, float]:
+            return {"learning_rate": rate(step - 1), "epoch": step * epoch}
+
         def wait_for_saves() -> None:
             for hook in (*hooks, saving):
                 hook.finish()
@@ -225,10 +240,11 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
         with contextlib.ExitStack() as stack:
             stack.callback(batches.close)
             batch = devices.put(next(batches), by_example)
-            train_call, check = compiled_step(experiment, mesh, state, batch)
+            train_call, look = compiled_step(experiment, mesh, state, batch)
             if devices.is_main_process():
                 write_config(workdir, config)
-            log = stack.enter_context(training_log.TrainingLog(workdir, step, num_steps))
+            log = training_log.TrainingLog(workdir, step, config, known)
+            stack.enter_context(log)
             stop = stack.enter_context(console.stop_requested(jax.process_count() == 1))
             stack.callback(wait_for_saves)
             watch.remember(workdir / "metrics.jsonl")
@@ -259,17 +275,19 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
                     due.append(saving)
                 if due:
                     jax.block_until_ready(metrics)  # or its time would count as the pause's
-                    seen = log.write(meter.close(step), meter.lap())
+                    found = look(state)
+                    seen = log.write(meter.close(step, found["norms"]), meter.lap())
                     divergence = watch.check_window(step, seen)
-                    divergence = divergence or watch.check_state(step, jax.device_get(check(state)))
+                    finite = jax.device_get(found["finite"])
+                    divergence = divergence or watch.check_state(step, finite)
                     if divergence is not None:
                         break
                     if last or not watch.in_doubt:  # it may yet turn out to have diverged
                         with meter.paused():
                             for hook in due:
-                                log.scalars(step, hook.call(step, state))
+                                log.show(step, hook.call(step, state))
                 elif step % config.train.log_every == 0:
-                    window = meter.close(step)
+                    window = meter.close(step, look(state)["norms"])
                 if last:
                     break
     if divergence is not None:

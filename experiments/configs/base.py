@@ -77,6 +77,8 @@ def get_config() -> ConfigDict:
     config.train.flip = True  # mirror each training image with probability 1/2
     config.train.steps_per_call = 10  # steps per dispatch; the other cadences are its multiples
     config.train.log_every = 100  # steps between lines of metrics; every save has one too
+    # Beside metrics.jsonl, separated by commas: tensorboard | wandb (an extra, offline); "" is none
+    config.train.log_to = "tensorboard"
     config.train.preview_every = 10_000  # steps between PNG grids of EMA samples; 0 is never
     config.train.preview_images = 64  # images in such a grid
     config.train.preview_num_steps = 100  # sampling steps behind it; 0 is every timestep

@@ -210,6 +210,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "sample.batch_size": Range(1, BATCH),
         "sample.progress_images": Range(1, 1000),
         "sample.progress_columns": Range(1, 1000),
+        "train.log_to": Word(("", "tensorboard", "wandb"), several=True),
         "evaluate.metrics": Word(
             ("bpd", "bpd_fast", "baselines", "ode", "samples", "chain"), several=True
         ),

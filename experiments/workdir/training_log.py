@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Self
 import absl.logging
 import jax
 import numpy as np
-import tensorboardX
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from experiments.console import WIDTH, format_duration
 from experiments.workdir.metrics_file import drop_lines_after
+from experiments.workdir.sinks import open_sinks
 
 
 class Window(NamedTuple):
@@ -28,6 +29,7 @@ class Window(NamedTuple):
     calls: list[dict[str, Any]]
     images: int
     data_seconds: float  # that the loop waited for a batch
+    norms: dict[str, Any]  # of the state at its end
 
     def read(self, num_steps: int, seconds: float) -> dict[str, float]:
         """Means over the window, and rates where it took `seconds`; waits for the device.
@@ -35,13 +37,15 @@ class Window(NamedTuple):
         Of the method's summary, every ratio of sums to counts that are not 0: `name`, or name0,
         name1, ... for several.
         """
-        calls = jax.device_get(self.calls)
+        calls, norms = jax.device_get((self.calls, self.norms))
         total: dict[str, Any] = jax.tree.map(lambda *values: sum(values), *calls)
         steps = float(total["steps"])
         result = {
             "loss": float(total["loss"]) / steps,
             "grad_norm": float(total["grad_norm"]) / steps,
             "clipped_share": float(total["clipped_share"]) / steps,
+            "update_norm": float(total["update_norm"]) / steps,
+            **{name: float(norm) for name, norm in norms.items()},
             "images_per_second": self.images / seconds,
             "data_wait_share": self.data_seconds / seconds,
             "eta_seconds": (num_steps - self.step) * seconds / steps,
@@ -101,9 +105,9 @@ class Meter:
         yield
         self._since += time.perf_counter() - begin
 
-    def close(self, step: int) -> Window:
+    def close(self, step: int, norms: dict[str, Any]) -> Window:
         """The window that ends with the calls so far; the next one begins."""
-        window = Window(step, self._calls, self._images, self._data_seconds)
+        window = Window(step, self._calls, self._images, self._data_seconds, norms)
         self._reset()
         return window
 
@@ -119,17 +123,29 @@ class TrainingLog:
     On a terminal a progress bar moves and lines scroll above it; elsewhere there are only lines.
     """
 
-    def __init__(self, workdir: Path, start_step: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start_step: int,
+        config: ConfigDict,
+        known: Callable[[int], dict[str, float]],
+    ) -> None:
+        """Args:
+        workdir: of the run.
+        start_step: what an earlier training logged beyond it is removed.
+        config: of the run.
+        known: step -> numbers of a window that need no device, by name.
+        """
         self.active = jax.process_index() == 0
-        self.num_steps = num_steps
+        self.num_steps, self._known = config.train.num_steps, known
         if not self.active:
             return
         path = workdir / "metrics.jsonl"
         drop_lines_after(path, start_step)
         self._jsonl = path.open("a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
-        )
+        self._sinks = open_sinks(workdir, config.train.log_to, start_step + 1)
+        if not start_step:
+            self._sinks.text("config", config.to_yaml())
         console = Console()
         self._progress = Progress(
             TextColumn("training"),
@@ -143,7 +159,7 @@ class TrainingLog:
             expand=True,
         )
         self._task = self._progress.add_task(
-            "training", total=num_steps, completed=start_step, loss="", eta="-:--"
+            "training", total=self.num_steps, completed=start_step, loss="", eta="-:--"
         )
 
     def __enter__(self) -> Self:
@@ -163,15 +179,22 @@ class TrainingLog:
         if self.active:
             absl.logging.get_absl_handler().python_handler.stream = self._absl_stream
             self._progress.stop()
-            self._board.close()
+            self._sinks.close()
             self._jsonl.close()
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers beside the windows' metrics, in metrics.jsonl and TensorBoard."""
-        if self.active and values:
-            self._jsonl.write(json.dumps({"step": step} | values) + "\n")
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+    def show(self, step: int, found: Mapping[str, Any]) -> None:
+        """Numbers and pictures of the model at a step, beside the windows' metrics."""
+        if not self.active:
+            return
+        pictures = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+        self._record(step, {k: v for k, v in found.items() if k not in pictures}, "eval")
+        for name, picture in pictures.items():
+            self._sinks.image(step, f"eval/{name}", picture)
+
+    def _record(self, step: int, values: Mapping[str, float], group: str) -> None:
+        if values:
+            self._jsonl.write(json.dumps({"step": step} | dict(values)) + "\n")
+            self._sinks.scalars(step, {f"{group}/{name}": v for name, v in values.items()})
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -183,10 +206,11 @@ class TrainingLog:
 
         Returns the window's metrics, in every process.
         """
-        step, metrics = window.step, window.read(self.num_steps, seconds)
+        step = window.step
+        metrics = window.read(self.num_steps, seconds) | self._known(step)
         if not self.active:
             return metrics
-        self.scalars(step, metrics)
+        self._record(step, metrics, "train")
         eta = format_duration(metrics["eta_seconds"])
         self._progress.update(self._task, loss=f"loss {metrics['loss']:.4f}", eta=eta)
         self._progress.console.print(

@@ -204,7 +204,7 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: pathlib.Path) -> None:
     pictures = (
         np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8) * 50
     )
-    images.save_grid(tmp_path / "grid.png", pictures, columns=3)
+    images.save(tmp_path / "grid.png", images.grid(pictures, columns=3))
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert grid.shape == ((2 * 9 - 1) * 6, (3 * 9 - 1) * 6, 3)
     for i in range(5):

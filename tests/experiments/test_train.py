@@ -85,7 +85,7 @@ def test_the_log_says_how_often_the_gradient_was_clipped(
     config = tiny()
     config.clip = ConfigDict(dict(name="per_core", max_norm=limit, num_cores=4))
     calls = run_steps(config, 1)[1]
-    window = training_log.Window(4, calls, images=64, data_seconds=0.0)
+    window = training_log.Window(4, calls, images=64, data_seconds=0.0, norms={})
     assert window.read(num_steps=8, seconds=1.0)["clipped_share"] == share
 
 

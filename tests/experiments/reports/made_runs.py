@@ -156,7 +156,7 @@ def finished(
     pictures = np.random.default_rng(seed).integers(0, 256, (20, 8, 8, 1), np.uint8)
     (folder / "samples").mkdir(exist_ok=True)
     np.savez_compressed(folder / "samples" / "samples.npz", arr_0=pictures)
-    images.save_grid(folder / "samples" / "samples.png", pictures)
+    images.save(folder / "samples" / "samples.png", images.grid(pictures))
     (folder / "train.log").write_text("done\n")
     return folder
 

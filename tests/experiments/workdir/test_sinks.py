@@ -1,0 +1,89 @@
+"""What a run shows is read back from what its sinks wrote."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import devices, evaluate, hooks
+from experiments.build import build
+from experiments.state import load_ema, load_raw
+from experiments.workdir.outcome import Outcome
+from experiments.workdir.sinks import SINKS, open_sinks
+from tests.experiments.modes import sample
+
+
+def events(workdir: pathlib.Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(workdir / "tensorboard"), size_guidance={"scalars": 0})
+    return found.Reload()
+
+
+def test_a_run_shows_its_training_its_pictures_and_what_was_measured(tiny, tmp_path) -> None:
+    config = tiny()
+    config.train.preview_every, config.train.preview_images = 8, 4
+    config.evaluate.metrics, config.evaluate.num_images = "bpd", 6
+    experiment = build(config)
+    assert hooks.train_with_hooks(experiment, tmp_path) is Outcome.FINISHED
+    results = sample(experiment, tmp_path)
+    loaded = load_ema(experiment, tmp_path, devices.make_mesh())
+    measured = evaluate.evaluate(experiment, tmp_path, loaded)["bpd"]
+    shown = events(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "learning_rate", "param_norm", "update_norm", "ema_distance", "epoch"):
+        values = {event.step: event.value for event in shown.Scalars(f"train/{name}")}
+        assert values == pytest.approx({line["step"]: line[name] for line in lines}), name
+    (bound,) = shown.Scalars("eval/bpd/bits_per_dim")
+    assert bound.step == 8 and bound.value == pytest.approx(measured["bits_per_dim"]["value"])
+    assert {"eval/preview", "eval/samples"} <= set(shown.Tags()["images"])
+    assert b"num_timesteps: 8" in shown.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert results["num_images"] == config.sample.num_images
+
+
+def test_the_logged_numbers_are_what_they_say(tiny, tmp_path) -> None:
+    """The rate is the schedule's, the epoch counts images, norms are of the saved state."""
+    config = tiny()
+    config.train.log_to, config.train.log_every = "", 4
+    experiment = build(config)
+    hooks.train_with_hooks(experiment, tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    warm = config.optimizer.warmup_steps
+    for line in lines:
+        part = min((line["step"] - 1) / warm, 1.0)
+        assert line["learning_rate"] == pytest.approx(config.optimizer.learning_rate * part)
+        assert line["epoch"] == pytest.approx(line["step"] * 16 / 1497)
+    mesh = devices.make_mesh()
+    average = load_ema(experiment, tmp_path, mesh).params
+    raw = load_raw(experiment, tmp_path, 8, mesh)
+
+    def norm(tree) -> float:
+        return float(
+            np.sqrt(sum((np.asarray(x, np.float64) ** 2).sum() for x in jax.tree.leaves(tree)))
+        )
+
+    assert lines[-1]["param_norm"] == pytest.approx(norm(raw), rel=1e-5)
+    apart = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), average, raw)
+    assert lines[-1]["ema_distance"] == pytest.approx(norm(apart), rel=1e-4)
+
+
+def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("wandb", reason="needs the extra `wandb`")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    sinks = open_sinks(tmp_path, "wandb")
+    sinks.text("config", "seed: 0")
+    sinks.scalars(3, {"train/loss": 0.5})
+    sinks.image(3, "eval/preview", np.zeros((4, 4, 1), np.uint8))
+    sinks.close()
+    (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"train/loss" in written.read_bytes()
+
+
+def test_without_its_package_a_sink_says_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[wandb\]'"):
+        open_sinks(tmp_path, "wandb")
+    assert set(SINKS) == {"tensorboard", "wandb"}
