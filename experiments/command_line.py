@@ -10,7 +10,7 @@ from typing import NoReturn, ParamSpec
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.configs import ablations, ranges
+from experiments.configs import ablations, by_size, ranges
 from experiments.workdir.outcome import USER_ERROR
 
 Arguments = ParamSpec("Arguments")
@@ -109,7 +109,9 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     try:
         holder(argv)
         config: ConfigDict = holder["config"].value
-        ranges.check(config)  # also a config that could not be loaded says so only when used
+        ranges.check(
+            by_size.fill(config)
+        )  # also a config that could not be loaded says so only when used
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         raise ValueError(message(error)) from error
     return config

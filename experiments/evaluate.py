@@ -30,6 +30,8 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
 def check(experiment: Experiment) -> None:
     """Refuses a config that `evaluate` would fail on, before anything is computed.
 
+    More images than the split has are told of, and no reason to refuse.
+
     Raises:
         ValueError: naming the field.
         FileNotFoundError: if the data set, or a file that a metric needs, is missing.
@@ -39,10 +41,9 @@ def check(experiment: Experiment) -> None:
         METRICS[name].check(experiment)
     source = experiment.dataset.open(config.split)
     if config.num_images > len(source):
-        raise ValueError(
-            f"config.evaluate.num_images = {config.num_images}, but the {config.split} split of "
-            f"{experiment.dataset.name!r} has {len(source)} images. Choose 1 to {len(source)}, or "
-            "0 for all."
+        console.log(
+            f"WARNING   config.evaluate.num_images = {config.num_images}, but the {config.split} "
+            f"split of {experiment.dataset.name!r} has {len(source)} images: all of them are taken."
         )
 
 
@@ -56,7 +57,7 @@ def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str,
     mesh = devices.make_mesh()
     source = experiment.dataset.open(config.split)
     step, params, origin = loaded
-    num_images = config.num_images or len(source)
+    num_images = min(config.num_images or len(source), len(source))
     names = metric_names(config)
     if num_images < len(source) and any(METRICS[name].of_images for name in names):
         console.log(

@@ -25,6 +25,8 @@ from experiments.workdir.config import write_config
 from experiments.workdir.outcome import Divergence, Outcome, Watch
 from experiments.workdir.results import write_results
 
+FEW = 500  # images, of which a network of usual size learns each by heart
+
 
 class Hook(NamedTuple):
     """Something that a training does now and then, with a state that was found in order.
@@ -151,6 +153,31 @@ def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
+def describe_data(config: ConfigDict, num_images: int) -> list[str]:
+    """How many images there are and how often each is seen, and what is odd about that.
+
+    Args:
+        config: the section `train`.
+        num_images: of the train split without what is held out.
+    """
+    epochs = config.num_steps * config.batch_size / num_images
+    lines = [
+        f"training  {num_images:,} images, {config.num_steps:,} steps of {config.batch_size}: "
+        f"{epochs:,.3g} epochs"
+    ]
+    if config.batch_size > num_images:
+        lines.append(
+            f"WARNING   config.train.batch_size = {config.batch_size} is more than there are "
+            "images: a batch shows some of them twice."
+        )
+    if num_images < FEW:
+        lines.append(
+            f"WARNING   {num_images} images are few: expect a model that repeats them. Some "
+            "thousand are usual; flips (config.train.flip) and more dropout help a little."
+        )
+    return lines
+
+
 def record(workdir: Path, ended: Outcome, config: ConfigDict, **what: Any) -> None:
     """Writes the section "train" of results.json."""
     if devices.is_main_process():
@@ -183,9 +210,11 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
     source = training_images(experiment)
-    meta = facts(experiment, source)
     if config.loader.in_memory:
         source = load_in_memory(source, config.loader.num_threads)
+    meta = facts(experiment, source)
+    for line in describe_data(config.train, len(source)):
+        console.log(line)
 
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
         # State: restored where there is one.

@@ -135,6 +135,9 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "data.path": Text(empty=True),  # named when the data are needed
         "data.image_size": Range(1, SIDE),
         "data.test_fraction": FRACTION,
+        "data.channels": Range(1, 3),
+        "data.background": Text(),
+        "data.labels": Flag(),
         "loader.in_memory": Flag(),
         "loader.num_workers": Range(1, 1024, zero="read in threads"),
         "loader.num_threads": Range(1, 1024, zero="read when asked"),

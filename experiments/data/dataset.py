@@ -1,6 +1,8 @@
 """What a data set is: a description that reads nothing, and a source of images that does."""
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -8,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 SPLITS = ("train", "test")
+NAMED = 50  # images at most that an error names
 
 
 class Source(Protocol):
@@ -120,23 +123,51 @@ def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
     return Subset(source, np.setdiff1d(every, chosen)), Subset(source, chosen)
 
 
+def _image_shape(source: Source) -> tuple[int, ...]:
+    """Of the first image that can be decoded; () where none can."""
+    for index in range(len(source)):
+        with contextlib.suppress(ValueError):
+            return source[index]["image"].shape
+    return ()
+
+
 def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
     """Decodes every image of `source` once, into one array of N * H * W * C bytes.
 
     Args:
         num_threads: that decode; there is one at least.
+
+    Raises:
+        ValueError: naming all images that cannot be decoded, where there are some.
     """
-    images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
+    images = np.empty((len(source), *_image_shape(source)), np.uint8)
     labels = np.empty(len(source), np.int32)
     chunk = 128
 
-    def fill(start: int) -> None:
-        part = slice(start, min(start + chunk, len(source)))
-        records = gather(source, range(part.start, part.stop))
-        images[part], labels[part] = records["image"], records["label"]
+    def fill(start: int) -> list[str]:
+        """Decodes a chunk; what is wrong with each image of it that cannot be."""
+        part = range(start, min(start + chunk, len(source)))
+        if hasattr(source, "gather"):
+            records = source.gather(part)
+            images[part.start : part.stop] = records["image"]
+            labels[part.start : part.stop] = records["label"]
+            return []
+        wrong = []
+        for index in part:
+            try:
+                record = source[index]
+            except ValueError as error:
+                wrong.append(str(error))
+            else:
+                images[index], labels[index] = record["image"], record["label"]
+        return wrong
 
     with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-        list(pool.map(fill, range(0, len(source), chunk)))  # list: raise what a thread raised
+        wrong = list(itertools.chain(*pool.map(fill, range(0, len(source), chunk))))
+    if wrong:
+        more = f"\n... and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        listed = "\n".join(wrong[:NAMED])
+        raise ValueError(f"{len(wrong)} of {len(source)} images are unusable:\n{listed}{more}")
     return InMemory(images, labels)
 
 

@@ -2,14 +2,20 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.data.dataset import SPLITS, Dataset, open_named_split
+from experiments.lookup import choose
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+Decode = Callable[[str], np.ndarray]  # path of a file -> uint8[S, S, C]
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+BACKGROUNDS = MappingProxyType({"white": 255, "black": 0})
 
 
 def list_images(folder: str) -> list[str]:
@@ -37,19 +43,41 @@ def is_test(path: str, test_fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < test_fraction * 2**64
 
 
-def decode(path: str, image_size: int) -> np.ndarray:
-    """uint8[image_size, image_size, 3]: shorter side resized (Lanczos), then cropped centrally.
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits or more, or of floating point, as grey of 8 bits.
 
-    Orientation tags are honoured and transparency is dropped.
+    Sixteen bits are divided by 257; of floating point 0 is black and 1 white.
 
     Raises:
-        ValueError: the file cannot be decoded, or has more than 8 bits a channel.
+        ValueError: for numbers outside these ranges.
+    """
+    values = np.asarray(image, np.float64)
+    scale = 255.0 if image.mode == "F" else 1.0 / 257.0
+    scaled = np.rint(values * scale)
+    if scaled.size and not (np.isfinite(scaled).all() and 0 <= scaled.min() <= scaled.max() <= 255):
+        raise ValueError(f"mode {image.mode} holds {values.min():g} to {values.max():g}")
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def decode(path: str, image_size: int, channels: int = 3, background: str = "white") -> np.ndarray:
+    """uint8[image_size, image_size, channels]: shorter side resized (Lanczos), cropped centrally.
+
+    Orientation tags are honoured, what is transparent lies on `background`, of an animation the
+    first picture is taken, and 16 bits become 8.
+
+    Raises:
+        ValueError: the file cannot be decoded.
     """
     try:
         with Image.open(path) as opened:
-            if opened.mode[0] in "IF":
-                raise ValueError(f"mode {opened.mode} has more than 8 bits a channel")
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened)
+            if image.mode[0] in "IF":
+                image = _in_8_bits(image)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                ground = Image.new("RGBA", image.size, (BACKGROUNDS[background],) * 3 + (255,))
+                image = Image.alpha_composite(ground, image)
+            image = image.convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be used ({error}); replace or remove it.") from error
     scale = image_size / min(image.size)
@@ -57,35 +85,37 @@ def decode(path: str, image_size: int) -> np.ndarray:
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - image_size) // 2, (height - image_size) // 2
-    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+    square = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+    return square.reshape(image_size, image_size, channels)
 
 
 class ImageFolder:
-    """Pictures decoded when read; [i] is {"image": uint8[S, S, 3], "label": int32[] of 0}."""
+    """Pictures decoded when read; [i] is {"image": uint8[S, S, C], "label": int32[]}."""
 
-    def __init__(self, folder: str, paths: list[str], image_size: int):
-        self._folder = folder
-        self._paths = paths
-        self._image_size = image_size
+    def __init__(self, folder: str, paths: list[str], decode: Decode, classes: list[str]):
+        self._folder, self._paths, self._decode = folder, paths, decode
+        self._classes = {name: number for number, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        path = os.path.join(self._folder, self._paths[index])
-        return {"image": decode(path, self._image_size), "label": np.asarray(0, np.int32)}
+        name = self._paths[index]
+        image = self._decode(os.path.join(self._folder, name))
+        label = self._classes[top_folder(name)] if self._classes else 0
+        return {"image": image, "label": np.asarray(label, np.int32)}
 
 
-def open_split(split: str, path: str, image_size: int, test_fraction: float) -> ImageFolder:
+def open_split(
+    split: str, path: str, test_fraction: float, decode: Decode, labels: bool
+) -> ImageFolder:
     """Opens "train" or "test" of the pictures below a local folder.
 
     Raises:
         FileNotFoundError: no folder is named, there is none, or no picture in it.
         ValueError: every picture fell into the other split.
     """
-    if not path:  # which would be the current folder
-        raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
-    folder = os.path.abspath(os.path.expanduser(path))
+    folder = named_folder(path)
     every = list_images(folder)
     paths = [name for name in every if is_test(name, test_fraction) == (split == "test")]
     if not paths:
@@ -94,11 +124,39 @@ def open_split(split: str, path: str, image_size: int, test_fraction: float) -> 
             f"test_fraction={test_fraction}; change test_fraction (config.data.test_fraction), add "
             "pictures, or use the other split (config.evaluate.split)."
         )
-    return ImageFolder(folder, paths, image_size)
+    return ImageFolder(folder, paths, decode, classes_of(every) if labels else [])
 
 
-def image_folder(path: str, image_size: int, test_fraction: float = 0.05) -> Dataset:
-    """The jpg, png and webp pictures in a local folder and below, as RGB squares.
+def named_folder(path: str) -> str:
+    """The absolute path of config.data.path.
+
+    Raises:
+        FileNotFoundError: if it is empty, which would be the current folder.
+    """
+    if not path:
+        raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def top_folder(name: str) -> str:
+    """The first folder of a picture's relative path; "" for one that lies in none."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def classes_of(names: list[str]) -> list[str]:
+    """The classes of pictures: the folders that they lie in, sorted."""
+    return sorted({top_folder(name) for name in names})
+
+
+def image_folder(
+    path: str,
+    image_size: int,
+    test_fraction: float = 0.05,
+    channels: int = 3,
+    background: str = "white",
+    labels: bool = False,
+) -> Dataset:
+    """The pictures in a local folder and below, as squares.
 
     The shorter side is resized to image_size and the longer one cropped centrally. A hash of its
     relative path decides whether a picture is held out, so adding pictures moves no other.
@@ -107,12 +165,23 @@ def image_folder(path: str, image_size: int, test_fraction: float = 0.05) -> Dat
         path: the folder, e.g. an LSUN category exported to files.
         image_size: side in pixels.
         test_fraction: expected part held out, in [0, 1); 0 trains on all.
+        channels: 3, or 1 for grey.
+        background: what transparent pictures lie on, a key of BACKGROUNDS.
+        labels: whether the folders directly in `path` are classes.
+
+    Raises:
+        FileNotFoundError: with labels, if there is no such folder, or no picture in it.
+        ValueError: for other channels or another background.
     """
-    kwargs = {"path": path, "image_size": image_size, "test_fraction": test_fraction}
+    if channels not in (1, 3):
+        raise ValueError(f"config.data.channels = {channels} must be 3, or 1 for grey.")
+    choose(BACKGROUNDS, background, "data.background")
+    how = partial(decode, image_size=image_size, channels=channels, background=background)
+    kwargs = {"path": path, "test_fraction": test_fraction, "decode": how, "labels": labels}
     return Dataset(
         name="image_folder",
-        image_shape=(image_size, image_size, 3),
-        num_classes=None,
+        image_shape=(image_size, image_size, channels),
+        num_classes=len(classes_of(list_images(named_folder(path)))) if labels else None,
         open=partial(open_named_split, open_split, kwargs),
         splits=SPLITS if test_fraction else ("train",),
     )

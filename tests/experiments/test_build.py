@@ -23,7 +23,7 @@ DATA_CONFIGS = (
 NETWORK_CONFIGS = ("digits_dit", "cifar10_dit")  # a data set's config with another network
 OTHERS = (
     *("base", "images256", "ablations", "changes", "published"),
-    *("saved", "ranges"),
+    *("saved", "ranges", "by_size", "image_folder"),
 )
 DIT = dict(
     **dict(name="dit", patch_size=2, hidden_size=16, depth=1, num_heads=2),
