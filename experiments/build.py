@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments.configs import by_size, ranges
+from experiments.configs import ranges
 from experiments.data.dataset import Dataset
 from experiments.data.datasets import DATASETS
 from experiments.lookup import lookup
@@ -32,13 +32,13 @@ class Experiment(NamedTuple):
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-    """The experiment that `config` describes, whose open fields are filled (`by_size`).
+    """The experiment that `config` describes, as it is after `by_size.fill`.
 
     Raises:
         ValueError: for a value out of its range, an unknown name, a stale keyword, an impossible
             size, or a combination of choices that has no meaning; before anything is compiled.
     """
-    ranges.check(by_size.fill(config))
+    ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
     encoder = pixels(dataset.image_shape, dataset.num_levels)
     method = lookup(METHODS, config.method, "method")(config, dataset, encoder)

@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, sample
 from experiments.build import Experiment, build
+from experiments.configs import by_size
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
 from experiments.sample import folder_apart
@@ -143,7 +144,7 @@ def main(argv: list[str]) -> int:
         if COMPILATION_CACHE.value != "off":
             chosen = COMPILATION_CACHE.value
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
-        experiment = build(config)
+        experiment = build(by_size.fill(config))
         if MODE.value == "train":
             workdir.mkdir(parents=True, exist_ok=True)
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)

@@ -89,7 +89,7 @@ def test_a_path_and_a_size_are_all_that_a_config_needs(tmp_path: pathlib.Path) -
     for size in (8, 20, 32, 48, 64, 100, 128, 256):
         config = image_folder.get_config()
         config.data.path, config.data.image_size = str(tmp_path), size
-        experiment = build(config)
+        experiment = build(by_size.fill(config))
         assert experiment.dataset.image_shape == (size, size, 3)
         saved = config_from_dict(config_to_dict(config))
         assert None not in [saved[f.split(".")[0]][f.split(".")[1]] for f in by_size.BY_SIZE]
@@ -102,7 +102,7 @@ def test_a_path_and_a_size_are_all_that_a_config_needs(tmp_path: pathlib.Path) -
     filled = by_size.fill(own)
     assert (filled.model.channels, filled.train.batch_size) == (32, 7)
     with pytest.raises(ValueError, match="config.data.image_size = None: say how large"):
-        build(image_folder.get_config())
+        by_size.fill(image_folder.get_config())
 
 
 def test_own_pictures_train_and_few_of_them_are_told_of(tmp_path: pathlib.Path, capsys) -> None:
@@ -121,7 +121,7 @@ def test_own_pictures_train_and_few_of_them_are_told_of(tmp_path: pathlib.Path, 
     config.model.channel_multipliers = (1,)
     config.train.num_steps = config.train.checkpoint_every = config.train.log_every = 10
     config.train.preview_every = config.train.preview_num_steps = 0
-    experiment = build(config)
+    experiment = build(by_size.fill(config))
     from experiments import evaluate
 
     evaluate.check(experiment)
