@@ -1,8 +1,12 @@
 """The command line: flags in, errors and times out as people read them."""
 
 import argparse
+import errno
 import functools
+import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, ParamSpec
@@ -11,9 +15,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.configs import ablations, by_size, ranges
-from experiments.workdir.outcome import USER_ERROR
+from experiments.lookup import suggestion
+from experiments.workdir.outcome import EXIT_STATUS, USER_ERROR, Outcome
 
 Arguments = ParamSpec("Arguments")
+WHOLE = re.compile(r"[0-9]+(\.[0-9]+)?[eE]\+?[0-9]{1,2}")
 SAVED = Path(__file__).parent / "configs" / "saved.py"
 
 
@@ -32,8 +38,49 @@ class ListAblations(flags.BooleanFlag):
 
 def fail(error: BaseException | str) -> int:
     """Prints the error where it began, for one that the user can mend; returns the exit status."""
-    print(f"error: {error}\n(--verbosity=1 shows where it was raised)", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return USER_ERROR
+
+
+def check_writable(folder: Path, make: bool) -> None:
+    """Refuses a working directory in which nothing can be written, before anything is computed.
+
+    Args:
+        folder: the working directory.
+        make: whether it is made where it is not there.
+
+    Raises:
+        ValueError: saying what is in the way.
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={folder} cannot be written to ({error.strerror}). Name a folder of yours, "
+            "or one that is not there yet."
+        ) from error
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that no space is left."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def fail_of_full_disk(error: BaseException) -> int:
+    """Says what to do about it; returns the status of what is to be started again."""
+    fail(
+        f"{error}. What was saved before is whole. Free some room (config.train.keep_checkpoints "
+        "says how many checkpoints stay) and start the same command again."
+    )
+    return EXIT_STATUS[Outcome.STOPPED]
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,6 +141,39 @@ def with_saved_config(argv: list[str]) -> list[str]:
     return [argv[0], f"--config={SAVED}:{values['workdir']}", *argv[1:]]
 
 
+def as_meant(argv: Sequence[str]) -> list[str]:
+    """argv with a config's short name as its file, and 1e3 for a field of the config as 1000.
+
+    Raises:
+        ValueError: for a config that is not there, with what it may have been meant to be.
+    """
+    words = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, given, value = word.partition("=")
+        if not given and before.lstrip("-") == "config":
+            word = _config_file(word)
+        elif given and name.lstrip("-") == "config":
+            word = f"{name}={_config_file(value)}"
+        elif given and name.lstrip("-").startswith("config.") and WHOLE.fullmatch(value):
+            word = f"{name}={int(float(value))}"
+        words.append(word)
+    return words
+
+
+def _config_file(value: str) -> str:
+    """The file, and what follows it after a colon, of `digits:cosine` or of a path."""
+    name, colon, ablation = value.partition(":")
+    folder = SAVED.parent
+    if "/" not in name and not name.endswith(".py") and (folder / f"{name}.py").is_file():
+        return f"{folder / name}.py{colon}{ablation}"
+    if not name or Path(name).is_file():
+        return value
+    known = [p.stem for p in folder.glob("*.py") if "def get_config(ablation" in p.read_text()]
+    raise ValueError(
+        f"--config={value}: there is no file {name}. {suggestion(Path(name).stem, sorted(known))}"
+    )
+
+
 def load_config(arguments: Sequence[str]) -> ConfigDict:
     """The config that `experiments.main` would use, for a program that plans its runs.
 
@@ -103,7 +183,7 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     Raises:
         ValueError: if it would refuse the file, the ablation, a field or a value.
     """
-    argv = ["main", *arguments]
+    argv = ["main", *as_meant(arguments)]
     holder = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
     try:
@@ -118,9 +198,20 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser for `app.run`: returns what is no flag, or ends the program with a message."""
+    """absl's parser for `app.run`: returns what is no flag, or ends the program with a message.
+
+    Without arguments it ends with how the program is used, and status 2; with --help with all of
+    its flags too, and status 0.
+    """
+    about = str(sys.modules["__main__"].__doc__ or "").strip()
+    if len(argv) == 1:
+        print(f"{about}\n\n--help lists all flags.", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    if {word.lstrip("-") for word in argv[1:]} & {"help", "h", "?", "helpshort", "helpfull"}:
+        print(f"{about}\n\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
     try:
-        rest = flags.FLAGS(with_saved_config(argv))
+        rest = flags.FLAGS(with_saved_config([argv[0], *as_meant(argv[1:])]))
         config = flags.FLAGS.config
         if config is not None:
             config.to_dict()  # a config that could not be loaded says so only when used

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,6 +108,23 @@ def initialize_distributed(setting: str) -> None:
             "'HOST:PORT,NUM_PROCESSES,PROCESS_ID'."
         )
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+
+
+def check_backend() -> None:
+    """Refuses a platform that this installation has no devices of.
+
+    Raises:
+        ValueError: saying what there is, and what to install.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where nothing of it is installed
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error).partition("\n")[0] or "this installation knows no such platform."
+        raise ValueError(
+            f"no device of JAX_PLATFORMS={asked} can be used: {why} Install "
+            "the extra for it (pip install -e '.[cuda]' or '.[tpu]'), or leave the variable out."
+        ) from error
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -5,7 +5,8 @@
 The same command continues an interrupted run. Exit status: 0 finished, 75 stopped on request and to
 be started again, 76 diverged, 2 for an error that the user can mend. With --mode=sample or
 --mode=evaluate and no --config the run's own config is used, and --config.FIELD=VALUE changes a
-field of it. --list_ablations prints the names that may follow a config after a colon.
+field of it. --list_ablations prints the names that may follow a config after a colon, and
+--verbosity=1 shows where an error was raised.
 """
 
 import sys
@@ -15,6 +16,7 @@ from experiments import console
 if __name__ == "__main__":
     console.watch_signals()  # before the imports, which take seconds
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,6 +133,9 @@ def main(argv: list[str]) -> int:
         return command_line.fail(f"unexpected arguments {argv[1:]}: options are --name=value.")
     if not flags.FLAGS["verbosity"].present:
         absl.logging.set_verbosity(absl.logging.WARNING)
+        # Libraries print every error of a save several times, which is raised as well.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        absl.logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
     if "://" in str(WORKDIR.value):
         return command_line.fail(
             f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "
@@ -140,21 +145,25 @@ def main(argv: list[str]) -> int:
     try:
         if config.distributed != "off":
             console.release_signals()  # the cluster says when
+        command_line.check_writable(workdir, make=MODE.value == "train")
         devices.initialize_distributed(config.distributed)
+        devices.check_backend()
         if COMPILATION_CACHE.value != "off":
             chosen = COMPILATION_CACHE.value
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
         experiment = build(by_size.fill(config))
-        if MODE.value == "train":
-            workdir.mkdir(parents=True, exist_ok=True)
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
         for mode in modes:
             MODES[mode].check(experiment)
         return run(experiment, workdir, modes)
-    except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
+    except Exception as error:
         if command_line.verbose(sys.argv):
             raise
-        return command_line.fail(error)
+        if command_line.disk_is_full(error):
+            return command_line.fail_of_full_disk(error)
+        if isinstance(error, ValueError | OSError | ImportError | CheckpointError):
+            return command_line.fail(error)
+        raise
 
 
 if __name__ == "__main__":

@@ -223,8 +223,14 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             step, state = 0, fresh_state(experiment, everywhere)
         else:
             state = restore(experiment, checkpoints, step, meta, everywhere)
-            console.log(f"resuming  step {step:,} of {num_steps:,} from {workdir}")
+            if step < num_steps:
+                console.log(f"resuming  step {step:,} of {num_steps:,} from {workdir}")
         if step >= num_steps:
+            console.log(
+                f"trained   {step:,} steps before, and config.train.num_steps = {num_steps:,}: "
+                "nothing to train. A larger number goes on from there; another --workdir begins "
+                "anew."
+            )
             return Outcome.FINISHED
         if step % steps_per_call:
             raise ValueError(
@@ -247,7 +253,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
 
         def save_step(step: int, state: TrainState) -> dict[str, float]:
             save(checkpoints, step, state, meta)
-            console.log(f"saved     step {step:,}: {checkpoints.folder / str(step)}")
+            console.log(f"saving    step {step:,}: {checkpoints.folder / str(step)}")
             return {}
 
         rate, epoch = learning_rate(config.optimizer), config.train.batch_size / len(source)

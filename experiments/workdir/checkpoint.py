@@ -4,6 +4,9 @@ Orbax writes and reads; what it does not notice is checked here: every leaf carr
 damaged file is an error and never a silently different model.
 """
 
+import errno
+import os
+import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -106,10 +109,19 @@ class Checkpoints:
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def save(self, step: int, state: Any, ema: Any, meta: dict[str, Any]) -> None:
-        """Starts saving a step, which goes on while training does. A step is saved once."""
+        """Starts saving a step, which goes on while training does. A step is saved once.
+
+        Raises:
+            OSError: with errno ENOSPC, if the disk has less room than that takes.
+        """
         if step in self._manager.all_steps():
             return
         items = {"state": state, "ema": ema}
+        needed = 2**20 + sum(1.1 * leaf.nbytes for leaf in jax.tree.leaves(items))
+        left = shutil.disk_usage(self.folder).free
+        if left < needed:
+            what = f"a checkpoint needs {needed / 2**20:,.1f} MiB, and {left / 2**20:,.1f} are left"
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {what}", str(self.folder))
         meta = meta | {
             "layout": {what: layout(tree) for what, tree in items.items()},
             "checksums": {what: checksums(tree) for what, tree in items.items()},
