@@ -29,6 +29,7 @@ setuptools.setup(
         "experiments.weights": ["*.jinja"],
     },
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12",
@@ -50,7 +51,9 @@ setuptools.setup(
         *DATA,
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],  # the same as cuda12
+        "cuda12": ["jax[cuda12]>=0.10,<0.13"],
+        "cuda13": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "gcs": ["gcsfs>=2024.6"],  # data sets in gs:// buckets
         "dev": [
