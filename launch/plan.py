@@ -49,6 +49,24 @@ def split(text: str) -> list[str]:
     return [value.strip() for value in values]
 
 
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of "0,1,2" or "0-2", in their order.
+
+    Raises:
+        ValueError: for anything else, and for a range that falls.
+    """
+    seeds: list[int] = []
+    for word in split(text):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", word, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise ValueError(
+                f"--seeds={text}: numbers or ranges separated by commas, such as 0,1,2 or 0-2."
+            )
+        seeds += range(first, last + 1)
+    return seeds
+
+
 def parse_assignment(text: str, option: str) -> tuple[str, str]:
     """The parts of FIELD=VALUE.
 

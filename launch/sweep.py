@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--config", required=True, help="the config file, without an ablation")
     add("--workdir", required=True, help="where the sweep keeps everything")
     add("--ablations", default="", help="names and groups (--list_ablations of experiments.main)")
-    add("--seeds", default="0", help="such as 0,1,2")
+    add("--seeds", default="0", help="such as 0,1,2 or 0-2")
     add("--grid", action="append", default=[], help="FIELD=VALUE,VALUE,...; may be repeated")
     add("--cluster", default="local", choices=["local", "slurm", "debug"])
     add("--max_parallel", type=int, default=1, help="runs at a time")
@@ -87,14 +87,12 @@ def make_runs(options: argparse.Namespace) -> list[PlannedRun]:
     Raises:
         ValueError: naming the option that cannot be.
     """
-    seeds = plan.split(options.seeds)
-    if not all(seed.isdigit() for seed in seeds):
-        raise ValueError(f"--seeds={options.seeds}: numbers separated by commas, such as 0,1,2.")
+    seeds = plan.parse_seeds(options.seeds)
     names = ablations.names(options.ablations)
     several = options.slurm.get("nodes", 1) * options.slurm.get("ntasks_per_node", 1) > 1
     settings = ({"distributed": "auto"} if several else {}) | options.settings
     grid = plan.parse_grid(options.grid)
-    return plan.make_runs(options.config, names, [int(seed) for seed in seeds], grid, settings)
+    return plan.make_runs(options.config, names, seeds, grid, settings)
 
 
 def make_machine(options: argparse.Namespace) -> Machine:

@@ -18,7 +18,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.data = ConfigDict(dict(name="image_folder", path="", test_fraction=0.05))
     config.data.channels = 3  # 1 is grey
     config.data.background = "white"  # of what is transparent: white | black
-    config.data.labels = False  # the folders in `path` are classes
+    config.data.num_classes = 0  # as many folders in `path` are classes; 0: no labels
     config.data.image_size = config_dict.placeholder(int)
     for field in by_size.BY_SIZE:
         section, name = field.split(".")

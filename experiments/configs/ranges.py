@@ -89,6 +89,7 @@ class Word(NamedTuple):
 
     names: tuple[str, ...]
     several: bool = False  # separated by commas
+    within: Mapping[str, str] = MappingProxyType({})  # what others call a part of one of them
 
     def refusal(self, value: Any) -> str | None:
         if not isinstance(value, str):
@@ -97,6 +98,8 @@ class Word(NamedTuple):
             name = word.strip() if self.several else word
             if name not in self.names:
                 which = "" if name == value else f"names {name!r}, which "
+                if name in self.within:
+                    return f"{which}is part of {self.within[name]!r}: choose that."
                 return f"{which}is not known. {suggestion(name, self.names)}"
         return None
 
@@ -137,7 +140,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "data.test_fraction": FRACTION,
         "data.channels": Range(1, 3),
         "data.background": Text(),
-        "data.labels": Flag(),
+        "data.num_classes": Range(2, 100_000, zero="no labels"),
         "loader.in_memory": Flag(),
         "loader.num_workers": Range(1, 1024, zero="read in threads"),
         "loader.num_threads": Range(1, 1024, zero="read when asked"),
@@ -215,7 +218,10 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "sample.progress_columns": Range(1, 1000),
         "train.log_to": Word(("", "tensorboard", "wandb"), several=True),
         "evaluate.metrics": Word(
-            ("bpd", "bpd_fast", "baselines", "ode", "samples", "chain"), several=True
+            ("bpd", "bpd_fast", "baselines", "ode", "samples", "chain"),
+            several=True,
+            within=dict.fromkeys(("fid", "is", "kid", "precision", "recall"), "samples")
+            | {"nll": "bpd", "bits_per_dim": "bpd", "elbo": "bpd"},
         ),
         "evaluate.split": Word(("train", "test")),
         "evaluate.num_images": Range(1, IMAGES, zero="all"),

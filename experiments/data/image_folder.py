@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -107,16 +108,25 @@ class ImageFolder:
 
 
 def open_split(
-    split: str, path: str, test_fraction: float, decode: Decode, labels: bool
+    split: str, path: str, test_fraction: float, decode: Decode, num_classes: int
 ) -> ImageFolder:
     """Opens "train" or "test" of the pictures below a local folder.
 
     Raises:
         FileNotFoundError: no folder is named, there is none, or no picture in it.
-        ValueError: every picture fell into the other split.
+        ValueError: every picture fell into the other split, or there are other classes.
     """
-    folder = named_folder(path)
+    if not path:  # which would be the current folder
+        raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
+    folder = os.path.abspath(os.path.expanduser(path))
     every = list_images(folder)
+    classes = classes_of(every) if num_classes else []
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"config.data.num_classes = {num_classes}, but the pictures in {folder} lie in "
+            f"{len(classes)} folders: {', '.join(map(repr, classes[:20]))}. Set it to "
+            f"{len(classes)}, or to 0 for no labels."
+        )
     paths = [name for name in every if is_test(name, test_fraction) == (split == "test")]
     if not paths:
         raise ValueError(
@@ -124,18 +134,7 @@ def open_split(
             f"test_fraction={test_fraction}; change test_fraction (config.data.test_fraction), add "
             "pictures, or use the other split (config.evaluate.split)."
         )
-    return ImageFolder(folder, paths, decode, classes_of(every) if labels else [])
-
-
-def named_folder(path: str) -> str:
-    """The absolute path of config.data.path.
-
-    Raises:
-        FileNotFoundError: if it is empty, which would be the current folder.
-    """
-    if not path:
-        raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
-    return os.path.abspath(os.path.expanduser(path))
+    return ImageFolder(folder, paths, decode, classes)
 
 
 def top_folder(name: str) -> str:
@@ -154,7 +153,7 @@ def image_folder(
     test_fraction: float = 0.05,
     channels: int = 3,
     background: str = "white",
-    labels: bool = False,
+    num_classes: int = 0,
 ) -> Dataset:
     """The pictures in a local folder and below, as squares.
 
@@ -167,21 +166,21 @@ def image_folder(
         test_fraction: expected part held out, in [0, 1); 0 trains on all.
         channels: 3, or 1 for grey.
         background: what transparent pictures lie on, a key of BACKGROUNDS.
-        labels: whether the folders directly in `path` are classes.
+        num_classes: of the folders directly in `path`, which are the classes; 0: no labels.
 
     Raises:
-        FileNotFoundError: with labels, if there is no such folder, or no picture in it.
         ValueError: for other channels or another background.
     """
     if channels not in (1, 3):
         raise ValueError(f"config.data.channels = {channels} must be 3, or 1 for grey.")
     choose(BACKGROUNDS, background, "data.background")
     how = partial(decode, image_size=image_size, channels=channels, background=background)
-    kwargs = {"path": path, "test_fraction": test_fraction, "decode": how, "labels": labels}
+    kwargs: dict[str, Any] = {"path": path, "test_fraction": test_fraction, "decode": how}
+    kwargs["num_classes"] = num_classes
     return Dataset(
         name="image_folder",
         image_shape=(image_size, image_size, channels),
-        num_classes=len(classes_of(list_images(named_folder(path)))) if labels else None,
+        num_classes=num_classes or None,
         open=partial(open_named_split, open_split, kwargs),
         splits=SPLITS if test_fraction else ("train",),
     )

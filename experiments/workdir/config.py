@@ -1,14 +1,16 @@
 """config.json of a working directory: its one reader and its one writer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from experiments.files.atomic import read_json, write_json
-from experiments.workdir.protocols import MODEL, field, meaning, renewed
+from experiments.workdir.protocols import MODEL, field, flat, meaning, renewed
+
+NONE = "absent"  # what an error calls a field that is not there
 
 
 def _tuples(value: Any) -> Any:
@@ -66,7 +68,7 @@ def check_same(
         ValueError: naming the fields that differ, and what can be done.
     """
     then, now = renewed(saved), config_to_dict(config)
-    _refuse([f for f in fields if field(then, f) != field(now, f)], then, now, workdir)
+    _refuse({f: field(then, f) for f in fields}, {f: field(now, f) for f in fields}, workdir)
 
 
 def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | Path) -> None:
@@ -77,15 +79,16 @@ def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | P
     Args, Raises: as for `check_same`.
     """
     then, now = renewed(saved), config_to_dict(config)
-    unlike = [f for f in MODEL if meaning(f, field(then, f)) != meaning(f, field(now, f))]
-    _refuse(unlike, then, now, workdir)
+    before, after = ({f: meaning(f, field(c, f)) for f in MODEL} for c in (then, now))
+    _refuse(before, after, workdir)
 
 
-def _refuse(
-    unlike: Sequence[str], then: dict[str, Any], now: dict[str, Any], workdir: str | Path
-) -> None:
+def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], workdir: str | Path) -> None:
+    """Raises ValueError where the values of some field differ, naming each leaf that does."""
+    before, after = flat(then), flat(now)
+    unlike = [f for f in {**before, **after} if before.get(f, NONE) != after.get(f, NONE)]
     if unlike:
-        lines = [f"  {path}: {field(then, path)} then, {field(now, path)} now" for path in unlike]
+        lines = [f"  {f}: {before.get(f, NONE)} then, {after.get(f, NONE)} now" for f in unlike]
         raise ValueError(
             f"{workdir} holds a run under another config:\n" + "\n".join(lines) + "\n"
             "Choose another --workdir, or the config that the run was started with."

@@ -30,6 +30,8 @@ CONFIGS = {
     "--config=digits --config.model.dropout=2": "config.model.dropout = 2.0 must be",
     "--config=digits --config.ema_decay=1": "config.ema_decay = 1.0 must be",
     "--config=digits --config.evaluate.metrics=bdp": "'bdp'",
+    "--config=digits --config.evaluate.metrics=fid": "'fid' is part of 'samples': choose that",
+    "--config=digits --config.evaluate.metrics=bpd,kid": "'kid', which is part of 'samples'",
     "--config=digits --config.evaluate.split=valid": "Choose one of: train, test",
     "--config=digits --config.precision=half": "Choose one of: default, high, highest",
     "--config=digits --config.train.log_to=board": "Choose one of: , tensorboard, wandb",

@@ -100,7 +100,7 @@ def test_a_checkpoint_older_than_num_cores_goes_on(tiny: Make, tmp_path: pathlib
     assert read_config(tmp_path).clip.to_dict() == config.clip.to_dict()
     assert training_fields(old) == training_fields(config_to_dict(config))
     config.clip.num_cores = 8
-    with pytest.raises(ValueError, match=r"clip: .*'num_cores': 4.* then, .*'num_cores': 8.* now"):
+    with pytest.raises(ValueError, match=r"clip.num_cores: 4 then, 8 now"):
         check_same(old, config, TRAINING, tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_older_than_label_dropout_goes_on(tiny: Make, tmp_path: pat
     assert read_config(tmp_path).model.to_dict() == config.model.to_dict()
     assert training_fields(old) == training_fields(config_to_dict(config))
     config.model.label_dropout = 0.1
-    with pytest.raises(ValueError, match=r"'label_dropout': 0.0.* then, .*: 0.1.* now"):
+    with pytest.raises(ValueError, match=r"model.label_dropout: 0.0 then, 0.1 now"):
         check_same(old, config, TRAINING, tmp_path)
     mine = {"model": {"name": "mine", "width": 3}}
     assert protocols.renewed(mine)["model"] == mine["model"]

@@ -123,3 +123,17 @@ def test_a_sweep_grows_and_refuses_other_settings(tmp_path: pathlib.Path) -> Non
     for word in ("eps_simple-seed1", "num_steps: 4000 then, 10 now", "--workdir"):
         assert word in str(error.value)
     assert not (tmp_path / "runs" / "eps_simple-seed2").exists()  # nothing was written
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0", [0]), ("0,1,2", [0, 1, 2]), ("0-3", [0, 1, 2, 3]), ("7,2-3", [7, 2, 3])],
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: list) -> None:
+    assert plan.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-1", "0..3", "1.5", "²"])
+def test_other_seeds_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--seeds=.*such as 0,1,2 or 0-2"):
+        plan.parse_seeds(text)

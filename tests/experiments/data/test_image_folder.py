@@ -68,9 +68,11 @@ def test_folders_are_classes_where_they_are_asked_for(tmp_path: pathlib.Path) ->
     for name in ("cats/a.png", "cats/deep/b.png", "dogs/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(NOISE).save(tmp_path / name)
-    dataset = make(str(tmp_path), 8, test_fraction=0.0, labels=True)
+    dataset = make(str(tmp_path), 8, test_fraction=0.0, num_classes=2)
     assert dataset.num_classes == 2
     assert [int(record["label"]) for record in dataset.open("train")] == [0, 0, 1]
+    with pytest.raises(ValueError, match="num_classes = 3, but .* 2 folders: 'cats', 'dogs'. Set"):
+        make(str(tmp_path), 8, test_fraction=0.0, num_classes=3).open("train")
     plain = make(str(tmp_path), 8, test_fraction=0.0)
     assert plain.num_classes is None and {int(r["label"]) for r in plain.open("train")} == {0}
 
