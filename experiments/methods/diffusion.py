@@ -192,7 +192,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
     decoder = functools.partial(likelihood.tanh_decoder, num_levels=dataset.num_levels)
     loss_fn = losses.make_loss_fn(chain.apply, process, _loss(config), decoder)
 
-    @jax.jit  # so that it is traced once, however often shapes are asked for
+    @jax.jit  # within devices.jit, or for shapes: traced once, however often it is asked
     def init(key: jax.Array) -> Any:
         example = jnp.zeros((1, *encoder.shape))
         return network.init(key, example, jnp.zeros(1, jnp.int32))["params"]

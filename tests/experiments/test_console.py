@@ -56,8 +56,9 @@ def test_what_is_ignored_stays_so_and_a_released_program_is_python_s() -> None:
         process.wait(timeout=0.5)
     process.terminate()
     assert process.wait(timeout=5) == console.STOPPED
-    program = "console.watch_signals(); console.release_signals()\nprint('ready', flush=True)\n"
-    process = started(program + "try: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(9)\n")
+    program = "console.watch_signals(); console.release_signals()\n"
+    program += "try:\n print('ready', flush=True)\n time.sleep(60)\n"
+    process = started(program + "except KeyboardInterrupt: sys.exit(9)\n")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 9
 

@@ -153,12 +153,16 @@ def test_nothing_to_sample_from_is_said_so(trained: tuple, tmp_path: pathlib.Pat
         sample(build(trained[0]), tmp_path)
 
 
-def test_more_images_than_there_are_is_refused(trained: tuple) -> None:
+def test_more_images_than_there_are_is_warned_of(
+    trained: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, _ = trained
     other = ConfigDict(config.to_dict())
-    other.evaluate.num_images = 10_000
-    with pytest.raises(ValueError, match=r"num_images = 10000.*has 300 images.*0 for all"):
+    for num_images, warned in ((10_000, True), (300, False), (0, False)):
+        other.evaluate.num_images = num_images
         check(build(other))
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("has 300 images: all of them are taken" in said) == warned
 
 
 def test_images_survive_the_way_to_the_model_and_back() -> None:
