@@ -1,4 +1,4 @@
-"""Optimizers and gradient clipping, the original's as they were, and the average of parameters."""
+"""Optimizers, gradient clipping and accumulation, and the average of parameters."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-# (params, examples, key) -> (mean, details of every example [B, ...])
-Objective = Callable[..., tuple[jax.Array, Any]]
+# (params, examples, key) -> ((mean, details of every example [B, ...]), gradient of the mean)
+Differentiated = Callable[[Any, Any, jax.Array], tuple[tuple[jax.Array, Any], Any]]
 
 
 class Gradient(NamedTuple):
@@ -24,7 +24,48 @@ class Gradient(NamedTuple):
     clipped_share: jax.Array  # f32[], share of the groups whose norm was above the limit
 
 
-GradientFn = Callable[[Mesh, Objective, Any, Any, jax.Array], Gradient]
+GradientFn = Callable[[Mesh, Differentiated, Any, Any, jax.Array], Gradient]
+
+
+def accumulated(differentiated: Differentiated, num_parts: int) -> Differentiated:
+    """The same mean and gradient, of `num_parts` equal parts of the batch one after the other.
+
+    Only the activations of one part need memory. Part i has the examples i, i + num_parts, ..., so
+    that a batch which is spread over devices stays where it is, and a key of its own; for one part
+    it is `differentiated` itself.
+
+    When it is traced, it refuses a batch that cannot be cut so.
+    """
+    if num_parts == 1:
+        return differentiated
+
+    def whole(params: Any, examples: Any, key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
+        size = jax.tree.leaves(examples)[0].shape[0]
+        if size % num_parts:
+            raise ValueError(
+                f"config.train.accumulate_steps = {num_parts} does not divide the {size} examples "
+                "whose gradient is computed at once: config.train.batch_size, or with clip "
+                "per_core a group of them, batch_size / num_cores. Choose a divisor."
+            )
+
+        def cut(x: jax.Array) -> jax.Array:
+            return jnp.swapaxes(x.reshape(size // num_parts, num_parts, *x.shape[1:]), 0, 1)
+
+        def joined(x: jax.Array) -> jax.Array:
+            return jnp.swapaxes(x, 0, 1).reshape(size, *x.shape[2:])
+
+        def one(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+            index, examples = part
+            found, grads = differentiated(params, examples, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, grads), found
+
+        parts = jnp.arange(num_parts), jax.tree.map(cut, examples)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, (means, details) = jax.lax.scan(one, zeros, parts)
+        grads = jax.tree.map(lambda x: x / num_parts, total)
+        return (jnp.mean(means), jax.tree.map(joined, details)), grads
+
+    return whole
 
 
 def _clip(grads: Any, max_norm: float) -> tuple[Any, jax.Array, jax.Array]:
@@ -38,8 +79,10 @@ def _clip(grads: Any, max_norm: float) -> tuple[Any, jax.Array, jax.Array]:
 def clip_global(max_norm: float = 1.0) -> GradientFn:
     """Clips the gradient of the whole batch to `max_norm`."""
 
-    def gradients(mesh: Mesh, objective: Objective, params: Any, examples: Any, key: Any) -> Any:
-        (_, details), grads = jax.value_and_grad(objective, has_aux=True)(params, examples, key)
+    def gradients(
+        mesh: Mesh, differentiated: Differentiated, params: Any, examples: Any, key: Any
+    ) -> Gradient:
+        (_, details), grads = differentiated(params, examples, key)
         grads, norm, clipped = _clip(grads, max_norm)
         return Gradient(grads, details, norm, clipped)
 
@@ -83,7 +126,9 @@ def clip_per_core(max_norm: float = 1.0, num_cores: int = 8) -> GradientFn:
     When it is traced, it refuses a batch or devices that cannot be cut so.
     """
 
-    def gradients(mesh: Mesh, objective: Objective, params: Any, examples: Any, key: Any) -> Any:
+    def gradients(
+        mesh: Mesh, differentiated: Differentiated, params: Any, examples: Any, key: Any
+    ) -> Gradient:
         batch_size = jax.tree.leaves(examples)[0].shape[0]
         mesh = _cut_mesh(mesh, batch_size, num_cores)
 
@@ -95,7 +140,7 @@ def clip_per_core(max_norm: float = 1.0, num_cores: int = 8) -> GradientFn:
 
             def one(total: Any, group: Any) -> tuple[Any, tuple[Any, ...]]:
                 index, examples = group
-                (_, details), grads = jax.value_and_grad(objective, has_aux=True)(
+                (_, details), grads = differentiated(
                     params, examples, jax.random.fold_in(key, index)
                 )
                 grads, norm, clipped = _clip(grads, max_norm)
@@ -158,17 +203,47 @@ def scale_by_adam_hat(b1: float, b2: float, eps_hat: float) -> optax.GradientTra
     return optax.GradientTransformation(init, update)
 
 
-def _warm_up(learning_rate: float, warmup_steps: int) -> optax.ScalarOrSchedule:
-    """learning_rate * min(step / warmup_steps, 1)."""
+def rate_schedule(
+    learning_rate: float,
+    warmup_steps: int = 0,
+    cosine_steps: int = 0,
+    final_learning_rate: float = 0.0,
+) -> optax.Schedule:
+    """Updates done -> the rate of the next one.
+
+    It rises from 0 over warmup_steps, learning_rate * step / warmup_steps, and then stays; or, with
+    cosine_steps, falls from there along half a cosine (Loshchilov and Hutter 2017, Eq. 5, without
+    restarts), reaches final_learning_rate after cosine_steps updates in all, and stays.
+
+    Raises:
+        ValueError: if the cosine ends before the warm-up does, or there is an end and no way to it.
+    """
+    if cosine_steps and cosine_steps <= warmup_steps:
+        raise ValueError(
+            f"config.optimizer.cosine_steps = {cosine_steps} must be above warmup_steps = "
+            f"{warmup_steps}, for it counts from the first update; config.train.num_steps is "
+            "usual. 0 keeps the rate after the warm-up."
+        )
+    if final_learning_rate and not cosine_steps:
+        raise ValueError(
+            f"config.optimizer.final_learning_rate = {final_learning_rate} is never reached while "
+            "cosine_steps = 0 keeps the rate after the warm-up. Set cosine_steps, to "
+            "config.train.num_steps for instance."
+        )
+    after = optax.constant_schedule(learning_rate)
+    if cosine_steps:
+        end = final_learning_rate / learning_rate
+        after = optax.cosine_decay_schedule(learning_rate, cosine_steps - warmup_steps, end)
     if not warmup_steps:
-        return learning_rate
-    return optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        return after
+    warm_up = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warm_up, after], [warmup_steps]) if cosine_steps else warm_up
 
 
-def learning_rate(config: ConfigDict) -> Callable[[int], float]:
-    """Updates done -> the rate of the next one, of the config's section `optimizer`."""
-    rate, warmup_steps = config.learning_rate, config.warmup_steps
-    return lambda step: rate * min(step / warmup_steps, 1.0) if warmup_steps else rate
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """`rate_schedule` of the config's section `optimizer`."""
+    names = ("learning_rate", "warmup_steps", "cosine_steps", "final_learning_rate")
+    return rate_schedule(**{name: config[name] for name in names})
 
 
 def adam(
@@ -178,18 +253,40 @@ def adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     epsilon_hat: bool = True,
+    weight_decay: float = 0.0,
+    cosine_steps: int = 0,
+    final_learning_rate: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam under a linear warm-up, learning_rate * min(step / warmup_steps, 1).
+    """Adam under `rate_schedule`, whose warm-up gives the first update rate 0, as the original's.
 
-    The first update (step 0) therefore has rate 0, as in the original. `epsilon_hat` chooses the
-    original's placement of eps; False is optax's.
+    Args:
+        learning_rate, warmup_steps, cosine_steps, final_learning_rate: of `rate_schedule`.
+        b1, b2, eps: of the moments.
+        epsilon_hat: the original's placement of eps; False is optax's.
+        weight_decay: AdamW's (Loshchilov and Hutter 2019, Algorithm 2): an update also takes
+            rate * weight_decay of every parameter away, whatever the gradient's moments are.
     """
     scale = scale_by_adam_hat(b1, b2, eps) if epsilon_hat else optax.scale_by_adam(b1, b2, eps)
-    rate = _warm_up(learning_rate, warmup_steps)
-    return optax.chain(scale, optax.scale_by_learning_rate(rate))
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    rate = rate_schedule(learning_rate, warmup_steps, cosine_steps, final_learning_rate)
+    return optax.chain(scale, *decay, optax.scale_by_learning_rate(rate))
 
 
-def update_ema(ema_params: Any, params: Any, decay: float) -> Any:
+def ema_decay(decay: float, warmup: float, step: jax.Array) -> float | jax.Array:
+    """The decay of the average in the update that follows `step` updates, i32[].
+
+    Args:
+        decay: at last.
+        warmup: 0 for `decay` from the start; a power p > 0 for min(decay, 1 - (1 + step)^-p), which
+            forgets the initial parameters at once. With p = 1 the average is the mean of all
+            parameters until decay is reached.
+    """
+    if not warmup:
+        return decay
+    return jnp.minimum(decay, 1.0 - (1.0 + step.astype(jnp.float32)) ** -warmup)
+
+
+def update_ema(ema_params: Any, params: Any, decay: float | jax.Array) -> Any:
     """ema + (1 - decay) (params - ema): the exponential moving average after one more step.
 
     In this form its weights sum to 1 in float32 as well. Those of decay * ema + (1 - decay) *
@@ -204,14 +301,16 @@ def rmsprop(
     decay: float = 0.9,
     momentum: float = 0.0,
     eps: float = 1e-10,
+    cosine_steps: int = 0,
+    final_learning_rate: float = 0.0,
 ) -> optax.GradientTransformation:
-    """RMSProp under the same warm-up, which DDPM App. B tried beside Adam.
+    """RMSProp under the same `rate_schedule`, which DDPM App. B tried beside Adam.
 
     As TensorFlow 1 has it, with its defaults: v = decay v + (1 - decay) g^2 from v = 1, not 0;
     u = momentum u + rate g / sqrt(v + eps), with eps inside the root and the rate inside the
     momentum; the parameters lose u.
     """
-    rate = _warm_up(learning_rate, warmup_steps)
+    rate = rate_schedule(learning_rate, warmup_steps, cosine_steps, final_learning_rate)
     return optax.rmsprop(
         rate, decay=decay, eps=eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum or None
     )

@@ -1,6 +1,7 @@
 """Training (DDPM Algorithm 1 for any method): the step, a pure function, and the loop around."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.data import loader
 from experiments.data.dataset import load_in_memory
-from experiments.optimizers import learning_rate, update_ema
+from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
 from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
 from experiments.workdir import outcome, training_log
 from experiments.workdir.checkpoint import Checkpoints
@@ -66,15 +67,20 @@ def make_train_step(
         losses, details = method.losses(params, examples, key)
         return jnp.mean(losses), (losses, details)
 
+    differentiated = accumulated(
+        jax.value_and_grad(objective, has_aux=True), config.train.accumulate_steps
+    )
+
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         examples = draw_examples(experiment, state, batch)
         dropout = jax.random.fold_in(random.stream(config.seed, "dropout"), state.step)
-        gradient = experiment.gradients(mesh, objective, state.params, examples, dropout)
+        gradient = experiment.gradients(mesh, differentiated, state.params, examples, dropout)
         updates, opt_state = experiment.optimizer.update(
             gradient.value, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, config.ema_decay)
+        decay = ema_decay(config.ema_decay, config.ema_warmup, state.step)
+        ema_params = update_ema(state.ema_params, params, decay)
         losses, details = gradient.details
         memory = method.remember(state.memory, examples, details)
         metrics = {
@@ -111,21 +117,27 @@ def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
     )
 
 
-def examine(state: TrainState) -> dict[str, dict[str, jax.Array]]:
-    """Whether each field is finite, and how large the parameters are and far from their average."""
+def examine(state: TrainState, schedule: optax.Schedule) -> dict[str, dict[str, jax.Array]]:
+    """Whether each field is finite, and numbers for the log.
+
+    These are the rate of the last update, the norm of the parameters and their distance from their
+    average.
+    """
     apart = jax.tree.map(jnp.subtract, state.ema_params, state.params)
-    norms = {
+    numbers = {
+        "learning_rate": jnp.asarray(schedule(state.step - 1)),
         "param_norm": optax.tree.norm(state.params),
         "ema_distance": optax.tree.norm(apart),
     }
-    return {"finite": outcome.finite_fields(state), "norms": norms}
+    return {"finite": outcome.finite_fields(state), "numbers": numbers}
 
 
 def compiled_step(experiment: Experiment, mesh: Mesh, state: TrainState, batch: Any) -> Any:
     """`make_train_call` and `examine`, compiled before they run."""
     everywhere = devices.replicated(mesh)
     lowered = make_train_call(experiment, mesh).lower(state, batch)
-    examined = devices.jit(examine, precision="highest", out_shardings=everywhere).lower(state)
+    look = functools.partial(examine, schedule=learning_rate(experiment.config.optimizer))
+    examined = devices.jit(look, precision="highest", out_shardings=everywhere).lower(state)
     begin = time.perf_counter()
     console.doing("compiling the training step")
     about = devices.compile_seconds(lowered)
@@ -256,11 +268,6 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             console.log(f"saving    step {step:,}: {checkpoints.folder / str(step)}")
             return {}
 
-        rate, epoch = learning_rate(config.optimizer), config.train.batch_size / len(source)
-
-        def known(step: int) -> dict[str, float]:
-            return {"learning_rate": rate(step - 1), "epoch": step * epoch}
-
         def wait_for_saves() -> None:
             for hook in (*hooks, saving):
                 hook.finish()
@@ -278,7 +285,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             train_call, look = compiled_step(experiment, mesh, state, batch)
             if devices.is_main_process():
                 write_config(workdir, config)
-            log = training_log.TrainingLog(workdir, step, config, known)
+            log = training_log.TrainingLog(workdir, step, config, len(source))
             stack.enter_context(log)
             stop = stack.enter_context(console.stop_requested(jax.process_count() == 1))
             stack.callback(wait_for_saves)
@@ -311,7 +318,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
                 if due:
                     jax.block_until_ready(metrics)  # or its time would count as the pause's
                     found = look(state)
-                    seen = log.write(meter.close(step, found["norms"]), meter.lap())
+                    seen = log.write(meter.close(step, found["numbers"]), meter.lap())
                     divergence = watch.check_window(step, seen)
                     finite = jax.device_get(found["finite"])
                     divergence = divergence or watch.check_state(step, finite)
@@ -322,7 +329,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
                             for hook in due:
                                 log.show(step, hook.call(step, state))
                 elif step % config.train.log_every == 0:
-                    window = meter.close(step, look(state)["norms"])
+                    window = meter.close(step, look(state)["numbers"])
                 if last:
                     break
     if divergence is not None:

@@ -59,20 +59,27 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass to save memory
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
 
-    # adam, or rmsprop (learning_rate, warmup_steps, decay, momentum, eps)
+    # adam, or rmsprop (as adam up to final_learning_rate, then decay, momentum, eps)
     config.optimizer = ConfigDict(dict(name="adam"))
     config.optimizer.learning_rate = 2e-4  # after warm-up
     config.optimizer.warmup_steps = 5000  # linear from 0; 0 is none
+    # Updates after which half a cosine from there ends; 0 keeps the rate
+    config.optimizer.cosine_steps = 0
+    config.optimizer.final_learning_rate = 0.0  # at the end of the cosine
+    config.optimizer.weight_decay = 0.0  # AdamW's, of every parameter, times the rate
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment
     config.optimizer.eps = 1e-8  # added to the root of the second moment
     config.optimizer.epsilon_hat = True  # before bias correction (the original), or after (optax)
     # none | global (max_norm) | per_core (max_norm, num_cores): the original's TPU had 8 cores
     config.clip = dict(name="per_core", max_norm=1.0, num_cores=8)
-    config.ema_decay = 0.9999  # per step, from the initial parameters, without warm-up
+    config.ema_decay = 0.9999  # per step, from the initial parameters
+    # p > 0: the decay of update n is at most 1 - n^-p (1: the mean of all at first); 0: ema_decay
+    config.ema_warmup = 0.0
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # over all devices and processes
+    config.train.accumulate_steps = 1  # parts of a batch, one after the other, to save memory
     config.train.num_steps = 800_000  # optimizer steps in all
     config.train.flip = True  # mirror each training image with probability 1/2
     config.train.steps_per_call = 10  # steps per dispatch; the other cadences are its multiples

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 Change = Callable[[ConfigDict], None]
+# Of every optimizer
+RATE = ("learning_rate", "warmup_steps", "cosine_steps", "final_learning_rate")
 
 
 def objective(parameterization: str, loss: str, variance: str) -> Change:
@@ -94,7 +96,7 @@ def clip_none(config: ConfigDict) -> None:
 
 def rmsprop(config: ConfigDict) -> None:
     """TensorFlow 1's RMSProp with its standard values, at the config's learning rate."""
-    kept = {name: config.optimizer[name] for name in ("learning_rate", "warmup_steps")}
+    kept = {name: config.optimizer[name] for name in RATE}
     config.optimizer = ConfigDict(dict(name="rmsprop", **kept, decay=0.9, momentum=0.0, eps=1e-10))
 
 

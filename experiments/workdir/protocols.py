@@ -17,7 +17,7 @@ COMPUTED = ("dtype", "remat", "dropout")
 # What cannot change between the start of a training run and its continuation.
 TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
-    *("precision", "train.batch_size", "train.flip"),
+    *("ema_warmup", "precision", "train.batch_size", "train.flip"),
 )
 # What decides which model a run trains, apart from its seed, and where its data lies.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
@@ -50,9 +50,16 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
     The precision of products was the default of jax before it was a field, diffusion the only
-    method, and no label of a U-Net was dropped.
+    method, no label of a U-Net was dropped; after its warm-up the learning rate stayed, no weight
+    decayed, and the average had no warm-up.
     """
-    config = {"precision": "default", "method": {"name": "diffusion"}, **config}
+    config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
+    rate = {"cosine_steps": 0, "final_learning_rate": 0.0}
+    match config:
+        case {"optimizer": {"name": "adam"} as optimizer}:
+            config["optimizer"] = rate | {"weight_decay": 0.0, **optimizer}
+        case {"optimizer": {"name": "rmsprop"} as optimizer}:
+            config["optimizer"] = rate | optimizer
     match config:
         case {"model": {"name": "unet"} as model}:
             config["model"] = {"label_dropout": 0.0, **model}

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -29,7 +29,7 @@ class Window(NamedTuple):
     calls: list[dict[str, Any]]
     images: int
     data_seconds: float  # that the loop waited for a batch
-    norms: dict[str, Any]  # of the state at its end
+    numbers: dict[str, Any]  # of the state at its end
 
     def read(self, num_steps: int, seconds: float) -> dict[str, float]:
         """Means over the window, and rates where it took `seconds`; waits for the device.
@@ -37,7 +37,7 @@ class Window(NamedTuple):
         Of the method's summary, every ratio of sums to counts that are not 0: `name`, or name0,
         name1, ... for several.
         """
-        calls, norms = jax.device_get((self.calls, self.norms))
+        calls, numbers = jax.device_get((self.calls, self.numbers))
         total: dict[str, Any] = jax.tree.map(lambda *values: sum(values), *calls)
         steps = float(total["steps"])
         result = {
@@ -45,7 +45,7 @@ class Window(NamedTuple):
             "grad_norm": float(total["grad_norm"]) / steps,
             "clipped_share": float(total["clipped_share"]) / steps,
             "update_norm": float(total["update_norm"]) / steps,
-            **{name: float(norm) for name, norm in norms.items()},
+            **{name: float(value) for name, value in numbers.items()},
             "images_per_second": self.images / seconds,
             "data_wait_share": self.data_seconds / seconds,
             "eta_seconds": (num_steps - self.step) * seconds / steps,
@@ -105,9 +105,9 @@ class Meter:
         yield
         self._since += time.perf_counter() - begin
 
-    def close(self, step: int, norms: dict[str, Any]) -> Window:
+    def close(self, step: int, numbers: dict[str, Any]) -> Window:
         """The window that ends with the calls so far; the next one begins."""
-        window = Window(step, self._calls, self._images, self._data_seconds, norms)
+        window = Window(step, self._calls, self._images, self._data_seconds, numbers)
         self._reset()
         return window
 
@@ -123,21 +123,16 @@ class TrainingLog:
     On a terminal a progress bar moves and lines scroll above it; elsewhere there are only lines.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        start_step: int,
-        config: ConfigDict,
-        known: Callable[[int], dict[str, float]],
-    ) -> None:
+    def __init__(self, workdir: Path, start_step: int, config: ConfigDict, num_images: int) -> None:
         """Args:
         workdir: of the run.
         start_step: what an earlier training logged beyond it is removed.
         config: of the run.
-        known: step -> numbers of a window that need no device, by name.
+        num_images: that there are to train on: an epoch.
         """
         self.active = jax.process_index() == 0
-        self.num_steps, self._known = config.train.num_steps, known
+        self.num_steps = config.train.num_steps
+        self._epochs_per_step = config.train.batch_size / num_images
         if not self.active:
             return
         path = workdir / "metrics.jsonl"
@@ -207,7 +202,7 @@ class TrainingLog:
         Returns the window's metrics, in every process.
         """
         step = window.step
-        metrics = window.read(self.num_steps, seconds) | self._known(step)
+        metrics = window.read(self.num_steps, seconds) | {"epoch": step * self._epochs_per_step}
         if not self.active:
             return metrics
         self._record(step, metrics, "train")

@@ -1,4 +1,4 @@
-"""Clipping is what its formula says, on however many devices."""
+"""Clipping and accumulation are what their formulas say, on however many devices."""
 
 import functools
 import os
@@ -14,7 +14,14 @@ import pytest
 
 from diffusion.networks.unet import UNet
 from experiments import devices
-from experiments.optimizers import CLIPS, Gradient, clip_global, clip_none, clip_per_core
+from experiments.optimizers import (
+    CLIPS,
+    Gradient,
+    accumulated,
+    clip_global,
+    clip_none,
+    clip_per_core,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARAMS = {"w": jnp.array([0.5, -2.0, 3.0])}
@@ -26,8 +33,11 @@ def objective(params, examples, key):
     return losses.mean(), losses
 
 
-def gradient(clip, mesh, params=PARAMS, examples=EXAMPLES):
-    return jax.jit(lambda p, e: clip(mesh, objective, p, e, jax.random.key(1)))(params, examples)
+def gradient(clip, mesh, params=PARAMS, examples=EXAMPLES, num_parts=1):
+    differentiated = accumulated(jax.value_and_grad(objective, has_aux=True), num_parts)
+    return jax.jit(lambda p, e: clip(mesh, differentiated, p, e, jax.random.key(1)))(
+        params, examples
+    )
 
 
 def mesh_of(count: int) -> jax.sharding.Mesh:
@@ -97,6 +107,25 @@ def test_devices_that_do_not_fit_the_groups_are_refused(cores: int, count: int) 
         gradient(clip_per_core(num_cores=cores), mesh_of(count))
 
 
+@pytest.mark.parametrize("num_parts", [2, 4])
+@pytest.mark.parametrize("clip", [clip_global(0.5), clip_per_core(0.5, 2)])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_parts_of_a_batch_add_up_to_its_gradient(clip, num_parts: int, count: int) -> None:
+    """What is clipped is the sum, and what is known of every example keeps its order."""
+    whole = gradient(clip, mesh_of(1))
+    parts = gradient(clip, mesh_of(count), num_parts=num_parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, whole)
+    assert 0 < float(whole.clipped_share) <= 1 and len(set(whole.details.tolist())) == 16
+
+
+@pytest.mark.parametrize(
+    ("clip", "num_parts", "size"), [(clip_none(), 3, 16), (clip_per_core(1.0, 4), 8, 4)]
+)
+def test_a_batch_that_has_no_such_parts_is_refused(clip, num_parts: int, size: int) -> None:
+    with pytest.raises(ValueError, match=f"steps = {num_parts} does not divide the {size} exam"):
+        gradient(clip, mesh_of(1), num_parts=num_parts)
+
+
 # --- A network with dropout ---
 
 NETWORK = UNet(
@@ -132,6 +161,9 @@ def network_objective(params, examples, key):
     return losses.mean(), losses
 
 
+network_gradient = jax.value_and_grad(network_objective, has_aux=True)
+
+
 def on_devices(count: int, cores: int) -> Gradient:
     """The clipped gradient of the images, of which every device has its part."""
     mesh = mesh_of(count)
@@ -139,7 +171,7 @@ def on_devices(count: int, cores: int) -> Gradient:
 
     def compute(params, examples):
         clip = clip_per_core(LIMIT, num_cores=cores)
-        return clip(mesh, network_objective, params, examples, DROPOUT)
+        return clip(mesh, network_gradient, params, examples, DROPOUT)
 
     shardings = (everywhere, devices.sharded(mesh))
     compiled = jax.jit(compute, in_shardings=shardings, out_shardings=everywhere)
@@ -150,7 +182,7 @@ def on_devices(count: int, cores: int) -> Gradient:
 def by_the_formula(cores: int) -> Gradient:
     """Group by group, with dropout of its own in each."""
     params, found = network_params(), []
-    compute = jax.jit(jax.value_and_grad(network_objective, has_aux=True))
+    compute = jax.jit(network_gradient)
     for i, group in enumerate(jnp.split(images(), cores)):
         (_, losses), grads = compute(params, group, jax.random.fold_in(DROPOUT, i))
         norm = optax.tree.norm(grads)
@@ -193,10 +225,23 @@ def test_devices_that_share_a_group_share_its_work() -> None:
         mesh = mesh_of(count)
         clip = clip_per_core(num_cores=1)
         compiled = jax.jit(
-            lambda p, e: clip(mesh, network_objective, p, e, DROPOUT),
+            lambda p, e: clip(mesh, network_gradient, p, e, DROPOUT),
             in_shardings=(devices.replicated(mesh), devices.sharded(mesh)),
         )
         analysis = compiled.lower(network_params(), images()).compile().cost_analysis()
         return analysis["flops"]
 
     assert work(8) < 0.3 * work(1)
+
+
+def test_parts_need_the_memory_of_one_part_and_have_dropout_of_their_own() -> None:
+    def compiled(num_parts: int):
+        summed = accumulated(network_gradient, num_parts)
+        return jax.jit(lambda p, e: summed(p, e, DROPOUT)).lower(network_params(), images())
+
+    whole, parts = (compiled(n).compile() for n in (1, 8))
+    memory = [x.memory_analysis().temp_size_in_bytes for x in (whole, parts)]
+    assert memory[1] < 0.4 * memory[0]
+    same = jnp.broadcast_to(images()[:1], images().shape)
+    first, second = parts(network_params(), same)[0][1][:2]
+    assert float(first) != float(second)

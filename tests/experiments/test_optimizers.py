@@ -4,7 +4,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.optimizers import OPTIMIZERS, adam, rmsprop, update_ema
+from experiments.optimizers import (
+    OPTIMIZERS,
+    adam,
+    ema_decay,
+    rate_schedule,
+    rmsprop,
+    update_ema,
+)
 
 
 def run(optimizer: optax.GradientTransformation, gradients: list[np.ndarray]) -> list[np.ndarray]:
@@ -71,6 +78,75 @@ def test_the_first_update_of_a_warmup_is_nothing(make) -> None:
     path = run(make(0.1, warmup_steps=10), [np.ones(3)] * 2)
     assert (path[0] == 0).all() and (path[1] != 0).all()
     assert (run(make(0.1, warmup_steps=0), [np.ones(3)])[0] != 0).all()
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_the_rate_rises_along_a_line_and_falls_along_half_a_cosine(warmup_steps: int) -> None:
+    steps = np.arange(130)
+    rate = np.array([float(rate_schedule(2.0, warmup_steps, 110, 0.5)(step)) for step in steps])
+    fallen = np.clip((steps - warmup_steps) / (110 - warmup_steps), 0, 1)
+    expected = 0.5 + 1.5 * (1 + np.cos(np.pi * fallen)) / 2
+    rising = steps < warmup_steps
+    expected[rising] = 2.0 * steps[rising] / max(warmup_steps, 1)
+    np.testing.assert_allclose(rate, expected, rtol=1e-5, atol=1e-7)
+    kept = [float(rate_schedule(2.0, warmup_steps)(step)) for step in steps]
+    np.testing.assert_allclose(kept[warmup_steps:], 2.0)
+
+
+def test_every_optimizer_follows_the_cosine() -> None:
+    """Updates by a gradient of always the same size have the size of the rate, or near it."""
+    options = dict(warmup_steps=0, cosine_steps=40, final_learning_rate=0.01)
+    for make in OPTIMIZERS.values():
+        path = np.array(run(make(0.1, **options), [np.ones(1)] * 60))[:, 0]
+        sizes = -np.diff(path)
+        assert np.argmax(sizes < 0.0101 * (1 + 1e-3)) == pytest.approx(38, abs=1)
+        np.testing.assert_allclose(sizes[40:], 0.01, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(warmup_steps=50, cosine_steps=50), "cosine_steps = 50 must be above warmup_steps"),
+        (dict(final_learning_rate=0.1), "final_learning_rate = 0.1 is never reached"),
+    ],
+)
+def test_a_rate_that_has_no_meaning_is_refused(options: dict, message: str) -> None:
+    for make in OPTIMIZERS.values():
+        with pytest.raises(ValueError, match=message):
+            make(0.1, **options)
+
+
+def test_weight_decay_shrinks_by_the_rate_and_not_by_the_gradient() -> None:
+    """Without a gradient parameters fall geometrically; with one, its part is Adam's alone."""
+    rate, decay = 0.1, 0.3
+    optimizer, params = adam(rate, warmup_steps=2, weight_decay=decay), jnp.array([1.0, -5.0])
+    state = optimizer.init(params)
+    for n in range(5):
+        updates, state = optimizer.update(jnp.zeros(2), state, params)
+        after = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(after, params * (1 - rate * min(n / 2, 1) * decay), rtol=1e-6)
+        params = after
+    gradients = [np.random.default_rng(0).normal(size=3) for _ in range(20)]
+    decayed = run(adam(rate, warmup_steps=0, weight_decay=decay), gradients)
+    w, plain = np.zeros(3), np.array(run(adam(rate, warmup_steps=0), gradients))
+    for before, now, found in zip(np.array([w, *plain]), plain, decayed, strict=False):
+        w = w * (1 - rate * decay) + (now - before)
+        np.testing.assert_allclose(found, w, rtol=1e-4, atol=1e-6)
+
+
+def test_an_average_that_warms_up_is_the_mean_until_the_decay_is_reached() -> None:
+    params = np.random.default_rng(0).normal(size=(300, 4))
+    ema, found = jnp.full(4, 100.0), []
+    for step, p in enumerate(params):
+        ema = update_ema(ema, jnp.float32(p), ema_decay(0.99, 1.0, jnp.int32(step)))
+        found.append(np.asarray(ema))
+    means = np.cumsum(params, axis=0) / np.arange(1, 301)[:, None]
+    np.testing.assert_allclose(found[:100], means[:100], atol=2e-5)
+    expected = means[99]
+    for p, actual in zip(params[100:], found[100:], strict=True):
+        expected = 0.99 * expected + 0.01 * p
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+    assert ema_decay(0.99, 0.0, jnp.int32(5)) == 0.99
 
 
 @pytest.mark.parametrize("decay", [0.9999, 0.99995])

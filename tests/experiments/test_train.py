@@ -85,7 +85,7 @@ def test_the_log_says_how_often_the_gradient_was_clipped(
     config = tiny()
     config.clip = ConfigDict(dict(name="per_core", max_norm=limit, num_cores=4))
     calls = run_steps(config, 1)[1]
-    window = training_log.Window(4, calls, images=64, data_seconds=0.0, norms={})
+    window = training_log.Window(4, calls, images=64, data_seconds=0.0, numbers={})
     assert window.read(num_steps=8, seconds=1.0)["clipped_share"] == share
 
 
@@ -119,6 +119,47 @@ def test_a_checkpoint_older_than_label_dropout_goes_on(tiny: Make, tmp_path: pat
         check_same(old, config, TRAINING, tmp_path)
     mine = {"model": {"name": "mine", "width": 3}}
     assert protocols.renewed(mine)["model"] == mine["model"]
+
+
+def test_a_checkpoint_older_than_the_switches_of_training_goes_on(
+    tiny: Make, tmp_path: pathlib.Path
+) -> None:
+    """The rate stayed after its warm-up, no weight decayed, the average did not warm up."""
+    config = tiny()
+    old = config_to_dict(config)
+    for name in ("cosine_steps", "final_learning_rate", "weight_decay"):
+        del old["optimizer"][name]
+    del old["ema_warmup"]
+    check_same(old, config, TRAINING, tmp_path)
+    write_json(tmp_path / "config.json", old)
+    assert read_config(tmp_path).optimizer.to_dict() == config.optimizer.to_dict()
+    assert training_fields(old) == training_fields(config_to_dict(config))
+    config.optimizer.weight_decay, config.ema_warmup = 0.01, 1.0
+    with pytest.raises(ValueError, match=r"weight_decay: 0.0 then(.|\n)*ema_warmup: 0.0 then, 1.0"):
+        check_same(old, config, TRAINING, tmp_path)
+
+
+def test_the_switches_of_training_train_and_go_on(tiny: Make, tmp_path: pathlib.Path) -> None:
+    """Stopped and continued is the same as not stopped, with all of them at once."""
+    config = tiny()
+    config.model.dropout = 0.0
+    config.optimizer.warmup_steps, config.optimizer.cosine_steps = 2, 8
+    config.optimizer.weight_decay, config.ema_warmup = 0.1, 0.75
+    config.train.accumulate_steps = 2
+    config.clip = ConfigDict(dict(name="global", max_norm=1.0))
+    whole, _ = run_steps(config, 1, calls=2)
+    config.train.accumulate_steps = 1
+    other, _ = run_steps(config, 1, calls=2)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    config.train.num_steps = 4
+    hooks.train_with_hooks(build(config), tmp_path)
+    config.train.num_steps = 8
+    hooks.train_with_hooks(build(config), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] / config.optimizer.learning_rate for line in lines}
+    half = {step: (1 + np.cos(np.pi * (step - 3) / 6)) / 2 for step in (4, 8)}
+    assert {step: rates[step] for step in half} == pytest.approx(half, abs=1e-6)
 
 
 def test_several_steps_in_one_call_are_the_same_steps(tiny: Make) -> None:

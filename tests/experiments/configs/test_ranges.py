@@ -100,6 +100,8 @@ def config_with(field: str) -> ConfigDict:
     entry = CHOICES[section][found[0]]
     needed = {k: v for k, v in NEEDED.items() if k in lookup.keywords(entry)}
     config = changed(config, section, dict(name=found[0], **needed))
+    if field == "optimizer.final_learning_rate":
+        config.optimizer.update(warmup_steps=0, cosine_steps=10)
     if config.loss.name == "hybrid":
         config.variance = dict(name="learned_range")
     return config

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -79,7 +80,10 @@ def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch) -> None:
     sinks.image(3, "eval/preview", np.zeros((4, 4, 1), np.uint8))
     sinks.close()
     (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert b"train/loss" in written.read_bytes()
+    until = time.monotonic() + 30  # a process of its own writes it
+    while b"train/loss" not in written.read_bytes():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_without_its_package_a_sink_says_what_to_install(tmp_path, monkeypatch) -> None:
