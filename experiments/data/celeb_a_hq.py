@@ -9,11 +9,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.datasets.celeb_a_hq import celeb_a_hq_dataset_builder
 
+from experiments import console
 from experiments.data import image_folder, prepared
 from experiments.data.dataset import SPLITS, Dataset, open_named_split
 
 IMAGE_SHAPE = (256, 256, 3)
 DATASET = "celeb_a_hq/256"
+PUBLISHED = 30_000  # pictures; no checksum of theirs is known
 
 
 class CelebAHq(celeb_a_hq_dataset_builder.Builder, skip_registration=True):  # type: ignore[call-arg]
@@ -62,7 +64,13 @@ def prepare(source: str | None, data_dir: str | None) -> str:
         )
     builder = CelebAHq(config="256", data_dir=prepared.resolve_data_dir(data_dir))
     builder.source_dir = os.path.abspath(os.path.expanduser(source))
-    return prepared.write(builder, DATASET, data_dir)
+    found = len(image_folder.list_images(builder.source_dir))
+    if found != PUBLISHED:
+        console.log(
+            f"WARNING   {source} holds {found:,} pictures, the published data set {PUBLISHED:,}: "
+            "what is there is taken, and its numbers are not those of CelebA-HQ."
+        )
+    return prepared.write(builder, DATASET, data_dir, builder.source_dir, named=True)
 
 
 def open_split(split: str, data_dir: str | None, test_fraction: float) -> prepared.Prepared:

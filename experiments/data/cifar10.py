@@ -1,6 +1,5 @@
 """CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels, from either published tarball."""
 
-import hashlib
 import io
 import math
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar
 
+from experiments import console
 from experiments.data import prepared
 from experiments.data.dataset import Dataset, open_named_split
 from experiments.files.pickles import Unpickler, UnsafeFile
@@ -42,6 +42,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
     """
 
     PYTHON_TARBALL_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    BINARY_TARBALL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
     source: str | None = None
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
@@ -52,7 +53,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
         if os.path.basename(path) == PYTHON_TARBALL:
             splits = read_python_tarball(path, self.PYTHON_TARBALL_SHA256)
         else:
-            splits = read_binary_tarball(path)
+            splits = read_binary_tarball(path, self.BINARY_TARBALL_SHA256)
         self.info.features["label"].names = LABELS
         return {split: self._generate_examples(split, *splits[split]) for split in splits}
 
@@ -75,8 +76,10 @@ def planes_to_images(planes: np.ndarray) -> np.ndarray:
     return planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
-def read_binary_tarball(path: str) -> dict[str, Arrays]:
+def read_binary_tarball(path: str, sha256: str) -> dict[str, Arrays]:
     """Both splits of a tarball in the format of cifar-10-binary.tar.gz.
+
+    Warns where it is in order and its digest is not `sha256`, the published file's.
 
     Raises:
         ValueError: it is truncated, lacks a file, or a file has another size or label.
@@ -98,6 +101,11 @@ def read_binary_tarball(path: str) -> dict[str, Arrays]:
                 f"{name} in {path} has label {labels.max()}, labels are 0..{NUM_CLASSES - 1}."
             )
         parsed[batch] = (planes_to_images(records[:, 1:]), labels)
+    if (came := prepared.sha256_of(path)) != sha256:
+        console.log(
+            f"WARNING   {path} has SHA-256 {came}, the published file has {sha256}: its pictures "
+            "are taken as they are, and may not be those of CIFAR-10."
+        )
     return _join(parsed)
 
 
@@ -109,9 +117,7 @@ def read_python_tarball(path: str, sha256: str) -> dict[str, Arrays]:
     Raises:
         ValueError: the file is another one, or holds something else than batches of CIFAR-10.
     """
-    with open(path, "rb") as file:
-        came = hashlib.file_digest(file, "sha256").hexdigest()
-    if came != sha256:
+    if (came := prepared.sha256_of(path)) != sha256:
         raise ValueError(
             f"{path} has SHA-256 {came}, the published file has {sha256}. It holds pickles, which "
             f"are opened only if it is exactly that file: fetch it again, or use {BINARY_TARBALL}."
@@ -234,7 +240,8 @@ def prepare(source: str | None, data_dir: str | None) -> str:
     """
     builder = Cifar10(data_dir=prepared.resolve_data_dir(data_dir))
     builder.source = _locate(os.path.expanduser(source)) if source else None
-    return prepared.write(builder, "cifar10", data_dir)
+    origin = builder.source or builder._cifar_info.url
+    return prepared.write(builder, "cifar10", data_dir, origin, bool(source))
 
 
 def open_split(split: str, data_dir: str | None) -> prepared.Prepared:

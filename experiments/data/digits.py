@@ -64,7 +64,8 @@ def prepare(source: str | None, data_dir: str | None) -> str:
     """Prepares the digits, offline, and returns the folder; there is no `source` to give."""
     if source:
         raise ValueError(f"digits come with scikit-learn: leave out --from (got {source!r})")
-    return prepared.write(Digits(data_dir=prepared.resolve_data_dir(data_dir)), "digits", data_dir)
+    builder = Digits(data_dir=prepared.resolve_data_dir(data_dir))
+    return prepared.write(builder, "digits", data_dir, "scikit-learn")
 
 
 def open_split(split: str, data_dir: str | None) -> prepared.Prepared:

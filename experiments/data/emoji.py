@@ -15,6 +15,7 @@ import unicodedata2 as unicodedata  # the same names under every version of Pyth
 from fontTools.ttLib import TTFont
 from PIL import Image
 
+from experiments import console
 from experiments.data import prepared
 from experiments.data.dataset import Dataset, open_named_split
 from experiments.data.image_folder import is_test
@@ -22,6 +23,7 @@ from experiments.data.image_folder import is_test
 SIZES = (32, 64)
 TEST_FRACTION = 0.1  # of the bases, expected
 DEBIAN_PACKAGE = "fonts-noto-color-emoji"
+NOTO_SHA256 = "e5899ed38b8ed83e08bd3ac5de09791e9d19d288333a796de1d35ad17396f1ec"  # 2.042
 DEBIAN_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 HOW_TO_GET = (
     f"Install Debian's package {DEBIAN_PACKAGE} (its font is found by itself), or name a font "
@@ -342,10 +344,15 @@ def prepare(source: str | None, data_dir: str | None) -> str:
         command = prepared.prepare_command("emoji", data_dir, "FONT.ttf")
         raise FileNotFoundError(f"There is no font {path}. {HOW_TO_GET}{command}")
     glyphs = tuple(read_font(path))
+    if prepared.sha256_of(path) != NOTO_SHA256:
+        console.log(
+            f"WARNING   {path} is not Noto Color Emoji 2.042: its {len(glyphs):,} pictures are "
+            "not those that docs/emoji.md counts."
+        )
     for size in SIZES:
         builder = Emoji(config=str(size), data_dir=prepared.resolve_data_dir(data_dir))
         builder.glyphs = glyphs
-        folder = prepared.write(builder, f"emoji/{size}", data_dir)
+        folder = prepared.write(builder, f"emoji/{size}", data_dir, path, bool(source))
     return os.path.dirname(os.path.dirname(folder))
 
 

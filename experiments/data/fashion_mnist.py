@@ -128,11 +128,14 @@ def prepare(source: str | None, data_dir: str | None) -> str:
         FileNotFoundError: `source` lacks a file.
         ValueError: a file is damaged or not the published one.
     """
-    if source is None and os.path.isdir(DEBIAN_FOLDER):
-        source = DEBIAN_FOLDER
+    folder = source or (DEBIAN_FOLDER if os.path.isdir(DEBIAN_FOLDER) else None)
     builder = FashionMNIST(data_dir=prepared.resolve_data_dir(data_dir))
-    builder.source_dir = source and os.path.expanduser(source)
-    return prepared.write(builder, "fashion_mnist", data_dir)
+    origin = builder.URL
+    if folder:
+        origin = builder.source_dir = os.path.expanduser(folder)
+        for name in builder.SHA256:
+            _locate(origin, name)  # also where it is prepared already
+    return prepared.write(builder, "fashion_mnist", data_dir, origin, bool(source))
 
 
 class Padded:

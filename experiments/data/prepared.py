@@ -1,17 +1,25 @@
 """Prepared folders of tensorflow-datasets in array_record: finding, writing and reading them."""
 
+import hashlib
 import io
+import json
+import logging
 import os
 import re
 from collections.abc import Sequence
 
 import numpy as np
+import requests
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from experiments import console
+
 FILE_FORMAT = "array_record"
+CONNECT_SECONDS = 20
+SOURCE = "source.json"  # in a prepared folder: what it was prepared from
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
@@ -54,15 +62,44 @@ def formats(folder: epath.Path) -> list[str]:
     return sorted(file_format.value for file_format in info.available_file_formats())
 
 
-def write(builder: tfds.core.GeneratorBasedBuilder, dataset: str, data_dir: str | None) -> str:
+def sha256_of(path: str) -> str:
+    """The SHA-256 hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_of(folder: str | os.PathLike) -> str | None:
+    """What a prepared folder, or one of the folders in it, was prepared from, where it says so."""
+    for pattern in (SOURCE, f"*/*/{SOURCE}"):
+        for path in epath.Path(folder).glob(pattern):
+            return json.loads(path.read_text())["from"]
+    return None
+
+
+def write(
+    builder: tfds.core.GeneratorBasedBuilder,
+    dataset: str,
+    data_dir: str | None,
+    source: str,
+    named: bool = False,
+) -> str:
     """Prepares `builder`'s data set unless it is there already, and returns its folder.
 
     The records are written to a temporary folder that takes its final name once it is complete.
     Of two processes that prepare the same folder at the same time one wins and both return it.
 
+    Args:
+        builder: reads `source`.
+        dataset: "name" or "name/config".
+        data_dir: as in `resolve_data_dir`.
+        source: a file, a folder, an address or the name of a package; kept in the folder.
+        named: by the user, so that a folder of something else is no answer.
+
     Raises:
-        ValueError: the folder is there in another format than array_record.
+        ValueError: the folder is there in another format than array_record, or from elsewhere.
     """
+    if os.path.exists(source):
+        source = os.path.realpath(source)
     folder = find(dataset, data_dir)
     if folder is not None:
         if FILE_FORMAT not in formats(folder):
@@ -71,9 +108,21 @@ def write(builder: tfds.core.GeneratorBasedBuilder, dataset: str, data_dir: str 
                 f"be read without TensorFlow. Move that folder away, or prepare {dataset} in "
                 f"another folder: {prepare_command(dataset, 'ANOTHER_FOLDER')}"
             )
+        before = source_of(folder)
+        if named and before != source:
+            raise ValueError(
+                f"{folder} was prepared before from {before or 'something that it does not tell'}, "
+                f"and {source} was not read. Leave out --from to keep what is there, move that "
+                "folder away, or name another place with --data_dir."
+            )
         return os.fspath(folder)
+    console.log(f"preparing {dataset} from {source}")
+    tfds.disable_progress_bar()
+    for name in ("_log_download_bytes", "_log_download_done"):  # of sizes that are unknown
+        setattr(builder, name, lambda: None)
     try:
         builder.download_and_prepare(file_format=FILE_FORMAT)
+        (epath.Path(builder.data_path) / SOURCE).write_text(json.dumps({"from": source}))
     except OSError:
         if find(dataset, data_dir) is None:  # else another process was faster
             raise
@@ -171,9 +220,12 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
     """Downloads each address and returns where the files lie, under the same keys.
 
     Raises:
-        OSError: an address cannot be had; after some minutes where there is no network.
+        OSError: an address cannot be had; at once where there is no network.
     """
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells of every try again
     try:
+        for url in urls.values():
+            requests.head(url, timeout=CONNECT_SECONDS)  # tensorflow-datasets tries for minutes
         paths = dl_manager.download(urls)
     except Exception as error:  # of requests, urllib3 or tensorflow-datasets
         raise OSError(

@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -325,9 +326,53 @@ def test_losing_a_race_is_no_error(tmp_path, monkeypatch):
 def test_program_prints_the_folder(tmp_path, idx, capsys):
     options = [f"--from={tmp_path / 'idx'}", f"--data_dir={tmp_path}"]
     assert prepare.main(["--dataset=fashion_mnist", *options]) == 0
-    assert capsys.readouterr().out.endswith(
-        f"fashion_mnist is ready in {tmp_path}/fashion_mnist/3.0.1\n"
-    )
+    ready = [
+        f"fashion_mnist is ready in {tmp_path}/fashion_mnist/3.0.1",
+        f"prepared  from {tmp_path / 'idx'}",
+    ]
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-2:] == ready and not said.err
+    begins = ("preparing fashion_mnist from", *("   ",) * 9)  # wrapped, and no table of sizes
+    assert all(map(str.startswith, said.out.splitlines()[:-2], begins))
+    assert prepare.main(["--dataset=fashion_mnist", *options]) == 0  # nothing more to do
+    assert capsys.readouterr().out.splitlines() == ready
+
+
+def test_another_source_than_that_of_a_prepared_folder_is_refused(tmp_path, idx, capsys):
+    """Also one that the folder does not tell; without --from what is there is kept."""
+    options = ["--dataset=fashion_mnist", f"--data_dir={tmp_path}"]
+    shutil.copytree(tmp_path / "idx", tmp_path / "other")
+    assert prepare.main([*options, f"--from={tmp_path / 'idx'}"]) == 0
+    assert prepare.main([*options, f"--from={tmp_path / 'other'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"before from {tmp_path / 'idx'}, and {tmp_path / 'other'} was not read" in error
+    (tmp_path / "link").symlink_to(tmp_path / "idx")
+    assert prepare.main([*options, f"--from={tmp_path / 'link'}"]) == 0
+    (tmp_path / "fashion_mnist" / "3.0.1" / prepared.SOURCE).unlink()  # of an older program
+    assert prepare.main([*options, f"--from={tmp_path / 'idx'}"]) == 2
+    assert "something that it does not tell" in capsys.readouterr().err
+    assert prepare.main(options) == 0
+    assert "from something that was not recorded then" in capsys.readouterr().out
+
+
+def test_files_that_are_not_the_published_ones_are_warned_of(tmp_path, few_records, capsys):
+    synthetic.cifar_binary(tmp_path / "cifar-10-binary.tar.gz")
+    cifar10.prepare(str(tmp_path), str(tmp_path / "cifar"))
+    assert "published file has c4a38c50a1bc5f" in "".join(capsys.readouterr().out.split(" " * 10))
+    (tmp_path / "faces").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "faces" / "1.png")
+    celeb_a_hq.prepare(str(tmp_path / "faces"), str(tmp_path / "celeb"))
+    assert "holds 1 pictures, the published" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_network_a_download_fails_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", str(tmp_path / "absent"))
+    monkeypatch.setattr(fashion_mnist.FashionMNIST, "URL", "http://127.0.0.1:9/")  # nobody listens
+    begin = time.monotonic()
+    with pytest.raises(OSError, match=r"Downloading http.*refused.* name them with --from"):
+        fashion_mnist.prepare(None, str(tmp_path))
+    assert time.monotonic() - begin < 10
+    assert_nothing_prepared("fashion_mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +381,8 @@ def test_program_prints_the_folder(tmp_path, idx, capsys):
         (["--dataset=cifar10", "--from=absent"], "cifar10 was not prepared. There is no file"),
         (["--dataset=digits", "--from=here"], "digits was not prepared."),
         (["--dataset=digits", "--from=here"], "leave out --from"),
-        (["--dataset=digit"], "invalid choice: 'digit'"),
+        (["--dataset=digit"], "--dataset=digit is not known. Did you mean 'digits'?"),
+        (["--dataset=image_folder"], "image_folder needs no preparing"),
         ([], "--dataset"),
         (["--dataset=digits", "--dir=x"], "unrecognized arguments: --dir=x"),
     ],
@@ -348,8 +394,9 @@ def test_program_says_what_is_wrong(tmp_path, capsys, options, words):
 
 
 def test_every_data_set_says_how_it_is_prepared(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as exit:
         prepare.main(["--help"])
+    assert exit.value.code == 0
     told = "".join(capsys.readouterr().out.split())
     for name, make in DATASETS.items():
         if name == "image_folder":
