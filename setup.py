@@ -65,10 +65,12 @@ setuptools.setup(
             "ruff>=0.9",
             "mypy>=1.14",
             "huggingface_hub>=0.25",  # so that the tests of the extra `hub` run
+            "datasets>=3",  # so that the tests of the extra `datasets` run
             "wandb>=0.19",  # so that the tests of the extra `wandb` run
             *NOTEBOOK,  # so that the notebook of docs/notebooks is run as a test
         ],
         "hub": ["huggingface_hub>=0.25"],  # python -m experiments.convert --from=hf:...
+        "datasets": ["datasets>=3"],  # config.data.path = "hf:..."
         "parity": ["torch>=2.6", "diffusers>=0.32"],  # and torch-fidelity, see .ci/run
         "launch": ["submitit>=1.5.2"],
         "notebook": NOTEBOOK,

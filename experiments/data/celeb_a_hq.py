@@ -10,7 +10,7 @@ from PIL import Image
 from tensorflow_datasets.datasets.celeb_a_hq import celeb_a_hq_dataset_builder
 
 from experiments import console
-from experiments.data import image_folder, prepared
+from experiments.data import image_folder, pictures, prepared
 from experiments.data.dataset import SPLITS, Dataset, open_named_split
 
 IMAGE_SHAPE = (256, 256, 3)
@@ -27,7 +27,7 @@ class CelebAHq(celeb_a_hq_dataset_builder.Builder, skip_registration=True):  # t
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager  # the images may not be redistributed: nothing to download
-        paths = image_folder.list_images(self.source_dir)
+        paths = pictures.list_images(self.source_dir)
         return {"train": self._generate_examples(paths)}
 
     def _generate_examples(self, paths: list[str]) -> Iterator[tuple[str, dict]]:
@@ -38,7 +38,7 @@ class CelebAHq(celeb_a_hq_dataset_builder.Builder, skip_registration=True):  # t
 
 def _png_bytes(path: str) -> bytes:
     """The picture as a 256x256 RGB PNG; a file that is one already is kept byte for byte."""
-    image = image_folder.decode(path, IMAGE_SHAPE[0])
+    image = image_folder.decode(path, path, image_size=IMAGE_SHAPE[0])
     with open(path, "rb") as file:
         content = file.read()
     with Image.open(io.BytesIO(content)) as opened:
@@ -64,7 +64,7 @@ def prepare(source: str | None, data_dir: str | None) -> str:
         )
     builder = CelebAHq(config="256", data_dir=prepared.resolve_data_dir(data_dir))
     builder.source_dir = os.path.abspath(os.path.expanduser(source))
-    found = len(image_folder.list_images(builder.source_dir))
+    found = len(pictures.list_images(builder.source_dir))
     if found != PUBLISHED:
         console.log(
             f"WARNING   {source} holds {found:,} pictures, the published data set {PUBLISHED:,}: "

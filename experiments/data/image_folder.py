@@ -1,41 +1,21 @@
-"""Folders of pictures: listing, held-out split, decoding to a square."""
+"""Own pictures: held-out split, decoding to a square."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.data.dataset import SPLITS, Dataset, open_named_split
+from experiments.data.pictures import Pictures, open_pictures
 from experiments.lookup import choose
 
-Decode = Callable[[str], np.ndarray]  # path of a file -> uint8[S, S, C]
+Decode = Callable[[str | BinaryIO, str], np.ndarray]  # file, name for messages -> uint8[S, S, C]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 BACKGROUNDS = MappingProxyType({"white": 255, "black": 0})
-
-
-def list_images(folder: str) -> list[str]:
-    """Sorted paths, relative to `folder` and with "/", of all pictures in it and below.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no picture in it.
-    """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"There is no folder {folder}; a folder of pictures is needed.")
-    found = [
-        os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS)
-    ]
-    if not found:
-        raise FileNotFoundError(f"No picture ({', '.join(EXTENSIONS)}) is in {folder} or below.")
-    return sorted(found)
 
 
 def is_test(path: str, test_fraction: float) -> bool:
@@ -60,17 +40,24 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def decode(path: str, image_size: int, channels: int = 3, background: str = "white") -> np.ndarray:
+def decode(
+    file: str | BinaryIO,
+    name: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    background: str = "white",
+) -> np.ndarray:
     """uint8[image_size, image_size, channels]: shorter side resized (Lanczos), cropped centrally.
 
     Orientation tags are honoured, what is transparent lies on `background`, of an animation the
     first picture is taken, and 16 bits become 8.
 
     Raises:
-        ValueError: the file cannot be decoded.
+        ValueError: the file cannot be decoded, saying its `name`.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode[0] in "IF":
                 image = _in_8_bits(image)
@@ -80,7 +67,7 @@ def decode(path: str, image_size: int, channels: int = 3, background: str = "whi
                 image = Image.alpha_composite(ground, image)
             image = image.convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be used ({error}); replace or remove it.") from error
+        raise ValueError(f"{name} cannot be used ({error}); replace or remove it.") from error
     scale = image_size / min(image.size)
     width, height = (max(image_size, round(side * scale)) for side in image.size)
     if (width, height) != image.size:
@@ -93,58 +80,61 @@ def decode(path: str, image_size: int, channels: int = 3, background: str = "whi
 class ImageFolder:
     """Pictures decoded when read; [i] is {"image": uint8[S, S, C], "label": int32[]}."""
 
-    def __init__(self, folder: str, paths: list[str], decode: Decode, classes: list[str]):
-        self._folder, self._paths, self._decode = folder, paths, decode
-        self._classes = {name: number for number, name in enumerate(classes)}
+    def __init__(
+        self, path: str, pictures: Pictures, indices: list[int], decode: Decode, labelled: bool
+    ):
+        self._path, self._pictures, self._indices = path, pictures, indices
+        self._decode, self._labelled = decode, labelled
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        name = self._paths[index]
-        image = self._decode(os.path.join(self._folder, name))
-        label = self._classes[top_folder(name)] if self._classes else 0
+        index = self._indices[index]
+        name = f"{self._path}/{self._pictures.names[index]}"
+        image = self._decode(self._pictures.open(index), name)
+        label = self._pictures.label(index) if self._labelled else 0
         return {"image": image, "label": np.asarray(label, np.int32)}
 
 
 def open_split(
     split: str, path: str, test_fraction: float, decode: Decode, num_classes: int
 ) -> ImageFolder:
-    """Opens "train" or "test" of the pictures below a local folder.
+    """Opens "train" or "test" of the pictures at a path.
+
+    A data set of the hub that has a split "test" or "validation" holds out that one; else a share
+    of the pictures is held out.
 
     Raises:
-        FileNotFoundError: no folder is named, there is none, or no picture in it.
+        FileNotFoundError: nothing is named, nothing is there, or no picture is in it.
         ValueError: every picture fell into the other split, or there are other classes.
+        ImportError: without what a data set of the hub needs.
     """
-    if not path:  # which would be the current folder
-        raise FileNotFoundError("config.data.path = '' must name the folder of pictures.")
-    folder = os.path.abspath(os.path.expanduser(path))
-    every = list_images(folder)
-    classes = classes_of(every) if num_classes else []
+    there = open_pictures(path)
+    if "train" not in there:
+        raise ValueError(f"{path} has no split 'train'; it has {', '.join(there)}.")
+    own = next((there[name] for name in ("test", "validation") if name in there), None)
+    pictures = own if own is not None and split == "test" else there["train"]
+    classes = list(pictures.classes) if num_classes else []
     if len(classes) != num_classes:
         raise ValueError(
-            f"config.data.num_classes = {num_classes}, but the pictures in {folder} lie in "
-            f"{len(classes)} folders: {', '.join(map(repr, classes[:20]))}. Set it to "
+            f"config.data.num_classes = {num_classes}, but the pictures in {path} have "
+            f"{len(classes)} classes: {', '.join(map(repr, classes[:20]))}. Set it to "
             f"{len(classes)}, or to 0 for no labels."
         )
-    paths = [name for name in every if is_test(name, test_fraction) == (split == "test")]
-    if not paths:
+    every = pictures.names
+    chosen = [
+        index
+        for index, name in enumerate(every)
+        if own is not None or is_test(name, test_fraction) == (split == "test")
+    ]
+    if not chosen:
         raise ValueError(
-            f"None of the {len(every)} pictures in {folder} is in split {split!r} with "
+            f"None of the {len(every)} pictures in {path} is in split {split!r} with "
             f"test_fraction={test_fraction}; change test_fraction (config.data.test_fraction), add "
             "pictures, or use the other split (config.evaluate.split)."
         )
-    return ImageFolder(folder, paths, decode, classes)
-
-
-def top_folder(name: str) -> str:
-    """The first folder of a picture's relative path; "" for one that lies in none."""
-    return name.partition("/")[0] if "/" in name else ""
-
-
-def classes_of(names: list[str]) -> list[str]:
-    """The classes of pictures: the folders that they lie in, sorted."""
-    return sorted({top_folder(name) for name in names})
+    return ImageFolder(path, pictures, chosen, decode, bool(num_classes))
 
 
 def image_folder(
@@ -155,18 +145,19 @@ def image_folder(
     background: str = "white",
     num_classes: int = 0,
 ) -> Dataset:
-    """The pictures in a local folder and below, as squares.
+    """The pictures in a local folder and below, in an archive or a data set of the hub, as squares.
 
     The shorter side is resized to image_size and the longer one cropped centrally. A hash of its
     relative path decides whether a picture is held out, so adding pictures moves no other.
 
     Args:
-        path: the folder, e.g. an LSUN category exported to files.
+        path: the folder, e.g. an LSUN category exported to files; a zip archive; or hf: and the
+            name of a data set of the Hugging Face hub, or a folder that its save_to_disk wrote.
         image_size: side in pixels.
         test_fraction: expected part held out, in [0, 1); 0 trains on all.
         channels: 3, or 1 for grey.
         background: what transparent pictures lie on, a key of BACKGROUNDS.
-        num_classes: of the folders directly in `path`, which are the classes; 0: no labels.
+        num_classes: of the folders directly in `path`, or of its column of labels; 0: no labels.
 
     Raises:
         ValueError: for other channels or another background.

@@ -242,7 +242,9 @@ def test_folder_split_ignores_the_other_pictures(tmp_path):
 
 
 def test_folder_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.data\.path = '' must name the folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.data\.path = '' must name the pictures: a folder"
+    ):
         image_folder.image_folder("", 8).open("train")
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         image_folder.image_folder(str(tmp_path / "nowhere"), 8).open("train")

@@ -1,6 +1,7 @@
 """Own pictures: what is read of them, and the config that asks for nothing but where they are."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ from PIL import Image
 from experiments import hooks
 from experiments.build import build
 from experiments.configs import by_size, image_folder, ranges
+from experiments.data import image_folder as own
 from experiments.data.dataset import load_in_memory
-from experiments.data.image_folder import decode
 from experiments.data.image_folder import image_folder as make
 from experiments.workdir.config import config_from_dict, config_to_dict
 from experiments.workdir.outcome import Outcome
+
+
+def decode(path: str, image_size: int, **options: Any) -> np.ndarray:
+    return own.decode(path, path, image_size=image_size, **options)
+
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
@@ -71,7 +77,7 @@ def test_folders_are_classes_where_they_are_asked_for(tmp_path: pathlib.Path) ->
     dataset = make(str(tmp_path), 8, test_fraction=0.0, num_classes=2)
     assert dataset.num_classes == 2
     assert [int(record["label"]) for record in dataset.open("train")] == [0, 0, 1]
-    with pytest.raises(ValueError, match="num_classes = 3, but .* 2 folders: 'cats', 'dogs'. Set"):
+    with pytest.raises(ValueError, match="num_classes = 3, but .* 2 classes: 'cats', 'dogs'. Set"):
         make(str(tmp_path), 8, test_fraction=0.0, num_classes=3).open("train")
     plain = make(str(tmp_path), 8, test_fraction=0.0)
     assert plain.num_classes is None and {int(r["label"]) for r in plain.open("train")} == {0}

@@ -1,0 +1,219 @@
+"""Where own pictures lie: a folder, a zip archive, or a data set of the Hugging Face hub."""
+
+import functools
+import io
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+HUB = "hf:"  # how the path of a data set of the hub begins
+LARGEST = 2**28  # bytes of a picture in an archive, which may claim to unpack to anything
+DATASETS_EXTRA = "pip install -e '.[datasets]'"
+
+
+class Pictures(Protocol):
+    """Picklable list of encoded pictures.
+
+    names: of each, all different; a hash of it decides the split of a picture.
+    classes: their names, in the order of their numbers.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def open(self, index: int) -> str | BinaryIO:
+        """The path of the picture's file, or its bytes.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+
+    def label(self, index: int) -> int:
+        """The number of its class; there are classes."""
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file looks like a picture, and not like macOS's notes about one."""
+    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith("._")
+
+
+def top_folder(name: str) -> str:
+    """The first folder of a picture's relative path; "" for one that lies in none."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def list_images(folder: str) -> list[str]:
+    """Sorted paths, relative to `folder` and with "/", of all pictures in it and below.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no picture in it.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder}; a folder of pictures is needed.")
+    found = [
+        os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_picture(name)
+    ]
+    if not found:
+        raise FileNotFoundError(f"No picture ({', '.join(EXTENSIONS)}) is in {folder} or below.")
+    return sorted(found)
+
+
+class Folder:
+    """The pictures in a folder and below; the folders directly in it are the classes."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self.names = path, list_images(path)
+        self.classes = sorted({top_folder(name) for name in self.names})
+
+    def open(self, index: int) -> str | BinaryIO:
+        return os.path.join(self._path, self.names[index])
+
+    def label(self, index: int) -> int:
+        return self.classes.index(top_folder(self.names[index]))
+
+
+class Zip:
+    """The pictures in a zip archive, read from it and never unpacked to the disk.
+
+    A folder that holds all of them is left out of their names; the folders below it are the
+    classes.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises:
+        FileNotFoundError: no picture is in it.
+        ValueError: it is no zip archive.
+        """
+        self._path = path
+        members = [
+            name
+            for name in self._archive.namelist()
+            if is_picture(name) and not name.startswith("__MACOSX/")
+        ]
+        if not members:
+            raise FileNotFoundError(f"No picture ({', '.join(EXTENSIONS)}) is in {path}.")
+        self._members = sorted(set(members))
+        root = os.path.commonpath([os.path.dirname(name) for name in self._members])
+        first = root.split("/")[0]  # "" where they have none in common
+        self.names = [name.removeprefix(f"{first}/") for name in self._members]
+        self.classes = sorted({top_folder(name) for name in self.names})
+
+    @functools.cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._path)
+        except zipfile.BadZipFile as error:
+            raise ValueError(
+                f"config.data.path = {self._path!r} is no whole zip archive ({error}). Name a "
+                "folder of pictures or a zip archive."
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file: a process that reads opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_archive"}
+
+    def open(self, index: int) -> str | BinaryIO:
+        name = self._members[index]
+        try:
+            with self._archive.open(name) as file:
+                content = file.read(LARGEST + 1)
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{name} in {self._path} cannot be unpacked ({error}).") from error
+        if len(content) > LARGEST:
+            raise ValueError(f"{name} in {self._path} unpacks to more than {LARGEST:,} bytes.")
+        return io.BytesIO(content)
+
+    def label(self, index: int) -> int:
+        return self.classes.index(top_folder(self.names[index]))
+
+
+class HubDataset:
+    """The pictures of a split of a data set in the format of Hugging Face's `datasets`."""
+
+    def __init__(self, rows: Any, split: str, path: str) -> None:
+        """Args:
+        rows: a datasets.Dataset.
+        split: its name.
+        path: for messages.
+
+        Raises:
+            ValueError: no column holds pictures.
+        """
+        import datasets
+
+        features = rows.features
+        columns = [n for n, kind in features.items() if isinstance(kind, datasets.Image)]
+        if not columns:
+            found = ", ".join(f"{name}: {kind}" for name, kind in features.items())
+            raise ValueError(f"{path} has no column of pictures; its columns are {found}.")
+        self._column = columns[0]
+        labels = [n for n, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        self.classes = list(features[labels[0]].names) if labels else []
+        self._labels = rows[labels[0]][:] if labels else []
+        rows = rows.select_columns([self._column])
+        self._rows = rows.cast_column(self._column, datasets.Image(decode=False))
+        self.names = [f"{split}/{index}" for index in range(len(rows))]
+
+    def open(self, index: int) -> str | BinaryIO:
+        content = self._rows[index][self._column]
+        return io.BytesIO(content["bytes"]) if content["bytes"] else content["path"]
+
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
+
+
+def open_hub(name: str) -> dict[str, HubDataset]:
+    """The splits of a data set of the hub, or of a folder that `save_to_disk` wrote, by name.
+
+    Raises:
+        ImportError: without the extra `datasets`.
+        FileNotFoundError: it cannot be had.
+        ValueError: a split has no column of pictures.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"config.data.path = {HUB + name!r} needs Hugging Face's datasets: {DATASETS_EXTRA}"
+        ) from error
+    try:
+        if os.path.isdir(folder := os.path.expanduser(name)):
+            found = datasets.load_from_disk(folder)
+        else:
+            found = datasets.load_dataset(name)
+    except Exception as error:  # of the network, of pyarrow, of the data set's own files
+        raise FileNotFoundError(
+            f"config.data.path = {HUB + name!r} cannot be opened ({error}). Name a data set of "
+            "the hub, as OWNER/NAME, or a folder that its save_to_disk wrote."
+        ) from error
+    splits = found if isinstance(found, dict) else {"train": found}
+    return {split: HubDataset(rows, split, HUB + name) for split, rows in splits.items()}
+
+
+def open_pictures(path: str) -> Mapping[str, Pictures]:
+    """The pictures of config.data.path by split; a folder or an archive has "train" alone.
+
+    Raises:
+        FileNotFoundError: nothing is named, nothing is there, or no picture is in it.
+        ValueError: an archive is none, or a data set has no column of pictures.
+        ImportError: without what a data set of the hub needs.
+    """
+    if not path:  # which would be the current folder
+        raise FileNotFoundError(
+            "config.data.path = '' must name the pictures: a folder, a zip archive, or "
+            f"{HUB}OWNER/NAME."
+        )
+    if path.startswith(HUB):
+        return open_hub(path.removeprefix(HUB))
+    place = os.path.abspath(os.path.expanduser(path))
+    if os.path.isfile(place):
+        return {"train": Zip(place)}
+    return {"train": Folder(place)}
