@@ -10,7 +10,9 @@ import pytest
 from experiments import console
 from tests.experiments.processes import ROOT
 
-START = "from experiments import console; import ctypes, signal, sys, time\n"
+START = """from experiments import console; import ctypes, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in background it may be ignored
+"""
 # As a compiler does: not a Python instruction in ten seconds, and other threads may run.
 BUSY = "print('ready', flush=True)\nwhile True: ctypes.CDLL(None).usleep(10_000_000)\n"
 
