@@ -189,9 +189,7 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     try:
         holder(argv)
         config: ConfigDict = holder["config"].value
-        ranges.check(
-            by_size.fill(config)
-        )  # also a config that could not be loaded says so only when used
+        ranges.check(by_size.fill(config))  # which a config that could not be loaded fails too
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         raise ValueError(message(error)) from error
     return config

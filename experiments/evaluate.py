@@ -1,18 +1,23 @@
 """The numbers of a trained model: what config.evaluate.metrics names, each with its protocol."""
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments import console, devices
-from experiments.build import Experiment
+from ml_collections import ConfigDict
+
+from experiments import console, devices, sample
+from experiments.build import Experiment, build
+from experiments.configs import by_size
 from experiments.console import format_duration
 from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
 from experiments.workdir.checkpoint import Loaded, checksums
-from experiments.workdir.results import write_results
+from experiments.workdir.config import config_to_dict
+from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 
 METRICS: MappingProxyType[str, Metric] = MappingProxyType(
@@ -47,24 +52,65 @@ def check(experiment: Experiment) -> None:
         )
 
 
-def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str, dict[str, Any]]:
+# Refuses a config that a mode would fail on, before anything is computed.
+CHECKS: MappingProxyType[str, Callable[[Experiment], None]] = MappingProxyType(
+    {"sample": sample.check, "evaluate": check}
+)
+
+
+def checked(config: ConfigDict, modes: Sequence[str]) -> Experiment:
+    """The experiment of a config that can be built, and that the modes would not fail on.
+
+    Args:
+        config: as it is before `by_size.fill`.
+        modes: keys of CHECKS.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: saying what is wrong.
+    """
+    experiment = build(by_size.fill(config))
+    for mode in modes:
+        CHECKS[mode](experiment)
+    return experiment
+
+
+def evaluate(
+    experiment: Experiment, workdir: Path, loaded: Loaded, again: bool = True
+) -> dict[str, dict[str, Any]]:
     """Measures config.evaluate.metrics on the parameters that were loaded.
 
-    Every metric becomes a section of results.json as soon as it is known; returned are the values
-    of each.
+    Every metric becomes a section of results.json as soon as it is known.
+
+    Args:
+        experiment: whose config says what and how.
+        workdir: of the run.
+        loaded: the parameters.
+        again: False leaves alone what results.json has of these parameters under this config.
+
+    Returns:
+        The values of each metric that was measured.
     """
     config = experiment.config.evaluate
     mesh = devices.make_mesh()
     source = experiment.dataset.open(config.split)
     step, params, origin = loaded
     num_images = min(config.num_images or len(source), len(source))
+    weights = digest(checksums(params))
+    of = digest([{**config_to_dict(experiment.config), "loader": {}}, weights])
+    before = read_results(workdir)
     names = metric_names(config)
+    known = [] if again else [name for name in names if before.get(name, {}).get("of") == of]
+    if known:
+        names = [name for name in names if name not in known]
+        console.log(
+            f"measured  {', '.join(known)} before, of these parameters under this config: "
+            "--mode=evaluate measures again"
+        )
     if num_images < len(source) and any(METRICS[name].of_images for name in names):
         console.log(
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
         )
-    weights = digest(checksums(params))
     context = Context(experiment, workdir, mesh, step, params, source, num_images, weights, origin)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
@@ -77,6 +123,7 @@ def evaluate(experiment: Experiment, workdir: Path, loaded: Loaded) -> dict[str,
             "values": result.values,
             "protocol": result.protocol,
             "files": list(result.files),
+            "of": of,
             "seconds": round(seconds, 2),
         }
         if devices.is_main_process():

@@ -18,10 +18,8 @@ if __name__ == "__main__":
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import absl.logging
 import jax
@@ -29,39 +27,22 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, sample
-from experiments.build import Experiment, build
-from experiments.configs import by_size
+from experiments.build import Experiment
+from experiments.evaluate import CHECKS, checked
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
 from experiments.sample import folder_apart
 from experiments.state import load_ema
-from experiments.workdir.checkpoint import CheckpointError, Loaded
+from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.results import measured, read_results
 
-
-class Mode(NamedTuple):
-    """What follows a training, or stands alone.
-
-    check: refuses a config that `run` would fail on, before anything is computed.
-    """
-
-    check: Callable[[Experiment], None]
-    run: Callable[[Experiment, Path, Loaded], Any]
-
-
-MODES = MappingProxyType(
-    {
-        "sample": Mode(sample.check, sample.sample),
-        "evaluate": Mode(evaluate.check, evaluate.evaluate),
-    }
-)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to run, FILE.py or FILE.py:ABLATION."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything that it writes.")
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", *MODES], "train ends in config.train.finish_with."
+    "mode", "train", ["train", *CHECKS], "train ends in config.train.finish_with."
 )
 OUT = flags.DEFINE_string(
     "out", None, "Of --mode=sample: where to; by default WORKDIR/samples/ and what they are of."
@@ -115,12 +96,12 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     console.doing("reading the checkpoint")
     if modes:
         loaded = load_ema(experiment, workdir, devices.make_mesh())
-        for mode in modes:
-            if mode == "sample" and not training:
-                out = OUT.value or folder_apart(experiment, workdir, loaded)
-                sample.sample(experiment, workdir, loaded, Path(out).expanduser())
-            else:
-                MODES[mode].run(experiment, workdir, loaded)
+        if "sample" in modes:
+            apart = OUT.value or folder_apart(experiment, workdir, loaded)
+            out = None if training else Path(apart).expanduser()
+            sample.sample(experiment, workdir, loaded, out)
+        if "evaluate" in modes:
+            evaluate.evaluate(experiment, workdir, loaded, again=not training)
     if training:
         for line in describe_end(workdir, time.perf_counter() - begin):
             console.log(line, wrap=False)
@@ -151,10 +132,8 @@ def main(argv: list[str]) -> int:
         if COMPILATION_CACHE.value != "off":
             chosen = COMPILATION_CACHE.value
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
-        experiment = build(by_size.fill(config))
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
-        for mode in modes:
-            MODES[mode].check(experiment)
+        experiment = checked(config, modes)
         return run(experiment, workdir, modes)
     except Exception as error:
         if command_line.verbose(sys.argv):

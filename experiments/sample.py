@@ -268,8 +268,8 @@ def sample(
         experiment: whose config says how.
         workdir: of the run.
         loaded: the parameters.
-        out: where to; None is `workdir`/samples, the training's own set, which is replaced, and
-            then the section "sample" of results.json tells of it, as it does of a first set.
+        out: where to; None is `workdir`/samples, the training's own set, which replaces another,
+            and then the section "sample" of results.json tells of it, as it does of a first set.
 
     Raises:
         ValueError: if `out` holds other samples.
@@ -280,8 +280,8 @@ def sample(
             f"{out} holds something else than the first of these samples. Name another folder, or "
             "move it away."
         )
-    if out is not None and (out / ABOUT).is_file() and read_json(out / ABOUT) == about:
-        console.log(f"sampled   nothing: these samples are in {out} already")
+    if (folder / ABOUT).is_file() and read_json(folder / ABOUT) == about:
+        console.log(f"sampled   nothing: these samples are in {folder} already")
         return about
     config = experiment.config.sample
     mesh = devices.make_mesh()
@@ -318,8 +318,7 @@ def sample(
         images.save(folder / "progress.png", images.grid(by_row, columns))
         if out is None or "sample" not in read_results(workdir):
             write_results(workdir, "sample", results, experiment.config)
-        if out is not None:
-            write_json(folder / ABOUT, about)
+        write_json(folder / ABOUT, about)
     drawn.warn()
     console.log(
         f"sampled   {config.num_images} images in {seconds:.1f} s: {folder / 'samples.png'}"

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Self
 
@@ -27,6 +28,18 @@ class RunState(NamedTuple):
     planned: PlannedRun
     status: Status
     progress: Progress
+    compiling: bool = False  # by its log
+
+
+def is_compiling(folder: Path) -> bool:
+    """Whether the last that the run in `folder` said is that it compiles its training step."""
+    path = folder / "train.log"
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        said = file.read()
+    return said.rfind(b"compiling") > said.rfind(b"compiled")
 
 
 def summary(runs: Sequence[RunState]) -> str:
@@ -40,6 +53,8 @@ def _texts(run: RunState) -> list[str]:
     state = run.status.state
     if state == "running" and step >= run.planned.num_steps:
         state = "evaluating"
+    elif state == "running" and run.compiling:
+        state = "compiling"
     return [
         run.planned.name,
         state,
@@ -84,10 +99,11 @@ class LiveTable:
         if self._console.is_terminal:
             self._live.update(table(runs))
             return
-        states = {run.planned.name: run.status.state for run in runs}
+        texts = {run.planned.name: _texts(run) for run in runs}
+        states = {name: text[1] for name, text in texts.items()}
         for run in runs:
             if states[run.planned.name] != self._states.get(run.planned.name, "waiting"):
-                name, state, *rest = (cell for cell in _texts(run) if cell)
+                name, state, *rest = (cell for cell in texts[run.planned.name] if cell)
                 self.print_line(f"{name}: {state} ({', '.join(rest)})")
         self._states = states
         if time.monotonic() - self._last_summary > SUMMARY_SECONDS:

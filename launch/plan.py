@@ -1,13 +1,19 @@
 """Which runs a sweep has: ablations x grid x seeds of one config, each with its folder."""
 
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.command_line import load_config
 from experiments.files.atomic import read_json, write_json
+from experiments.workdir import status
+from experiments.workdir.metrics_file import progress
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and some files beside it have longer names
 
@@ -146,14 +152,54 @@ def folder_of(workdir: Path, run: PlannedRun) -> Path:
     return workdir / "runs" / run.name
 
 
+def check(runs: Sequence[PlannedRun]) -> None:
+    """Has the config of every run built and its data found, before the first one starts.
+
+    Another process does it, for launchers do without an engine; on the processor, since none of
+    the devices is theirs.
+
+    Raises:
+        ValueError: saying what is wrong, and with which runs.
+    """
+    unlike = [run for number, run in enumerate(runs) if not twins(run, runs[:number])]
+    arguments = {run.name: run.config_arguments() for run in unlike}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.check"],
+        input=json.dumps(arguments),
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(done.stderr.strip().removeprefix("error: "))
+
+
+def twins(run: PlannedRun, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The other runs that differ from one in nothing but the seed."""
+    like = run._replace(name="", seed=0)
+    return [other for other in runs if other != run and other._replace(name="", seed=0) == like]
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run took a step, saved one, or is at work now."""
+    if progress(folder).step or any((folder / "checkpoints").glob("[0-9]*")):
+        return True
+    with status.lock(folder) as descriptor:
+        return descriptor is None
+
+
 def write(workdir: Path, runs: Sequence[PlannedRun]) -> None:
     """Writes run.json of every run and adds the runs to sweep.json.
 
+    A run that never took a step may be there with other settings: it begins under the new ones.
+
     Raises:
-        ValueError: if one of them is there already with other settings, or sweep.json is not a
+        ValueError: if one that did is there already with other settings, or sweep.json is not a
             sweep's, before anything is written.
     """
     folders = {folder_of(workdir, run): run for run in runs}
+    anew = []
     for folder, run in folders.items():
         path = folder / "run.json"
         before = read_json(path) if path.is_file() else run._asdict()
@@ -162,7 +208,9 @@ def write(workdir: Path, runs: Sequence[PlannedRun]) -> None:
             for name, value in run._asdict().items()
             if before.get(name) != value
         )
-        if unlike:
+        if unlike and not _has_begun(folder):
+            anew.append(folder)
+        elif unlike:
             raise ValueError(
                 f"{folder} holds a run of the same name with other settings:\n{unlike}"
                 "Choose another --workdir, or the settings that the sweep was started with."
@@ -173,5 +221,7 @@ def write(workdir: Path, runs: Sequence[PlannedRun]) -> None:
         raise ValueError(f"{path} is no list of runs: choose another --workdir, or remove it.")
     for folder, run in folders.items():
         write_json(folder / "run.json", run._asdict() | {"command": run.command(folder)})
+    for folder in anew:
+        status.write(folder, status.Status())
     names = dict.fromkeys([*known, *(run.name for run in runs)])
     write_json(path, {"runs": list(names)})

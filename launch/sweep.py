@@ -24,9 +24,9 @@ from experiments.configs import ablations
 from experiments.files.atomic import read_json, write_json
 from experiments.workdir import status
 from experiments.workdir.metrics_file import progress
-from experiments.workdir.outcome import EXIT_STATUS, Outcome
+from experiments.workdir.outcome import EXIT_STATUS, USER_ERROR, Outcome
 from launch import plan
-from launch.live_table import LiveTable, RunState, summary
+from launch.live_table import LiveTable, RunState, is_compiling, summary
 from launch.plan import PlannedRun
 
 try:
@@ -133,11 +133,14 @@ class Sweep:
         self._jobs = {f: known[run.name] for f, run in self.runs.items() if run.name in known}
         self._carried_out: set[Path] = set()
         self._lost: Counter[Path] = Counter()
-        self._ended = {f for f in self.runs if status.read(f).state in status.FINAL}
+        self._ended = {folder for folder in self.runs if status.ended(folder)}
 
     def states(self) -> list[RunState]:
         """What there is to show."""
-        return [RunState(run, status.read(f), progress(f)) for f, run in self.runs.items()]
+        return [
+            RunState(run, status.read(f), progress(f), is_compiling(f))
+            for f, run in self.runs.items()
+        ]
 
     def step(self) -> bool:
         """Looks after every run once; returns whether any has not ended."""
@@ -187,6 +190,8 @@ class Sweep:
             lives_on = descriptor is None  # the program, without its job
         if known.state in (*status.FINAL, "failed"):
             self._ended.add(folder)
+            if known.state == "failed" and known.attempts[-1].get("exit_status") == USER_ERROR:
+                self._leave_twins(folder)
         elif lives_on or known.state == "stopped":
             return  # what was stopped is saved
         elif self.stopping:
@@ -197,6 +202,16 @@ class Sweep:
                 message = f"its job ended {self._lost[folder]} times without a word (killed?)"
                 status.write(folder, known._replace(state="failed", message=message))
                 self._ended.add(folder)
+
+    def _leave_twins(self, folder: Path) -> None:
+        """Other seeds of a run that its user must mend would end in the same way: they wait."""
+        like = plan.twins(self.runs[folder], list(self.runs.values()))
+        for other, run in self.runs.items():
+            if run in like and other not in self._ended | self._carried_out:
+                name = self.runs[folder].name
+                message = f"not started: the same error as {name}"
+                status.write(other, status.read(other)._replace(state="failed", message=message))
+                self._ended.add(other)
 
 
 def watch(sweep: Sweep, table: LiveTable) -> bool:
@@ -240,6 +255,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"  {shlex.join(['python', *run.command(folder)])}")
         print(f"{len(runs)} runs")
         return 0
+    plan.check([run for run in runs if not status.ended(plan.folder_of(options.workdir, run))])
     machine = make_machine(options)
     plan.write(options.workdir, runs)
     sweep = Sweep(runs, options.workdir, machine, options.retries)
@@ -249,6 +265,7 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_STATUS[Outcome.STOPPED]
         ended = sweep.states()
         table.print_line(f"{len(ended)} runs: {summary(ended)}")
+        table.print_line(f"tables and pictures: python -m launch.report {options.workdir}")
     return 1 if any(run.status.state == "failed" for run in ended) else 0
 
 

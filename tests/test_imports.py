@@ -22,7 +22,7 @@ LAYERS = tuple(
         "state sample compare prepare",
         "train metrics weights",
         "evaluate hooks api convert",
-        "main",
+        "main check",
         "launch benchmarks",
     )
 )

@@ -42,6 +42,11 @@ def read(folder: Path) -> Status:
     return Status(**content | {name: tuple(value or ()) for name, value in lists.items()})
 
 
+def ended(folder: Path) -> bool:
+    """Whether starting the run in `folder` again would change nothing."""
+    return read(folder).state in FINAL
+
+
 def write(folder: Path, status: Status) -> None:
     """Replaces the status of the run in `folder`."""
     write_json(folder / "status.json", status._asdict())

@@ -14,5 +14,6 @@ def command(self: plan.PlannedRun, folder: pathlib.Path) -> list[str]:
 
 if __name__ == "__main__":
     plan.PlannedRun.command = command  # type: ignore[method-assign]
+    plan.check = lambda runs: None  # of configs that nothing here builds
     sweep.POLL_SECONDS = 0.1
     sys.exit(sweep.main(sys.argv[1:]))

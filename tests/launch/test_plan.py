@@ -7,6 +7,7 @@ import pytest
 
 from experiments.command_line import load_config
 from experiments.files.atomic import read_json
+from experiments.workdir import status
 from launch import plan
 
 DIGITS = "experiments/configs/digits.py"
@@ -118,11 +119,44 @@ def test_a_sweep_grows_and_refuses_other_settings(tmp_path: pathlib.Path) -> Non
     assert record["ablation"] == "eps_simple" and record["seed"] == 1
     assert record["command"][:2] == ["-m", "experiments.main"]
     other = make(seeds=(2, 1), settings={"train.num_steps": "10"})
+    log = tmp_path / "runs" / "eps_simple-seed1" / "metrics.jsonl"
+    log.write_text('{"step": 5, "loss": 1.0}\n')
     with pytest.raises(ValueError) as error:
         plan.write(tmp_path, other)
     for word in ("eps_simple-seed1", "num_steps: 4000 then, 10 now", "--workdir"):
         assert word in str(error.value)
     assert not (tmp_path / "runs" / "eps_simple-seed2").exists()  # nothing was written
+
+
+def test_a_run_that_never_took_a_step_begins_under_other_settings(tmp_path: pathlib.Path) -> None:
+    """And one that did, or that is at work, keeps its own."""
+    first, other = make(seeds=(0,)), make(seeds=(0,), settings={"train.num_steps": "10"})
+    folder = tmp_path / "runs" / "eps_simple-seed0"
+    plan.write(tmp_path, first)
+    status.write(folder, status.Status("failed", ({"exit_status": 2},), "exit status 2"))
+    plan.write(tmp_path, other)
+    assert read_json(folder / "run.json")["settings"] == {"train.num_steps": "10"}
+    assert status.read(folder) == status.Status()
+    with status.lock(folder), pytest.raises(ValueError, match="holds a run of the same name"):
+        plan.write(tmp_path, first)
+    (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match="num_steps: 10 then, 4000 now"):
+        plan.write(tmp_path, first)
+
+
+def test_what_cannot_be_built_is_told_before_anything_starts() -> None:
+    """All of it at once, each message once however many seeds it is of."""
+    plan.check(make(seeds=(0, 1)))
+    wrong = [
+        *make(seeds=(0, 1), settings={"model.channels": "20"}),
+        *make(seeds=(2,), settings={"train.num_steps": "4001"}),
+    ]
+    with pytest.raises(ValueError, match="nothing was started") as error:
+        plan.check(wrong)
+    lines = str(error.value).splitlines()[1:]
+    assert len(lines) == 2
+    assert lines[0].startswith("eps_simple-seed0: config.model: a level of 20 channels")
+    assert lines[1].startswith("eps_simple-seed2: config.train.num_steps = 4001 must be a multiple")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from experiments.workdir.metrics_file import Progress, progress
 from experiments.workdir.status import Status
 from launch import executors, plan, sweep
 from launch.executors import Debug, Local
-from launch.live_table import LiveTable, RunState
+from launch.live_table import LiveTable, RunState, is_compiling
 from tests.experiments.test_main import TINY
 from tests.launch.test_job import wait_for_step
 
@@ -95,19 +95,33 @@ WHOLE = list(range(1, 13))
 
 
 def test_a_sweep_records_every_end_and_goes_on(tmp_path: pathlib.Path) -> None:
-    behaviour = ["diverge", "wrong", "crash:1", "finish"]
+    behaviour = ["diverge", "crash:1", "finish", "wrong"]
     out = run(tmp_path, behaviour, "--max_parallel=2", "--retries=1", code=1)
-    assert states(tmp_path, 4) == ["diverged", "failed", "finished", "finished"]
-    assert "1 diverged, 1 failed, 2 finished" in out
+    assert states(tmp_path, 4) == ["diverged", "finished", "finished", "failed"]
+    assert "1 diverged, 2 finished, 1 failed" in out
+    assert f"python -m launch.report {tmp_path}" in out
     assert "eps_simple-seed0: diverged" in out and "the loss is nan" in out
     assert "there is no such thing" in out
-    assert done(folder(tmp_path, 3)) == WHOLE
+    assert done(folder(tmp_path, 2)) == WHOLE
     # Started again, now that the error is mended: what ended is left alone.
-    before = {seed: (folder(tmp_path, seed) / "starts.txt").read_text() for seed in (0, 2, 3)}
-    run(tmp_path, ["diverge", "finish", "crash:1", "finish"])
+    before = {seed: (folder(tmp_path, seed) / "starts.txt").read_text() for seed in (0, 1, 2)}
+    run(tmp_path, ["diverge", "crash:1", "finish", "finish"])
     assert states(tmp_path, 4) == ["diverged", "finished", "finished", "finished"]
     for seed, text in before.items():
         assert (folder(tmp_path, seed) / "starts.txt").read_text() == text
+
+
+def test_the_twin_of_an_error_is_not_started(tmp_path: pathlib.Path) -> None:
+    """Seeds of a run that ended with status 2; once it is mended they are."""
+    out = run(tmp_path, ["wrong", "finish", "finish"], code=1)
+    assert states(tmp_path, 3) == ["failed"] * 3
+    assert not (folder(tmp_path, 1) / "starts.txt").exists()
+    assert status.read(folder(tmp_path, 2)).message == "not started: the same error as " + (
+        "eps_simple-seed0"
+    )
+    assert "3 runs: 3 failed" in out
+    run(tmp_path, ["finish", "finish", "finish"])
+    assert states(tmp_path, 3) == ["finished"] * 3
 
 
 @pytest.mark.parametrize("places", [1, 2])
@@ -299,6 +313,7 @@ def test_the_table_shows_every_run() -> None:
     (planned,) = plan.make_runs("experiments/configs/digits.py", ["mu_mse"], [0], {}, {})
     runs = [
         RunState(planned, Status("running"), Progress(1200, 0.0312, 75.0)),
+        RunState(planned._replace(name="c"), Status("running"), Progress(), compiling=True),
         RunState(
             planned._replace(name="b"), Status("diverged", message="the loss is nan"), Progress()
         ),
@@ -307,9 +322,26 @@ def test_the_table_shows_every_run() -> None:
     with LiveTable(Console(file=text, force_terminal=True, width=120)) as table:
         table.show(runs)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
-    for word in ("mu_mse-seed0", "1,200/4,000", "0.0312", "1:15", "the loss is nan", "1 diverged"):
+    for word in (
+        "mu_mse-seed0",
+        "1,200/4,000",
+        "0.0312",
+        "1:15",
+        "the loss is nan",
+        "1 diverged",
+        "compiling",
+    ):
         assert word in shown
     assert [format_duration(s) for s in (59.6, 3723)] == ["1:00", "1:02:03"]
+
+
+def test_a_run_compiles_until_it_says_that_it_has(tmp_path: pathlib.Path) -> None:
+    """Also after an earlier attempt."""
+    assert not is_compiling(tmp_path)
+    said = "compiling the training step: about 9 s\ncompiled  it in 9 s\nstep 1\n"
+    for text, compiling in ((said[:40], True), (said, False), (said + said[:40], True)):
+        (tmp_path / "train.log").write_text(text)
+        assert is_compiling(tmp_path) == compiling
 
 
 def test_the_real_program_under_a_sweep(
