@@ -86,6 +86,21 @@ def test_training_ends_in_samples_and_numbers(run: tuple) -> None:
     assert "\x1b" not in result.stdout and "━" not in result.stdout
 
 
+def test_what_is_finished_is_not_done_again(run: tuple, tmp_path: pathlib.Path) -> None:
+    """What has changed is: other images are measured, and the same samples stay."""
+    workdir = shutil.copytree(run[0].with_name("untouched"), tmp_path / "run")
+    result = program(*run[1].args[3:], f"--workdir={workdir}")
+    said = " ".join(result.stdout.split())
+    for words in ("nothing to train", "sampled nothing: these", "measured bpd, baselines before"):
+        assert words in said
+    before = (workdir / "results.json").read_bytes()
+    assert before == (run[0].with_name("untouched") / "results.json").read_bytes()
+    options = (*run[1].args[3:], f"--workdir={workdir}", "--config.evaluate.num_images=5")
+    said = program(*options).stdout
+    assert "measured" not in said and "first 5 test images" in said
+    assert (workdir / "results.json").read_bytes() != before
+
+
 def test_sampling_needs_only_the_working_directory(run: tuple) -> None:
     workdir, _ = run
     own = (workdir / "samples" / "samples.npz").read_bytes()
