@@ -97,6 +97,14 @@ def why_not_averaged(runs: Sequence[Run], section: str) -> str:
     return describe(unlike | differences([run.training or None for run in runs], free=()))
 
 
+def beyond_a_guess(quantity: str, mean: float | None, protocol: Mapping[str, Any]) -> list[str]:
+    """A note on bits/dim above those of a model that holds all levels to be alike."""
+    guess = math.log2(protocol.get("num_levels", 256))
+    if "bits_per_dim" not in quantity or mean is None or mean <= guess:
+        return []
+    return [f"above the {guess:.4g} bits/dim of a uniform guess, so that it says little"]
+
+
 # --- What is odd about a section ---
 
 
@@ -208,7 +216,9 @@ def numbers(part: DatasetRuns) -> Numbers:
                         *(part.dataset, label, name, quantity, found.mean, found.deviation),
                         *(len(values), len(variant.runs), found.text),
                         *printed,
-                        (*found.notes, *notes) if values else (),
+                        (*found.notes, *notes, *beyond_a_guess(quantity, found.mean, shared))
+                        if values
+                        else (),
                     )
                 )
     return Numbers(pd.DataFrame(lines, columns=list(COLUMNS), dtype=object), protocols, warnings)

@@ -9,6 +9,8 @@ from experiments.files.atomic import read_json
 from experiments.workdir.results import measured
 from experiments.workdir.run import Run, read_run
 
+MARKS = ("run.json", "results.json", "metrics.jsonl")  # of the folder of a run
+
 
 class Collection(NamedTuple):
     """What there is to report.
@@ -31,8 +33,8 @@ def _planned(name: str, place: str) -> Run:
 
 
 def collect(workdir: Path) -> Collection:
-    """Every run below `workdir`: folders with a run.json or a results.json, and those of sweeps
-    that have no folder yet.
+    """Every run below `workdir`, or in it: folders with a run.json, a results.json or a
+    metrics.jsonl, and those of sweeps that have no folder yet.
 
     Raises:
         FileNotFoundError: if there is no run in it.
@@ -45,9 +47,10 @@ def collect(workdir: Path) -> Collection:
         folder = Path(root)
         if "sweep.json" in files:
             sweeps.append(folder)
-        if "run.json" in files or "results.json" in files:
+        if not set(MARKS).isdisjoint(files):
             folders.clear()  # what lies in a run belongs to it
-            run, own = read_run(folder, folder.relative_to(workdir).as_posix())
+            place = "" if folder == workdir else folder.relative_to(workdir).as_posix()
+            run, own = read_run(folder, place)
             runs.append(run)
             problems += own
     for sweep in sweeps:
@@ -60,8 +63,8 @@ def collect(workdir: Path) -> Collection:
             problems.append(f"{place}/{str(error).replace(f'{sweep}/', '')}")
     if not runs:
         raise FileNotFoundError(
-            f"{workdir} holds no run: no folder below it has a run.json or a results.json. Start a "
-            "sweep (python -m launch.sweep), or copy the runs there."
+            f"{workdir} holds no run: no folder in it has one of {', '.join(MARKS)}. Start a sweep "
+            "(python -m launch.sweep), or copy the runs there."
         )
     return Collection(tuple(runs), tuple(str(line).removeprefix("./") for line in problems))
 

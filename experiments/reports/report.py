@@ -1,5 +1,6 @@
 """A report of runs: templates/report.jinja filled with their tables, warnings and pictures."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas as pd
 
 from experiments.configs.published import INCEPTION
 from experiments.files.atomic import write_json
+from experiments.lookup import suggestion
 from experiments.reports import figures, paper, render, tables
 from experiments.reports.averages import Numbers, numbers
 from experiments.reports.collect import load, to_summary
@@ -36,15 +38,54 @@ def _fate(run: Run) -> str:
 
 def _missing(part: DatasetRuns, sections: Sequence[str]) -> list[str]:
     """What is not there, and why."""
-    items = []
+    who: dict[str, dict[str, list[str]]] = {}  # fate -> row -> seeds
     for variant in part.variants:
-        fates: dict[str, list[str]] = {}
         for run in variant.runs:
+            seed = "unknown" if run.seed is None else str(run.seed)
             words = [f"finished without {name}" for name in sections if name not in run.sections]
             for fate in words if run.state == "finished" else [_fate(run)]:
-                fates.setdefault(fate, []).append(str(run.seed))
-        items += [f"{variant.label}, seed {', '.join(s)}: {fate}" for fate, s in fates.items()]
-    return items
+                who.setdefault(fate, {}).setdefault(variant.label, []).append(seed)
+    return [
+        "; ".join(f"{label}, seed {', '.join(seeds)}" for label, seeds in rows.items())
+        + f": {fate}"
+        for fate, rows in who.items()
+    ]
+
+
+def _logs(part: DatasetRuns) -> list[tuple[str, Sequence[str]]]:
+    """The end of the log of each failure, and whose it is; of those that failed alike, one log."""
+    alike: dict[str, list[Run]] = {}
+    for run in part.runs:
+        if run.log_tail:
+            alike.setdefault(_fate(run), []).append(run)
+    return [
+        (
+            f"End of the log of {runs[0].name}"
+            + (f" (and alike: {', '.join(r.name for r in runs[1:])})" if runs[1:] else ""),
+            runs[0].log_tail,
+        )
+        for runs in alike.values()
+    ]
+
+
+def _sorted(part: DatasetRuns, quantity: str) -> DatasetRuns:
+    """The rows by a quantity, the best first and those without it last.
+
+    Raises:
+        ValueError: if no row has it.
+    """
+    table = numbers(part).table
+    found = table[(table["quantity"] == quantity) & table["mean"].notna()]
+    if found.empty:
+        raise ValueError(
+            f"--sort={quantity}: no row of {part.dataset} has it. "
+            f"{suggestion(quantity, sorted(table['quantity'].unique()))}"
+        )
+    key = (found["section"].iloc[0], quantity)
+    sign = -1 if tables.HEADLINE.get(key) is max else 1
+    means = {line.row: sign * line.mean for line in found[found["section"] == key[0]].itertuples()}
+    ordered = sorted(part.variants, key=lambda variant: means.get(variant.label, math.inf))
+    return part._replace(variants=tuple(ordered))
 
 
 def _part(
@@ -66,6 +107,7 @@ def _part(
         "warnings": [*part.warnings, *_merged(found.warnings)],
         "headline": tables.headline_table(part, found.table, base),
         "missing": _missing(part, list(sections)),
+        "logs": _logs(part),
         "pictures": pictures,
         "unlike_chains": len({run.sample.get("num_steps") for run in part.runs if run.sample}) > 1,
         "sections": {name: tables.section_table(part, t) for name, t in sections.items()},
@@ -82,23 +124,27 @@ def _write_csv(out: Path, datasets: Sequence[DatasetRuns], measured: pd.DataFram
         lines.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
 
 
-def write(source: Path, out: Path, links: bool = True) -> None:
+def write(source: Path, out: Path, links: bool = True, sort: str = "") -> None:
     """Writes the report of the runs below `source` into the folder `out`.
 
     Args:
         source: a folder of runs, or the summary.json of a report, whose pictures lie in `out`.
         out: is made where there is none.
         links: whether the pages lead to the files of the runs.
+        sort: a quantity by which the rows are ordered; "" keeps the order of the ablations.
 
     Raises:
-        ValueError: if `out` lies inside a run.
+        ValueError: if `out` lies inside one of several runs, or nothing has the quantity.
     """
     collection = load(source)
     for run in collection.runs:
-        if run.folder is not None and out.resolve().is_relative_to(run.folder.resolve()):
+        inside = run.folder is not None and out.resolve().is_relative_to(run.folder.resolve())
+        if inside and run.folder != source:  # a run by itself may hold its report
             raise ValueError(f"{out} lies in the run {run.folder}: choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
     datasets = group_runs(collection.runs)
+    if sort:
+        datasets = [_sorted(part, sort) for part in datasets]
+    out.mkdir(parents=True, exist_ok=True)
     base = os.path.relpath(source, out) if links and source.is_dir() else None
     pictures = dict(collection.pictures)
     parts, measured = [], []

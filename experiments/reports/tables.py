@@ -1,11 +1,13 @@
 """The tables of a report: numbers by variant, and the runs behind them."""
 
+import posixpath
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
+from experiments.console import format_duration
 from experiments.reports.render import Cell, Link, Table, by_columns
 from experiments.reports.variants import DatasetRuns, Variant
 from experiments.workdir.run import Run
@@ -27,7 +29,7 @@ FILES = (
 )
 RUN_COLUMNS = (
     *("data", "row", "run", "seed", "state", "step", "num_steps", "loss", "message"),
-    *("commit", "hardware", "date"),
+    *("images_per_second", "training_hours", "device_hours", "commit", "hardware", "date"),
 )
 Columns = list[tuple[str, list[Cell]]]
 
@@ -43,7 +45,7 @@ def reached(run: Run) -> str:
 def _links(run: Run, base: str | None, **names: str) -> tuple[Link, ...]:
     """Links to files of a run: word -> file, relative to the run; those that exist."""
     return tuple(
-        Link(word, quote(f"{base}/{run.place}/{name}"))
+        Link(word, quote(posixpath.join(base, run.place, name)))
         for word, name in names.items()
         if base is not None and run.folder is not None and (run.folder / name).is_file()
     )
@@ -121,12 +123,33 @@ def section_table(part: DatasetRuns, section: pd.DataFrame) -> Table:
     return by_columns(columns, numbers=1)
 
 
+def cost(run: Run) -> tuple[str, str, str]:
+    """Images a second, the time of training, and the hours of devices; "" where not known."""
+    speed, seconds, hours = run.images_per_second, run.training_seconds, run.device_hours
+    return (
+        "" if speed is None else f"{speed:,.4g}",
+        "" if seconds is None else format_duration(seconds),
+        "" if hours is None else f"{hours:.2g}",
+    )
+
+
 def run_table(part: DatasetRuns, base: str | None) -> Table:
     """One line a run; with links to its files unless `base`, the way to them, is None."""
     files = {name.rpartition("/")[2]: name for name in FILES}
-    head = ("run", "state", "reached", "commit", "hardware", "date")
+    head = (
+        *("run", "state", "reached", "images/s", "training", "device hours"),
+        *("commit", "hardware", "date"),
+    )
     texts = [
-        (run.place, run.state, reached(run), run.commit, run.hardware, run.date)
+        (
+            run.place or run.name,
+            run.state,
+            reached(run),
+            *cost(run),
+            run.commit,
+            run.hardware,
+            run.date,
+        )
         for run in part.runs
     ]
     columns = [(name, list(map(Cell, text))) for name, *text in zip(head, *texts, strict=True)]
@@ -141,6 +164,9 @@ def run_lines(part: DatasetRuns) -> pd.DataFrame:
         (
             *(part.dataset, variant.label, run.place, run.seed, run.state),
             *(run.last_window.get("step"), run.num_steps, run.last_window.get("loss"), run.message),
+            run.images_per_second,
+            None if run.training_seconds is None else run.training_seconds / 3600,
+            run.device_hours,
             *(run.origin.get("commit"), run.hardware, run.origin.get("date")),
         )
         for variant in part.variants

@@ -1,10 +1,12 @@
 """A working directory as far as it can be read: what a run was to do, did, and measured."""
 
 import math
+import posixpath
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from experiments.files.atomic import read_json
@@ -20,7 +22,7 @@ BOUND_POINTS = 10  # of a bound's curve that are kept
 class Run(NamedTuple):
     """One working directory, as far as it can be read.
 
-    name: of the run; `place` is its folder, relative to where the search began.
+    name: of the run; `place` is its folder, relative to where the search began, "" for that.
     config: "experiments/configs/digits.py", or "" where no run.json says it.
     ablation: "" is the config itself; None where nothing says it.
     overrides: the grid point, dotted field -> value; `settings` are common to the whole sweep.
@@ -30,6 +32,8 @@ class Run(NamedTuple):
     num_steps: of the whole training.
     train: the section "train" of results.json: step, reason, and the metrics of the last window
         that was in order, which the log has of a run that has not ended.
+    images_per_second: of the training, the median of its windows.
+    training_seconds: that its steps took, without pauses, over all attempts.
     sample: the section "sample": sampler, number of steps.
     sections: what was measured.
     training: the resolved config's fields that decide the model, flat; empty where not known.
@@ -50,6 +54,8 @@ class Run(NamedTuple):
     attempts: int = 0
     num_steps: int | None = None
     train: Mapping[str, Any] = {}
+    images_per_second: float | None = None
+    training_seconds: float | None = None
     sample: Mapping[str, Any] = {}
     sections: Mapping[str, Section] = {}
     training: Mapping[str, Any] = {}
@@ -79,6 +85,14 @@ class Run(NamedTuple):
         return f"{found['devices']} ({found.get('host', '')})" if "devices" in found else ""
 
     @property
+    def device_hours(self) -> float | None:
+        """Hours of training, times the devices of the first numbers; None where not known."""
+        devices = str(self.origin.get("hardware", {}).get("devices", "")).partition(" x ")[0]
+        if self.training_seconds is None or not devices.isdecimal():
+            return None
+        return self.training_seconds * int(devices) / 3600
+
+    @property
     def last_window(self) -> Mapping[str, Any]:
         """Metrics of the last window that was in order."""
         return self.train.get("metrics") or {}
@@ -88,6 +102,17 @@ def finite_windows(folder: Path | None) -> tuple[list[Record], int]:
     """The windows of a run's log whose loss is a number, and how many lines are damaged."""
     records, damaged = read_records(folder / "metrics.jsonl") if folder else ([], 0)
     return [window for window in windows(records) if math.isfinite(window["loss"])], damaged
+
+
+def speed(log: list[Record], batch_size: Any) -> dict[str, float]:
+    """The fields images_per_second and training_seconds of a training, from its windows."""
+    rates: list[Any] = [window.get("images_per_second") for window in log]
+    good = [isinstance(rate, float | int) and rate > 0 for rate in rates]
+    if not (log and all(good) and isinstance(batch_size, int)):
+        return {}
+    steps = np.diff([0, *(window["step"] for window in log)])
+    seconds = float(np.sum(steps * batch_size / np.array(rates, float)))
+    return {"images_per_second": float(np.median(rates)), "training_seconds": seconds}
 
 
 class _Reader:
@@ -199,10 +224,11 @@ def read_run(folder: Path, place: str) -> tuple[Run, list[str]]:
         attempts=len(known.attempts),
         num_steps=training.get("train.num_steps", about.get("num_steps")),
         train={name: value for name, value in train.items() if name != "provenance"},
+        **speed(log, training.get("train.batch_size")),
         sample={name: value for name, value in sample.items() if name != "provenance"},
         sections=sections,
         training=training,
         bound=reader.bound(),
         folder=folder,
     )
-    return run, [f"{place}/{problem}" for problem in reader.problems]
+    return run, [posixpath.join(place, problem) for problem in reader.problems]

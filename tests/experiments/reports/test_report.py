@@ -344,7 +344,7 @@ def test_the_summary_holds_the_runs_and_no_paths(tmp_path: pathlib.Path) -> None
 
 
 def test_folders_without_runs_are_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder below it has a run\.json.*sweep"):
+    with pytest.raises(FileNotFoundError, match=r"no folder in it has one of run\.json.*sweep"):
         report.write(tmp_path, tmp_path / "report")
     assert not (tmp_path / "report").exists()
     with pytest.raises(
