@@ -1,5 +1,6 @@
 """Where own pictures lie: a folder, a zip archive, or a data set of the Hugging Face hub."""
 
+import contextlib
 import functools
 import io
 import os
@@ -170,6 +171,25 @@ class HubDataset:
         return int(self._labels[index])
 
 
+def _download(name: str) -> Any:
+    """A data set of the hub; without a network one that was downloaded before, at once."""
+    import datasets
+    import huggingface_hub
+
+    offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        try:
+            huggingface_hub.dataset_info(name, timeout=20)
+        except Exception as error:  # of its HTTP client; load_dataset would try for half a minute
+            datasets.config.HF_HUB_OFFLINE = True
+            with contextlib.suppress(Exception):
+                return datasets.load_dataset(name)
+            raise error
+        return datasets.load_dataset(name)
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
 def open_hub(name: str) -> dict[str, HubDataset]:
     """The splits of a data set of the hub, or of a folder that `save_to_disk` wrote, by name.
 
@@ -188,7 +208,7 @@ def open_hub(name: str) -> dict[str, HubDataset]:
         if os.path.isdir(folder := os.path.expanduser(name)):
             found = datasets.load_from_disk(folder)
         else:
-            found = datasets.load_dataset(name)
+            found = _download(name)
     except Exception as error:  # of the network, of pyarrow, of the data set's own files
         raise FileNotFoundError(
             f"config.data.path = {HUB + name!r} cannot be opened ({error}). Name a data set of "

@@ -211,7 +211,9 @@ def download(name: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"hf:{name} is no hf:ORGANISATION/MODEL.")
     try:
-        listed = huggingface_hub.list_repo_files(repository, revision=revision or None)
+        # Not list_repo_files, which tries for half a minute where there is no network.
+        about = huggingface_hub.model_info(repository, revision=revision or None, timeout=20)
+        listed = [file.rfilename for file in about.siblings or []]
         weights = [file for file in listed if Path(file).name == WEIGHTS[0]] or [
             file for file in listed if Path(file).name == WEIGHTS[1]
         ]

@@ -343,7 +343,7 @@ def test_a_download_that_fails_says_what_to_bring(
     def refuse(name: str, **options: Any) -> None:
         raise hub.errors.OfflineModeIsEnabled("no network")
 
-    monkeypatch.setattr(hub, "list_repo_files", refuse)
+    monkeypatch.setattr(hub, "model_info", refuse)
     at = " --revision main" if revision else ""
     with pytest.raises(ValueError, match=rf"(?s)no network.*google/x{at} --local-dir x.*=x"):
         sources.read(f"hf:google/x{revision}")
