@@ -96,7 +96,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def reported(program: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """A program whose ValueErrors and OSErrors, which its user can mend, end in one line."""
+    """A program whose ValueErrors and OSErrors, which its user can mend, end in one line.
+
+    So does Ctrl-C, with the status of what is to be started again.
+    """
 
     @functools.wraps(program)
     def run(*arguments: Arguments.args, **more: Arguments.kwargs) -> int:
@@ -105,6 +108,9 @@ def reported(program: Callable[Arguments, int]) -> Callable[Arguments, int]:
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return USER_ERROR
+        except KeyboardInterrupt:
+            print("stopped   the same command begins again", file=sys.stderr)
+            return EXIT_STATUS[Outcome.STOPPED]
 
     return run
 

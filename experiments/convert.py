@@ -8,8 +8,14 @@ dictionaries under the original's names, safetensors. The result is sampled, eva
 further like any run. Out: a folder that diffusers' DDPMPipeline.from_pretrained opens.
 """
 
-import os
 import sys
+
+from experiments import console
+
+if __name__ == "__main__":
+    console.watch_signals()  # before the imports, which take seconds
+
+import os
 from pathlib import Path
 
 import absl.logging
@@ -79,6 +85,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return command_line.fail(f"unexpected arguments {argv[1:]}: options are --name=value.")
     absl.logging.set_verbosity(absl.logging.WARNING)
+    console.doing("converting")
     try:
         convert()
         return 0

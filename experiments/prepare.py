@@ -4,6 +4,12 @@ python -m experiments.prepare --dataset=fashion_mnist [--from=...] [--data_dir=.
 """
 
 import sys
+
+from experiments import console
+
+if __name__ == "__main__":
+    console.watch_signals()  # before the imports, which take a second
+
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
@@ -41,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         )
     prepare = PREPARED[options.dataset](data_dir=options.data_dir).prepare
     assert prepare is not None  # of none that has a data_dir
+    console.doing(f"preparing {options.dataset}")
     try:
         folder = prepare(options.source)
     except (OSError, ValueError) as error:

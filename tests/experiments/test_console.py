@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments import console
+from experiments import command_line, console
 from tests.experiments.processes import ROOT
 
 START = """from experiments import console; import ctypes, signal, sys, time
@@ -89,3 +89,12 @@ def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_ctrl_c_in_a_program_without_a_training_is_one_line(capsys) -> None:
+    @command_line.reported
+    def program() -> int:
+        raise KeyboardInterrupt
+
+    assert program() == console.STOPPED
+    assert capsys.readouterr().err == "stopped   the same command begins again\n"
