@@ -4,6 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,12 +138,15 @@ def compiled_step(experiment: Experiment, mesh: Mesh, state: TrainState, batch: 
     everywhere = devices.replicated(mesh)
     lowered = make_train_call(experiment, mesh).lower(state, batch)
     look = functools.partial(examine, schedule=learning_rate(experiment.config.optimizer))
-    examined = devices.jit(look, precision="highest", out_shardings=everywhere).lower(state)
+    looking = devices.jit(look, precision="highest", out_shardings=everywhere)
     begin = time.perf_counter()
     console.doing("compiling the training step")
     about = devices.compile_seconds(lowered)
     console.log(f"compiling the training step: about {about:.0f} s, less where it is cached")
-    compiled = lowered.compile(), examined.compile()
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(lowered.compile)
+        examined = looking.lower(state).compile()
+        compiled = compiling.result(), examined
     console.log(f"compiled  the training step in {time.perf_counter() - begin:.1f} s")
     return compiled
 
