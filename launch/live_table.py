@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.console import format_duration
 from experiments.workdir.metrics_file import Progress
@@ -67,7 +67,8 @@ def _texts(run: RunState) -> list[str]:
 
 def table(runs: Sequence[RunState]) -> Table:
     """One line a run: state, step, loss, time left of the training, why it ended."""
-    result = Table("run", "state", "step", "loss", "ETA", "", title=summary(runs))
+    name = Column("run", overflow="fold")  # names differ at their ends
+    result = Table(name, "state", "step", "loss", "ETA", "", title=summary(runs))
     for run in runs:
         result.add_row(*_texts(run), style=COLORS.get(run.status.state))
     return result

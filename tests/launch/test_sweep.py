@@ -332,6 +332,16 @@ def test_the_table_shows_every_run() -> None:
         "compiling",
     ):
         assert word in shown
+    narrow = io.StringIO()
+    long = [
+        run._replace(planned=planned._replace(name=f"{'long' * 12}-{end}"))
+        for run, end in zip(runs, ("first", "second", "third"), strict=True)
+    ]
+    with LiveTable(Console(file=narrow, force_terminal=True, width=80)) as table:
+        table.show(long)
+    columns = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", narrow.getvalue()).splitlines()
+    names = "".join(line.split("│")[1].strip() for line in columns if line.count("│") > 2)
+    assert all(word in names for word in ("-first", "-second", "-third"))
     assert [format_duration(s) for s in (59.6, 3723)] == ["1:00", "1:02:03"]
 
 
