@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import posixpath
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
@@ -84,8 +85,7 @@ class Folder:
 class Zip:
     """The pictures in a zip archive, read from it and never unpacked to the disk.
 
-    A folder that holds all of them is left out of their names; the folders below it are the
-    classes.
+    Folders that hold all of them are left out of their names; those below are the classes.
     """
 
     def __init__(self, path: str) -> None:
@@ -102,9 +102,9 @@ class Zip:
         if not members:
             raise FileNotFoundError(f"No picture ({', '.join(EXTENSIONS)}) is in {path}.")
         self._members = sorted(set(members))
-        root = os.path.commonpath([os.path.dirname(name) for name in self._members])
-        first = root.split("/")[0]  # "" where they have none in common
-        self.names = [name.removeprefix(f"{first}/") for name in self._members]
+        names = [name.lstrip("/") for name in self._members]
+        root = posixpath.commonpath([posixpath.dirname(name) for name in names])
+        self.names = [name.removeprefix(f"{root}/") for name in names]
         self.classes = sorted({top_folder(name) for name in self.names})
 
     @functools.cached_property
