@@ -282,7 +282,7 @@ def sample(
         )
     if (folder / ABOUT).is_file() and read_json(folder / ABOUT) == about:
         console.log(f"sampled   nothing: these samples are in {folder} already")
-        return about
+        return about if out is not None else read_results(workdir).get("sample", about)
     config = experiment.config.sample
     mesh = devices.make_mesh()
     batch_size = devices.round_up(min(config.batch_size, config.num_images), mesh)

@@ -66,6 +66,8 @@ def test_sampling_writes_what_it_says(trained: tuple) -> None:
     assert provenance["config"]["train"]["num_steps"] == config.train.num_steps
     assert {"commit", "versions", "hardware", "seed", "date"} <= set(provenance)
     assert provenance["precision"]["likelihoods and distances"] == "highest"
+    again = sample(build(config), workdir)  # which draws nothing
+    assert all(again[name] == value for name, value in results.items())
 
 
 def test_progress_ends_in_the_sample(trained: tuple, params) -> None:
