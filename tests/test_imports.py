@@ -107,30 +107,23 @@ def test_no_package_needs_another_program(package: str) -> None:
         assert excepted <= roots and not at_once & excepted, path
 
 
-def closure(path: pathlib.Path, on_demand: bool = True) -> set[pathlib.Path]:
-    """All files of the project that importing a file reads, itself included.
-
-    Args:
-        path: of the file.
-        on_demand: with what their functions read later.
-    """
+def closure(path: pathlib.Path) -> set[pathlib.Path]:
+    """All files of the project that importing a file reads, itself included."""
     found, left = set(), [path]
     while left:
         path = left.pop()
         if path not in found:
             found.add(path)
-            left += [o for name in imports(path, on_demand) if (o := module_path(name))]
+            left += [other for name in imports(path) if (other := module_path(name))]
     return found
 
 
 def test_the_training_loop_needs_no_metric() -> None:
     """It is handed hooks; samplers it knows as part of its method alone."""
-    path = ROOT / "experiments" / "train.py"
-    behind = closure(path)
+    behind = closure(ROOT / "experiments" / "train.py")
     forbidden = {"metrics", "features", "sample", "weights", "evaluate", "hooks", "reports"}
     assert not {room(path) for path in behind} & forbidden
-    at_once = closure(path, on_demand=False)
-    assert len(at_once) <= LARGEST, sorted(p.relative_to(ROOT).as_posix() for p in at_once)
+    assert len(behind) <= LARGEST, sorted(path.relative_to(ROOT).as_posix() for path in behind)
 
 
 @pytest.mark.parametrize("module", ["launch.plan", "launch.job", "experiments"])
