@@ -38,10 +38,13 @@ from diffusion.losses import make_loss_fn, simple
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import ancestral, begin, walk
-from diffusion.schedules import evenly_spaced, from_betas, respace
+from diffusion.samplers import ancestral
+from diffusion.schedules import from_betas, respace
+from diffusion.spacings import uniform
+from diffusion import thresholds
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
+from diffusion.walk import begin, walk
 from experiments import devices
 from experiments.files import markdown
 from experiments.optimizers import adam, update_ema
@@ -145,16 +148,17 @@ def our_train(case: Case) -> Ours:
 def our_sample(case: Case, steps: int) -> Ours:
     """The compiled ancestral sampler."""
     network, params, _ = our_params(case)
-    chain = respace(BETAS, evenly_spaced(TIMESTEPS, steps))
-    denoise = make_denoise(apply_network(network), Process(chain, EPS, FIXED_LARGE), clip=True)
+    chain = respace(BETAS, uniform(TIMESTEPS, steps))
+    process, sampler = Process(chain, EPS, FIXED_LARGE), ancestral(chain)
+    denoise = make_denoise(apply_network(network), process, threshold=thresholds.clip)
     keys = jax.random.split(jax.random.key(0), case.batch)
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:
         def bound(x_t: jax.Array, t: jax.Array) -> Any:
             return denoise(params, x_t, t)
 
-        state = begin(ancestral(), keys, case.image_shape, recorded=0)
-        return walk(ancestral(), chain, bound, keys, state).x_t
+        state = begin(sampler, keys, case.image_shape, recorded=0)
+        return walk(sampler, bound, keys, state).x_t
 
     compiled, _ = compile_ours(draw, params, keys)
     return Ours(lambda: jax.block_until_ready(compiled(params, keys)), 0.0)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import Decoder, mean_per_example, tanh_decoder, to_bits_per_dim, vlb_term
 from diffusion.reverse import check_signal, predict, split_output
+from diffusion import thresholds
 from diffusion.structs import Process, TimestepSampler
 
 X = Float[Array, "b *x"]
@@ -118,7 +119,7 @@ def vlb(
     root of the second moment is not large beside its eps.
     """
     x_0, _, x_t, t = noised
-    prediction = predict(process, output, x_t, t, clip=False)
+    prediction = predict(process, output, x_t, t, threshold=thresholds.none)
     term = to_bits_per_dim(vlb_term(process.schedule, prediction, x_0, x_t, t, decoder=decoder))
     return scale * process.schedule.num_timesteps * term
 

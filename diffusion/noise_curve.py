@@ -42,6 +42,16 @@ def _slopes(rises: np.ndarray) -> np.ndarray:
     return np.clip(slopes, 3.0 * nearest, 0.0)
 
 
+def log_alphas(schedule: Schedule) -> np.ndarray:
+    """log alpha_t, f64[T], from concrete tables; -inf where beta_t = 1.
+
+    Each float32 table where it has digits: alpha near 1 and beta near 1 have lost theirs.
+    """
+    beta, alpha = (np.asarray(table, np.float64) for table in (schedule.beta, schedule.alpha))
+    with np.errstate(divide="ignore"):
+        return np.where(beta < 0.5, np.log1p(-np.minimum(beta, 0.5)), np.log(alpha))
+
+
 def noise_curve(schedule: Schedule) -> NoiseCurve:
     """A monotone cubic spline of log alpha_bar(u) through the chain's values.
 
@@ -52,7 +62,7 @@ def noise_curve(schedule: Schedule) -> NoiseCurve:
         ValueError: for a chain of one step, or one that ends in pure noise, which no finite flow
             reaches.
     """
-    beta, alpha = (np.asarray(table, np.float64) for table in (schedule.beta, schedule.alpha))
+    beta = np.asarray(schedule.beta)
     if beta.size < 2:
         raise ValueError("a probability flow needs a chain of at least 2 timesteps, got 1.")
     if beta[-1] >= 1.0:
@@ -61,8 +71,7 @@ def noise_curve(schedule: Schedule) -> NoiseCurve:
             "which its probability flow reaches in no finite time. Choose a schedule whose last "
             "beta is below 1."
         )
-    # Each float32 table where it has digits: alpha near 1 and beta near 1 have lost theirs.
-    steps = np.where(beta < 0.5, np.log1p(-np.minimum(beta, 0.5)), np.log(alpha))
+    steps = log_alphas(schedule)
     values, rises = np.cumsum(steps), steps[1:]
     slopes = _slopes(rises)
     left, right = slopes[:-1], slopes[1:]

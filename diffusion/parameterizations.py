@@ -56,6 +56,32 @@ def v_decode(now: Point, output: X, x_t: X) -> X:
     return now.sqrt_alpha_bar * x_t - now.sqrt_one_minus_alpha_bar * output
 
 
+def score_target(now: Point, x_0: X, eps: X, x_t: X) -> X:
+    """grad log q(x_t | x_0) = -eps / sqrt(1 - alpha_bar_t) (Song Eq. 7 for DDPM Eq. 4)."""
+    return -eps / now.sqrt_one_minus_alpha_bar
+
+
+def score_decode(now: Point, output: X, x_t: X) -> X:
+    """x_0 = (x_t + (1 - alpha_bar_t) score) / sqrt(alpha_bar_t) (Tweedie's formula)."""
+    return (x_t + now.sqrt_one_minus_alpha_bar**2 * output) / now.sqrt_alpha_bar
+
+
+def convert(
+    now: Point, value: X, x_t: X, given: Parameterization, wanted: Parameterization
+) -> X:
+    """What `wanted` stands for of the same model: from and to x_0, eps, v, mu or the score.
+
+    Args:
+        now: the tables at t.
+        value: f32[B, ...], what `given` stands for, at x_t.
+    """
+    x_0 = given.decode(now, value, x_t)
+    eps = (x_t - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
+    return wanted.target(now, x_0, eps, x_t)
+
+
+# No network is asked for the score itself: its scale, 1 / sigma, changes a hundredfold over a chain.
+SCORE = Parameterization(score_target, score_decode, predicts_mean=False, needs_signal=True)
 PARAMETERIZATIONS = MappingProxyType(
     {
         "mu": Parameterization(mu_target, mu_decode, predicts_mean=True, needs_signal=False),

@@ -32,11 +32,36 @@ class Flow(NamedTuple):
     """A probability-flow ODE dx/du = velocity(params, x, u, **inputs) on u in [0, end].
 
     velocity: (params, x f32[B, ...], u f32[], **inputs) -> f32[B, ...].
+    estimate: of x_0, likewise; not clipped.
     end: T - 1, where the density is the prior's.
     """
 
     velocity: Velocity
+    estimate: Velocity
     end: float
+
+
+class BoundFlow(NamedTuple):
+    """A flow of single examples, parameters and inputs bound.
+
+    velocity, estimate: (x f32[...], u f32[], example i32[], its place in the batch) -> f32[...].
+    """
+
+    velocity: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    estimate: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def bind(flow: Flow, params: Any, inputs: dict[str, jax.Array]) -> BoundFlow:
+    """`flow` for these parameters and inputs [B, ...] of the network."""
+
+    def bound(field: Velocity) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+        def of_one(x: jax.Array, u: jax.Array, example: jax.Array) -> jax.Array:
+            own = {name: value[example][None] for name, value in inputs.items()}
+            return field(params, x[None], u, **own)[0]
+
+        return of_one
+
+    return BoundFlow(bound(flow.velocity), bound(flow.estimate))
 
 
 class FlowLikelihood(NamedTuple):
@@ -87,15 +112,18 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
     curve = noise_curve(schedule)
     check_signal(process)
 
-    def velocity(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
+    def estimate(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
         now = noise_level(curve, u)
         output = apply(params, x, jnp.broadcast_to(now.model_t, x.shape[:1]), **inputs)
         value, _ = split_output(variance, output, x)
-        x_0 = parameterization.decode(now, value, x)
+        return parameterization.decode(now, value, x)
+
+    def velocity(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
+        now, x_0 = noise_level(curve, u), estimate(params, x, u, **inputs)
         eps = (x - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
         return 0.5 * now.rate * (x - eps / now.sqrt_one_minus_alpha_bar)
 
-    return Flow(velocity, float(schedule.num_timesteps - 1))
+    return Flow(velocity, estimate, float(schedule.num_timesteps - 1))
 
 
 def rademacher(key: Key[Array, ""], num: int, shape: tuple[int, ...]) -> Float[Array, "p ..."]:

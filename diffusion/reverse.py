@@ -12,6 +12,7 @@ from diffusion.forward import Time, at, q_posterior
 from diffusion.structs import Prediction, Process, Variance
 
 X = Float[Array, "*x"]
+Threshold = Callable[[jax.Array], jax.Array]
 Denoise = Callable[..., Prediction]  # (params, x_t, t, **inputs) -> Prediction
 
 
@@ -41,7 +42,7 @@ def predict(
     x_t: X,
     t: Time,
     *,
-    clip: bool,
+    threshold: Threshold,
 ) -> Prediction:
     """Reads the network's output as p(x_{t-1} | x_t) = N(mean, exp(log_variance)) (DDPM Eq. 1).
 
@@ -50,15 +51,13 @@ def predict(
         output: f32[B, ..., C] or f32[B, ..., 2C] where the variance is learned.
         x_t: f32[B, ..., C].
         t: i32[] or i32[B], in [0, T).
-        clip: clip x_0 to [-1, 1] before the mean is formed. A predicted mean (`mu`) is never
-            clipped: there only the reported x_0 is, as in the original.
+        threshold: one of THRESHOLDS, of x_0 before the mean is formed. A predicted mean (`mu`) is
+            never clipped: there only the reported x_0 is, as in the original.
     """
     schedule, parameterization, variance = process
     value, extra = split_output(variance, output, x_t)
     now = at(schedule, t, x_t)
-    x_0 = parameterization.decode(now, value, x_t)
-    if clip:
-        x_0 = jnp.clip(x_0, -1.0, 1.0)
+    x_0 = threshold(parameterization.decode(now, value, x_t))
     eps = (x_t - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
     mean = value if parameterization.predicts_mean else q_posterior(now, x_0, x_t).mean
     return Prediction(x_0, eps, mean, variance.log_variance(now, extra, x_t))
@@ -80,20 +79,20 @@ def check_signal(process: Process) -> None:
         )
 
 
-def make_denoise(apply: Callable[..., jax.Array], process: Process, *, clip: bool) -> Denoise:
+def make_denoise(apply: Callable[..., jax.Array], process: Process, *, threshold: Threshold) -> Denoise:
     """Joins a network with its meaning: denoise(params, x_t, t, **inputs) -> Prediction.
 
     Args:
         apply: (params, x_t, model_t, **inputs) -> network output; `inputs` (class labels, say)
             pass through untouched.
         process: of concrete tables, not traced ones.
-        clip: as for `predict`.
+        threshold: as for `predict`.
     """
     check_signal(process)
 
     def denoise(params: Any, x_t: X, t: Time, **inputs: Any) -> Prediction:
         batch_t = jnp.broadcast_to(t, x_t.shape[:1])
         output = apply(params, x_t, process.schedule.model_t[batch_t], **inputs)
-        return predict(process, output, x_t, t, clip=clip)
+        return predict(process, output, x_t, t, threshold=threshold)
 
     return denoise

@@ -1,4 +1,9 @@
-"""Sampling: what one step does is a `Sampler`; the loop over T is written once."""
+"""What one step from x_t to x_{t-1} does: a `Sampler` on a given chain.
+
+Every entry of SAMPLERS is (chain, /, **options) -> Sampler. At t = 0 all of them end in the
+estimate of x_0, the data's own noise level. Coefficients are derived in float64 from the chain's
+tables and cast once, to the dtype of x_t.
+"""
 
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -6,105 +11,218 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
-from diffusion.random import normal
-from diffusion.structs import BoundDenoise, Noise, Prediction, Sampler, Schedule
+from diffusion.flow_sampler import flow
+from diffusion.levels import levels_of, taken
+from diffusion.multistep import dpm_solver_pp, unipc
+from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
 
 X = Float[Array, "b *x"]
 
 
-def ancestral() -> Sampler:
+def _nothing(x_T: X) -> tuple[()]:
+    """The memory of a Markov sampler."""
+    return ()
+
+
+def ancestral(chain: Schedule, /) -> Sampler:
     """x_{t-1} = mean + exp(log_variance / 2) z, with z = 0 in the last step (DDPM Alg. 2)."""
 
-    def step(
-        schedule: Schedule, denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any
-    ) -> tuple[X, Prediction, Any]:
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         prediction = denoise(x_t, t)
         deviation = jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0)
-        return prediction.mean + deviation * noise(0), prediction, memory
+        return Step(prediction.mean + deviation * noise(0), prediction.x_0, memory)
 
-    return Sampler(init=lambda x_T: (), step=step, uses_variance=True)
-
-
-class Samples(NamedTuple):
-    """What a walk ends in."""
-
-    x_0: Float[Array, "b *x"]  # the samples
-    progress: Float[Array, "k b *x"]  # estimates of x_0 at the recorded timesteps
+    return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
 
 
-def record_slots(num_timesteps: int, record: tuple[int, ...]) -> np.ndarray:
-    """i32[T]: where t's estimate is stored, or len(record) where it is dropped.
+def ddim(chain: Schedule, /, eta: float = 0.0) -> Sampler:
+    """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s z (DDIM Eq. 12).
+
+    With s = eta beta-tilde_t^(1/2) (DDIM Eq. 16): eta = 0 is deterministic, eta = 1 is `ancestral`
+    with the variance fixed_small. eps is the one that belongs to the estimate of x_0, clipped where
+    that is clipped.
 
     Raises:
-        ValueError: for a timestep outside [0, T), or one named twice.
+        ValueError: unless 0 <= eta <= 1.
     """
-    if len(set(record)) != len(record) or any(not 0 <= t < num_timesteps for t in record):
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta = {eta} must lie between 0 (deterministic) and 1 (ancestral).")
+    levels = levels_of(chain)
+    variance = np.asarray(chain.posterior_variance, np.float64)
+    table = np.stack(
+        [
+            levels.alpha[:-1],
+            np.sqrt(np.maximum(levels.sigma[:-1] ** 2 - eta**2 * variance, 0.0)),
+            eta * np.sqrt(variance),
+        ],
+        axis=1,
+    )
+
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
+        prediction = denoise(x_t, t)
+        signal, direction, deviation = taken(table, t, x_t)
+        x = signal * prediction.x_0 + direction * prediction.eps
+        if eta:
+            x = x + deviation * noise(0)
+        return Step(x, prediction.x_0, memory)
+
+    return Sampler(chain.num_timesteps, _nothing, step)
+
+
+def heun(chain: Schedule, /) -> Sampler:
+    """Heun's method on the probability flow d(x / alpha) / d(sigma / alpha) = eps (DDIM Eq. 14).
+
+    The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise), and a DDIM
+    step alone to clean data: 2 T - 1 evaluations.
+
+    Raises:
+        ValueError: for a chain that ends in pure noise.
+    """
+    levels = levels_of(chain, "heun")
+    ratio = levels.alpha[:-1] / levels.alpha[1:]
+    rise = levels.alpha[:-1] * (
+        levels.sigma[:-1] / levels.alpha[:-1] - levels.sigma[1:] / levels.alpha[1:]
+    )
+    table = np.stack([ratio, rise], axis=1)
+
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
+        prediction = denoise(x_t, t)
+        stay, rise = taken(table, t, x_t)
+        guess = stay * x_t + rise * prediction.eps
+
+        def corrected() -> jax.Array:
+            slope = 0.5 * (prediction.eps + denoise(guess, t - 1).eps)
+            return stay * x_t + rise * slope
+
+        x = jax.lax.cond(t > 0, corrected, lambda: prediction.x_0)
+        return Step(x, prediction.x_0, memory, jnp.where(t > 0, 2, 1))
+
+    return Sampler(chain.num_timesteps, _nothing, step)
+
+
+class Langevin(NamedTuple):
+    """Langevin dynamics at a fixed noise level.
+
+    num: of iterations.
+    size: of each in units of the variance of the noise, 1 - alpha_bar_t.
+    """
+
+    num: int
+    size: float
+
+    def __call__(
+        self, denoise: BoundDenoise, x: X, t: jax.Array, sigma: jax.Array, noise: Noise, first: int
+    ) -> tuple[X, X]:
+        """x <- x + size sigma^2 score(x) + sqrt(2 size) sigma z, `num` times (NCSN Alg. 1).
+
+        Its stationary law is the marginal of x_t, up to the step's size. `noise(first)` and those
+        after it are used. Beside the last x, the estimate of x_0 where it began.
+        """
+
+        def body(j: jax.Array, state: tuple[X, X]) -> tuple[X, X]:
+            x, x_0 = state
+            prediction = denoise(x, t)
+            drift = self.size * sigma * prediction.eps  # score = -eps / sigma
+            spread = float(np.sqrt(2.0 * self.size)) * sigma
+            return x - drift + spread * noise(first + j), jnp.where(j == 0, prediction.x_0, x_0)
+
+        return jax.lax.fori_loop(0, self.num, body, (x, x))
+
+
+def _langevin(num: int, size: float) -> Langevin:
+    if not 0.0 < size < 1.0:
         raise ValueError(
-            f"record = {record} must name different timesteps in [0, {num_timesteps})."
+            f"step_size = {size} must lie between 0 and 1: it is in units of the noise's variance, "
+            "and longer steps diverge."
         )
-    slots = np.full(num_timesteps, len(record), np.int32)
-    slots[list(record)] = np.arange(len(record), dtype=np.int32)
-    return slots
+    return Langevin(num, size)
 
 
-class Walk(NamedTuple):
-    """Where samples are on their way from x_T to x_0."""
+def annealed_langevin(
+    chain: Schedule, /, steps_per_level: int = 5, step_size: float = 0.1
+) -> Sampler:
+    """Langevin dynamics at every noise level in turn, from the score alone (NCSN Alg. 1).
 
-    x_t: X
-    memory: Any  # the sampler's
-    progress: Float[Array, "b k *x"]  # estimates of x_0 recorded so far, 0 where there is none yet
+    At the end of a level x / sqrt(alpha_bar), data plus noise, is handed on as it is to the next
+    one; after the last level comes one evaluation more, for the estimate of x_0.
+
+    Raises:
+        ValueError: for a step size that diverges, and for a chain that ends in pure noise.
+    """
+    levels, langevin = levels_of(chain, "annealed_langevin"), _langevin(steps_per_level, step_size)
+    table = np.stack([levels.sigma[1:], levels.alpha[:-1] / levels.alpha[1:]], axis=1)
+
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
+        sigma, ratio = taken(table, t, x_t)
+        x, x_0 = langevin(denoise, x_t, t, sigma, noise, 0)
+        x = jax.lax.cond(t > 0, lambda: ratio * x, lambda: denoise(x, t).x_0)
+        return Step(x, x_0, memory, steps_per_level + (t == 0))
+
+    return Sampler(chain.num_timesteps, _nothing, step)
 
 
-def begin(sampler: Sampler, keys: Key[Array, " b"], shape: tuple[int, ...], recorded: int) -> Walk:
-    """At x_T, the same for every sampler and length of the chain; `recorded` estimates to come."""
-    x_T = normal(keys, 0, shape)
-    progress = jnp.zeros((x_T.shape[0], recorded, *shape), x_T.dtype)
-    return Walk(x_T, sampler.init(x_T), progress)
+def predictor_corrector(
+    chain: Schedule, /, corrector_steps: int = 1, step_size: float = 0.1
+) -> Sampler:
+    """An ancestral step, then Langevin dynamics at the level where it ended (Song Alg. 3).
+
+    Song et al. choose the step by the norms of score and noise over a batch; here its size is fixed
+    in units of the noise's variance, so that a sample does not depend on its batch. No correction
+    follows the last step.
+
+    Raises:
+        ValueError: for a step size that diverges.
+    """
+    levels, langevin = levels_of(chain), _langevin(corrector_steps, step_size)
+    predictor, table = ancestral(chain), levels.sigma[:-1, None]
+
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
+        found = predictor.step(denoise, x_t, t, noise, memory)
+        (sigma,) = taken(table, t, x_t)
+        x = jax.lax.cond(
+            t > 0,
+            lambda: langevin(denoise, found.x, t - 1, sigma, noise, 1)[0],
+            lambda: found.x,
+        )
+        return Step(x, found.x_0, memory, jnp.where(t > 0, 1 + corrector_steps, 1))
+
+    return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
 
 
-def walk(
-    sampler: Sampler,
-    schedule: Schedule,
-    denoise: BoundDenoise,
-    keys: Key[Array, " b"],
-    state: Walk,
-    *,
-    timesteps: Int[Array, " n"] | None = None,
-    record: tuple[int, ...] = (),
-) -> Walk:
-    """Walks t from T - 1 to 0 in one `lax.scan` (DDPM Alg. 2), or a part of the way.
+def ddim_encode(chain: Schedule, denoise: BoundDenoise, x_0: X) -> X:
+    """x_T of an image: DDIM's deterministic steps taken backwards (DDIM section 4.3).
+
+    x_{t+1} = sqrt(alpha_bar_{t+1}) x_0(x_t, t) + sqrt(1 - alpha_bar_{t+1}) eps(x_t, t), from clean
+    data, which the network is told is at t = 0. Decoding it by `ddim` gives x_0 back but for an
+    error that is of the first order in the number of steps.
 
     Args:
-        sampler: one of SAMPLERS, its options bound.
-        schedule: the chain to walk, respaced or not, which `denoise` is of.
-        keys: one key per sample; sample i depends on keys[i] alone, in any batch.
-        state: of `begin`, or where the part before ended.
-        timesteps: the part's, falling; None is all of them.
-        record: timesteps of this chain whose estimates of x_0 are kept, the same in all parts.
-            Memory grows with len(record), not with T.
+        chain: respaced or not.
+        denoise: of that chain; of an estimate that is clipped the way back is another.
+        x_0: f32[B, ...], clean data.
     """
-    num_timesteps, shape = schedule.num_timesteps, state.x_t.shape[1:]
-    slots = jnp.asarray(record_slots(num_timesteps, record))
+    levels = levels_of(chain)
+    table = np.stack([levels.alpha[1:], levels.sigma[1:]], axis=1)
 
-    def body(state: Walk, t: jax.Array) -> tuple[Walk, None]:
-        def noise(draw: int) -> jax.Array:
-            return normal(keys, 1 + t + draw * num_timesteps, shape)
+    def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        prediction = denoise(x, jnp.maximum(t - 1, 0))
+        signal, noise = taken(table, t, x)
+        return signal * prediction.x_0 + noise * prediction.eps, None
 
-        x_t, prediction, memory = sampler.step(schedule, denoise, state.x_t, t, noise, state.memory)
-        progress = state.progress
-        if record:
-            progress = progress.at[:, slots[t]].set(prediction.x_0, mode="drop")
-        return Walk(x_t, memory, progress), None
-
-    falling = jnp.arange(num_timesteps)[::-1] if timesteps is None else timesteps
-    return jax.lax.scan(body, state, falling)[0]
+    return jax.lax.scan(body, x_0, jnp.arange(chain.num_timesteps))[0]
 
 
-def end(state: Walk) -> Samples:
-    """What has been drawn when all timesteps are done."""
-    return Samples(state.x_t, jnp.moveaxis(state.progress, 1, 0))
-
-
-SAMPLERS = MappingProxyType({"ancestral": ancestral})
+SAMPLERS = MappingProxyType(
+    {
+        "ancestral": ancestral,
+        "ddim": ddim,
+        "heun": heun,
+        "dpm_solver_pp": dpm_solver_pp,
+        "unipc": unipc,
+        "flow": flow,
+        "annealed_langevin": annealed_langevin,
+        "predictor_corrector": predictor_corrector,
+    }
+)

@@ -173,21 +173,6 @@ def respace(betas: Sequence[float] | np.ndarray, keep: Sequence[int] | np.ndarra
     return _tables(1.0 - alpha, kept)
 
 
-def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """i64[num_steps] timesteps from 0 to T - 1 at equal distances, for `respace`.
-
-    Raises:
-        ValueError: unless 1 <= num_steps <= num_timesteps.
-    """
-    if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(
-            f"num_steps = {num_steps} is not possible: choose 1 to {num_timesteps} (all timesteps)."
-        )
-    if num_steps == 1:
-        return np.array([num_timesteps - 1])
-    return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
-
-
 BETAS = MappingProxyType(
     {
         "linear": linear,

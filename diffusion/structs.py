@@ -110,34 +110,47 @@ class TimestepSampler(NamedTuple):
 
 
 BoundDenoise = Callable[[jax.Array, jax.Array], Prediction]  # of (x_t, t), parameters bound
-Noise = Callable[[int], jax.Array]  # j -> the j-th standard normal draw of a step, f32[B, ...]
+Noise = Callable[[Any], jax.Array]  # j -> the j-th standard normal draw of a step, f32[B, ...]
+
+
+class Step(NamedTuple):
+    """What one step of a sampler gives."""
+
+    x: jax.Array  # x_{t-1}; at t = 0 the sample
+    x_0: jax.Array  # the estimate at x_t
+    memory: Any  # handed on to the next step
+    evaluations: int | jax.Array = 1  # of the denoiser, in all or i32[B]
 
 
 class SamplerStep(Protocol):
-    """One step of a sampler: x_{t-1}, what was predicted at x_t, and the memory handed on."""
+    """One step of a sampler, from x_t to x_{t-1}."""
 
     def __call__(
         self,
-        schedule: Schedule,  # the chain that is walked
-        denoise: BoundDenoise,
+        model: Any,  # a BoundDenoise, or where `Sampler.continuous` a flow, parameters bound
         x_t: jax.Array,  # f32[B, ...]
-        t: jax.Array,  # i32[], in [0, T)
+        t: jax.Array,  # i32[], in [0, num_steps)
         noise: Noise,
-        memory: Any,  # what the step before handed on
-    ) -> tuple[jax.Array, Prediction, Any]: ...
+        memory: Any,  # what the step before handed on, every leaf [B, ...]
+    ) -> Step: ...
 
 
 class Sampler(NamedTuple):
-    """One way to walk from x_T to x_0, as a pair of pure functions.
+    """One way to walk from x_T to x_0 on a chain that is known when it is made.
 
-    init: x_T -> memory, a pytree that the steps hand on; () for a Markov sampler.
+    num_steps: of the walk, the chain's timesteps.
+    init: x_T -> memory, a pytree that the steps hand on, every leaf [B, ...]; () for a Markov
+        sampler.
     step: see `SamplerStep`.
     uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
+    continuous: whether steps ask the model between timesteps, as a `probability_flow.BoundFlow`.
     """
 
+    num_steps: int
     init: Callable[[jax.Array], Any]
     step: SamplerStep
-    uses_variance: bool
+    uses_variance: bool = False
+    continuous: bool = False
 
 
 class Process(NamedTuple):

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from diffusion.reverse import make_denoise
+from diffusion import thresholds
 from diffusion.structs import Schedule
 from experiments import devices, images
 from experiments.build import Experiment, build
@@ -148,7 +149,7 @@ class Model:
     @functools.cached_property
     def _denoise_fn(self) -> Any:
         chain = chain_of(self.experiment.method, "denoise")
-        unclipped = make_denoise(chain.apply, chain.process, clip=False)
+        unclipped = make_denoise(chain.apply, chain.process, threshold=thresholds.none)
 
         def denoise(params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
             return unclipped(params, x, t, **chain.condition(labels)).x_0

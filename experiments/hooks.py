@@ -35,7 +35,8 @@ MEASURED_BY = MappingProxyType(
         ),
         "samples": (
             *("train.validate_with", "train.validate_images", "train.preview_num_steps"),
-            *("sample.sampler", "sample.clip_denoised", "evaluate.extractor"),
+            *("sample.sampler", "sample.spacing", "sample.threshold", "evaluate.extractor"),
+            *("sample.guidance_scale", "sample.guidance_interval"),
         ),
     }
 )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion import random
-from diffusion.schedules import evenly_spaced
+from diffusion.spacings import uniform
 from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.files.atomic import digest, read_json, write_json
@@ -288,7 +288,7 @@ def sample(
     batch_size = devices.round_up(min(config.batch_size, config.num_images), mesh)
     num_steps = config.num_steps or experiment.method.num_steps
     columns = min(config.progress_columns, num_steps)
-    record = tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])
+    record = tuple(int(t) for t in uniform(num_steps, columns)[::-1])
     rows = min(config.progress_images, config.num_images)
     batches = -(-config.num_images // batch_size)
 

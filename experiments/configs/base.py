@@ -101,9 +101,18 @@ def get_config() -> ConfigDict:
     config.train.finish_with = ("sample", "evaluate")  # modes that follow the last step
 
     config.sample = ConfigDict()
-    config.sample.sampler = dict(name="ancestral")  # ancestral
-    config.sample.num_steps = 0  # length of the respaced chain; 0 is every timestep
-    config.sample.clip_denoised = True  # clip the estimate of x_0 to [-1, 1]
+    # ancestral | ddim (eta) | dpm_solver_pp (order) | unipc (order) | heun | flow (tolerance,
+    # max_steps) | annealed_langevin (steps_per_level, step_size) | predictor_corrector
+    # (corrector_steps, step_size): docs/samplers.md
+    config.sample.sampler = dict(name="ancestral")
+    config.sample.num_steps = 0  # of the walk; 0 is every timestep, and the flow's 10 stops
+    # Its timesteps: uniform | quadratic (share) | leading (offset) | trailing | array (timesteps)
+    config.sample.spacing = dict(name="uniform")
+    # Of the estimate of x_0: clip to [-1, 1] | percentile (quantile, most) | none
+    config.sample.threshold = dict(name="clip")
+    # Of a model trained with and without labels: 1 is the conditional one, 0 the other
+    config.sample.guidance_scale = 1.0
+    config.sample.guidance_interval = ()  # the timesteps (first, last) that it guides; () is all
     config.sample.num_images = 256  # how many samples
     # Of a class-conditional model: all (in turn) | none (as without labels) | classes like 3 or 3,1
     config.sample.labels = "all"

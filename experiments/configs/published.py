@@ -249,10 +249,16 @@ class PaperColumn(NamedTuple):
         return own or (section, quantity) == self.estimate
 
 
-_SAMPLES = {"protocol": "paper", "extractor": INCEPTION, "sampler": {"name": "ancestral"}}
-_BOUND = {"decoder": "tanh", "split": "test"}
+_SAMPLES = {
+    "protocol": "paper",
+    "extractor": INCEPTION,
+    "sampler": {"name": "ancestral"},
+    "threshold": {"name": "clip"},
+    "guidance": {"scale": 1.0},
+}
+_BOUND = {"decoder": "tanh", "split": "test", "clip_denoised": True}
 _ESTIMATE = ("bpd_fast", "bits_per_dim_estimate")
-COMMON = {"weights": "ema", "clip_denoised": True, "held_out": 0}
+COMMON = {"weights": "ema", "held_out": 0}
 COLUMNS: MappingProxyType[str, PaperColumn] = MappingProxyType(
     {
         "is": PaperColumn("samples", ("is", "classifier_score"), _SAMPLES),

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion import likelihood, losses, random, samplers, schedules
+from diffusion import likelihood, losses, random, samplers, schedules, spacings, thresholds, walk
+from diffusion.flow_sampler import STOPS
+from diffusion.guidance import classifier_free
 from diffusion.networks import NETWORKS
 from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.probability_flow import bind, make_flow
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.variances import VARIANCES
@@ -76,8 +79,30 @@ def _process(config: ConfigDict) -> tuple[Any, Process]:
     return betas, process
 
 
+class Walks(NamedTuple):
+    """How config.sample walks: what a chain, its network and a number of steps are made into."""
+
+    sampler: Callable[[Schedule], Sampler]
+    spacing: Callable[[int, int], Any]
+    threshold: Callable[[jax.Array], jax.Array]
+
+
+def _walks(config: ConfigDict) -> Walks:
+    """The choices of config.sample, their options bound."""
+    make = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")
+    threshold = lookup(thresholds.THRESHOLDS, config.sample.threshold, "sample.threshold")
+    spacing = lookup(spacings.SPACINGS, config.sample.spacing, "sample.spacing")
+
+    def sampler(schedule: Schedule) -> Sampler:
+        with naming_field("sample.sampler"), jax.ensure_compile_time_eval():
+            made: Sampler = make(schedule)
+            return made
+
+    return Walks(sampler, spacing, threshold)
+
+
 def _respaced(
-    betas: Any, process: Process, apply: Callable[..., jax.Array], sampler: Sampler, clip: bool
+    betas: Any, process: Process, apply: Callable[..., jax.Array], walks: Walks
 ) -> Callable[[int], tuple[Schedule, Denoise]]:
     """Number of steps (0: all) -> the chain of so many timesteps, and its reverse process.
 
@@ -85,25 +110,59 @@ def _respaced(
     uses it.
     """
     _, parameterization, variance = process
+    sampler = walks.sampler(process.schedule)
+    default = STOPS if sampler.continuous else len(betas)
 
     def chain(num_steps: int) -> tuple[Schedule, Denoise]:
-        keep = schedules.evenly_spaced(len(betas), num_steps or len(betas))
+        keep = walks.spacing(len(betas), num_steps or min(default, len(betas)))
         single = parameterization.predicts_mean or (variance.one_step and sampler.uses_variance)
         if len(keep) < len(betas) and single:
             raise ValueError(
-                f"{num_steps} steps instead of {len(betas)} are not possible here: this network "
+                f"{len(keep)} steps instead of {len(betas)} are not possible here: this network "
                 "was taught the mean (mu) or the variance (learned) of single steps, which longer "
                 "steps do not have. Choose 0 (every timestep)."
             )
         with jax.ensure_compile_time_eval():  # tables are constants of what is being compiled
             schedule = schedules.respace(betas, keep)
-            return schedule, make_denoise(apply, process._replace(schedule=schedule), clip=clip)
+            walked = process._replace(schedule=schedule)
+            return schedule, make_denoise(apply, walked, threshold=walks.threshold)
 
     return chain
 
 
-def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, sampler: Sampler) -> Chain:
-    """The network of the config on its process, to be walked by a sampler."""
+def _guided(
+    config: ConfigDict, network: Network, apply: Callable[..., jax.Array], channels: int
+) -> Callable[..., jax.Array]:
+    """`apply` under the guidance of config.sample, for sampling.
+
+    Raises:
+        ValueError: for guidance of a network that was not trained with and without labels, and an
+            interval that is none.
+    """
+    scale, interval = config.sample.guidance_scale, tuple(config.sample.guidance_interval)
+    if scale == 1.0:
+        return apply
+    if not network.label_dropout:
+        raise ValueError(
+            f"config.sample.guidance_scale = {scale:g} needs a network that was trained with and "
+            "without labels (config.model.class_conditional = True and label_dropout above 0). "
+            "Choose 1, no guidance, for this one."
+        )
+    if len(interval) not in (0, 2) or list(interval) != sorted(interval):
+        raise ValueError(
+            f"config.sample.guidance_interval = {interval} must be (first, last), timesteps at "
+            "which it guides, or () for all of them."
+        )
+
+    def unconditional(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"labels": jnp.full_like(inputs["labels"], network.num_classes)}
+
+    within = (interval[0], interval[1]) if interval else None
+    return classifier_free(apply, unconditional, float(scale), within, channels=channels)
+
+
+def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, walks: Walks) -> Chain:
+    """The network of the config on its process, to be walked as config.sample says."""
     betas, process = _process(config)
     network = _network(config, dataset, encoder.shape, 1 + process.variance.extra_channels)
 
@@ -114,16 +173,25 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, sampler: Samp
         return {} if network.num_classes is None else {"labels": labels}
 
     decoder = choose(likelihood.DECODERS, config.evaluate.decoder, "evaluate.decoder")
+    threshold = thresholds.clip if config.evaluate.clip_denoised else thresholds.none
+    guided = _guided(config, network, apply, encoder.shape[-1])
     chain = Chain(
         process=process,
         network=network,
         apply=apply,
+        guided=guided,
         condition=condition,
-        clip=config.evaluate.clip_denoised,
-        denoise=make_denoise(apply, process, clip=config.evaluate.clip_denoised),
+        threshold=threshold,
+        denoise=make_denoise(apply, process, threshold=threshold),
         decoder=functools.partial(decoder, num_levels=dataset.num_levels),
-        respaced=_respaced(betas, process, apply, sampler, config.sample.clip_denoised),
+        sampler=walks.sampler,
+        respaced=_respaced(betas, process, guided, walks),
     )
+    if walks.sampler(process.schedule).continuous:
+        with naming_field("sample.sampler"):
+            make_flow(guided, process)
+    with naming_field("sample.spacing"):
+        walks.spacing(len(betas), len(betas))
     for field in ("sample.num_steps", "train.preview_num_steps"):
         section, name = field.split(".")
         with naming_field(field):
@@ -174,6 +242,22 @@ def _description(config: ConfigDict, process: Process, init: Callable[..., Any])
     return tuple(lines)
 
 
+def _protocol(config: ConfigDict, chain: Chain) -> dict[str, Any]:
+    """What samples depend on, but for parameters, seed, labels and number of steps."""
+    uses_variance = chain.sampler(chain.process.schedule).uses_variance
+    guidance = {"scale": config.sample.guidance_scale}
+    if config.sample.guidance_interval:
+        guidance["interval"] = list(config.sample.guidance_interval)
+    return {
+        "sampler": config.sample.sampler.to_dict(),
+        "spacing": config.sample.spacing.to_dict(),
+        "last_step": "x_0",  # where all samplers here end: at no noise, not at the first timestep's
+        "threshold": config.sample.threshold.to_dict(),
+        "guidance": guidance,
+        "variance": config.variance.name if uses_variance else "not used",
+    }
+
+
 def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Method:
     """The method that config.schedule, parameterization, variance, loss and model describe.
 
@@ -181,8 +265,8 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
             choices that has no meaning.
     """
-    sampler = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")()
-    chain = _chain(config, dataset, encoder, sampler)
+    walks = _walks(config)
+    chain = _chain(config, dataset, encoder, walks)
     process, network = chain.process, chain.network
     num_timesteps = process.schedule.num_timesteps
     timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
@@ -209,17 +293,20 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
 
     def sampling(steps: int, record: tuple[int, ...]) -> Sampling:
         schedule, denoise = chain.respaced(steps)
+        sampler = chain.sampler(schedule)
+        flow = make_flow(chain.guided, process) if sampler.continuous else None
 
         def advance(
-            params: Any, keys: jax.Array, labels: jax.Array, state: samplers.Walk, t: jax.Array
-        ) -> samplers.Walk:
-            bound = functools.partial(denoise, params, **chain.condition(labels))
-            return samplers.walk(sampler, schedule, bound, keys, state, timesteps=t, record=record)
+            params: Any, keys: jax.Array, labels: jax.Array, state: walk.Walk, t: jax.Array
+        ) -> walk.Walk:
+            inputs = chain.condition(labels)
+            model = bind(flow, params, inputs) if flow else functools.partial(denoise, params, **inputs)
+            return walk.walk(sampler, model, keys, state, timesteps=t, record=record)
 
-        def begin(params: Any, keys: jax.Array, labels: jax.Array) -> samplers.Walk:
-            return samplers.begin(sampler, keys, encoder.shape, len(record))
+        def begin(params: Any, keys: jax.Array, labels: jax.Array) -> walk.Walk:
+            return walk.begin(sampler, keys, encoder.shape, len(record))
 
-        return Sampling(schedule.num_timesteps, begin, advance, samplers.end)
+        return Sampling(sampler.num_steps, begin, advance, walk.end)
 
     return Method(
         init=init,
@@ -232,12 +319,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         num_steps=num_timesteps,
         num_classes=network.num_classes or 0,
         null_class=network.label_dropout > 0,
-        protocol={
-            "sampler": config.sample.sampler.to_dict(),
-            "spacing": "even",
-            "clip_denoised": config.sample.clip_denoised,
-            "variance": config.variance.name,
-        },
+        protocol=_protocol(config, chain),
         description=_description(config, process, init),
         chain=chain,
     )

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from diffusion.likelihood import Decoder
 from diffusion.networks.network import Network
-from diffusion.reverse import Denoise
-from diffusion.samplers import Samples
-from diffusion.structs import Process, Schedule
+from diffusion.reverse import Denoise, Threshold
+from diffusion.structs import Process, Sampler, Schedule
+from diffusion.walk import Samples
 from experiments import images
 
 Keys = Callable[[str], Key[Array, " b"]]  # the name of a use of randomness -> a key an example
@@ -71,7 +71,8 @@ def at_once(draw: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> MakeSampl
 
     def make(steps: int, record: tuple[int, ...]) -> Sampling:
         def end(x_0: jax.Array) -> Samples:
-            return Samples(x_0, jnp.broadcast_to(x_0, (len(record), *x_0.shape)))
+            progress = jnp.broadcast_to(x_0, (len(record), *x_0.shape))
+            return Samples(x_0, progress, jnp.ones(len(x_0), jnp.int32))
 
         return Sampling(1, draw, lambda params, keys, labels, x_0, steps: x_0, end)
 
@@ -84,20 +85,25 @@ class Chain(NamedTuple):
     process: schedule, parameterization and variance that the network was trained for.
     network: as it is, for weights of other programs.
     apply: (params, x_t, t, **condition) -> the network's output.
+    guided: as `apply`, under the guidance of sampling.
     condition: labels i32[B] -> the network's inputs beside x_t and t.
-    clip: of the estimate of x_0 in likelihoods.
-    denoise: the reverse process on the whole chain, so clipped.
+    threshold: of the estimate of x_0 in likelihoods.
+    denoise: the reverse process on the whole chain under that threshold, not guided.
     decoder: of L_0, for the data's number of levels.
-    respaced: number of steps (0: all) -> the chain to sample on, and its reverse process.
+    sampler: a chain -> how it is walked.
+    respaced: number of steps (0: the sampler's own) -> the chain to sample on, and its reverse
+        process under the guidance and the threshold of sampling.
     """
 
     process: Process
     network: Network
     apply: Callable[..., jax.Array]
+    guided: Callable[..., jax.Array]
     condition: Callable[[jax.Array], dict[str, jax.Array]]
-    clip: bool
+    threshold: Threshold
     denoise: Denoise
     decoder: Decoder
+    sampler: Callable[[Schedule], Sampler]
     respaced: Callable[[int], tuple[Schedule, Denoise]]
 
 

@@ -172,4 +172,4 @@ def untrained_denoise(chain: Chain) -> Denoise:
     def zeros(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> jax.Array:
         return jnp.zeros((*x_t.shape[:-1], x_t.shape[-1] * channels))
 
-    return make_denoise(zeros, chain.process, clip=chain.clip)
+    return make_denoise(zeros, chain.process, threshold=chain.threshold)

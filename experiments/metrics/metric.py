@@ -124,7 +124,7 @@ def check_finite(context: Context, first: int, finite: np.ndarray) -> None:
             f"{(~finite).sum()} of the samples {first} to {first + len(finite) - 1} are not "
             f"finite, so that nothing can be said of them; the {context.origin.weights} weights of "
             f"step {context.step:,} give such images. Evaluate another checkpoint, or set "
-            "config.sample.clip_denoised = True where it is off."
+            "config.sample.threshold to clip where it is none."
         )
 
 

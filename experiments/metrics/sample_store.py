@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.schedules import evenly_spaced
+from diffusion.spacings import uniform
 from experiments import console, devices
 from experiments.build import Experiment
 from experiments.metrics.metric import Context, check_finite
@@ -113,4 +113,4 @@ def chain_times(experiment: Experiment) -> tuple[int, ...]:
     columns = min(experiment.config.evaluate.chain_points, num_steps)
     if columns == 1:
         return (0,)
-    return tuple(int(t) for t in evenly_spaced(num_steps, columns)[::-1])
+    return tuple(int(t) for t in uniform(num_steps, columns)[::-1])

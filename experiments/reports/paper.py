@@ -11,7 +11,7 @@ from typing import Any
 from experiments.configs import published
 from experiments.configs.published import COLUMNS, REVERSE_TIME, PaperColumn, PaperRow
 from experiments.reports.render import Link
-from experiments.workdir.protocols import differences, training_fields
+from experiments.workdir.protocols import differences, renewed_protocol, training_fields
 from experiments.workdir.run import Run
 
 LINK = Link("Ho et al. 2020", "https://arxiv.org/abs/2006.11239")
@@ -31,7 +31,7 @@ def deviations(run: Run, row: PaperRow) -> dict[str, list[Any]]:
 
 def protocol_deviations(run: Run, column: PaperColumn) -> dict[str, list[Any]]:
     """In which fields the run's evaluation is not the paper's: field -> [paper's, run's]."""
-    protocol = run.sections[column.section].protocol
+    protocol = renewed_protocol(run.sections[column.section].protocol)
     wanted = dict(column.protocol) | published.COMMON
     # The config tells what the training was to be, these what was measured of it.
     wanted["checkpoint_step"] = run.training.get("train.num_steps")

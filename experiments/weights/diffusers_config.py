@@ -249,7 +249,7 @@ def _beta_spec(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def scheduler_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Our `schedule`, `parameterization`, `variance` and `clip_denoised` for a DDPMScheduler.
+    """Our `schedule`, `parameterization`, `variance` and `threshold` for a DDPMScheduler.
 
     Raises:
         ValueError: for another scheduler, or any field that ours does not compute.
@@ -277,7 +277,7 @@ def scheduler_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         schedule=_beta_spec(config, path),
         parameterization=dict(name=PREDICTIONS[prediction]),
         variance=dict(name=VARIANCE_TYPES[variance]),
-        clip_denoised=config.get("clip_sample", True),
+        threshold=dict(name="clip" if config.get("clip_sample", True) else "none"),
     )
 
 
@@ -343,6 +343,6 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
         "trained_betas": None if straight else [float(beta) for beta in betas],
         "variance_type": config.variance.name,
         "prediction_type": predictions[config.parameterization.name],
-        "clip_sample": config.sample.clip_denoised,
+        "clip_sample": config.sample.threshold.name == "clip",
         **{name: field.value for name, field in SCHEDULER.items()},
     }

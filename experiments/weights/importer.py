@@ -108,7 +108,7 @@ def merge(config: ConfigDict, source: sources.Source) -> None:
         config.loss = ConfigDict(dict(name="hybrid", vlb_coefficient=1e-3, **plain))
     if not learned and config.loss.name == "hybrid":
         config.loss = ConfigDict(dict(name="simple", **plain))
-    config.sample.clip_denoised = process["clip_denoised"]
+    config.sample.threshold = ConfigDict(process["threshold"])
 
 
 def fill(experiment: Experiment, source: sources.Source, where: str) -> tuple[Any, Any]:

@@ -42,7 +42,7 @@ class Source(NamedTuple):
     tensors, ema: name -> array; ema is None where the source has one set of weights only.
     weights: what a single set is, one of `origin.KINDS`.
     model: the config's `model` fields that the source states.
-    process: `schedule`, `parameterization`, `variance`, `clip_denoised`, where it states them.
+    process: `schedule`, `parameterization`, `variance`, `threshold`, where it states them.
     image_shape: (H, W, C) where it states it.
     run: the config of this program, where it wrote the source.
     step: training steps behind the weights, where the source says.

@@ -25,7 +25,8 @@ PLACES = ("data.data_dir", "data.path")
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
-    *("sampler", "num_steps", "spacing", "clip_denoised", "seed"),
+    *("sampler", "num_steps", "spacing", "threshold", "guidance", "seed"),
+    *("last_step", "clip_denoised"),
 )
 
 
@@ -51,7 +52,7 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
     The precision of products was the default of jax before it was a field, diffusion the only
     method, no label of a U-Net was dropped; after its warm-up the learning rate stayed, no weight
-    decayed, and the average had no warm-up.
+    decayed, and the average had no warm-up. Of sampling, a flag said whether x_0 is clipped.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     rate = {"cosine_steps": 0, "final_learning_rate": 0.0}
@@ -60,6 +61,9 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
             config["optimizer"] = rate | {"weight_decay": 0.0, **optimizer}
         case {"optimizer": {"name": "rmsprop"} as optimizer}:
             config["optimizer"] = rate | optimizer
+    match config:
+        case {"sample": {"clip_denoised": clip, **sample}}:
+            config["sample"] = {"threshold": _threshold(bool(clip)), **sample}
     match config:
         case {"model": {"name": "unet"} as model}:
             config["model"] = {"label_dropout": 0.0, **model}
@@ -70,6 +74,11 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
         } if images > 0:
             return {**config, "clip": {**clip, "num_cores": batch_size // images}}
     return config
+
+
+def _threshold(clip_denoised: bool) -> dict[str, str]:
+    """What a flag once said."""
+    return {"name": "clip" if clip_denoised else "none"}
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -95,16 +104,21 @@ def training_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """An older protocol with the fields that it lacks, as they were when it was written.
 
-    The sampler was its name, its timesteps always evenly spaced; every data set counted as one of
-    256 levels; samples were of all classes in turn; nothing was held out of train, but the best
-    checkpoint was chosen by something that the protocol does not tell.
+    The sampler was its name, its timesteps always evenly spaced; its estimates of x_0 were clipped
+    or not, and nothing was guided; every data set counted as one of 256 levels; samples were of all
+    classes in turn; nothing was held out of train, but the best checkpoint was chosen by something
+    that the protocol does not tell.
     """
     renewed = dict(protocol)
     missing: dict[str, Any] = {}
     if isinstance(renewed.get("sampler"), str):
-        renewed |= {"sampler": {"name": renewed["sampler"]}, "spacing": "even"}
+        renewed["sampler"] = {"name": renewed["sampler"]}
     if "sampler" in renewed:
-        missing["labels"] = "all"
+        missing |= {"labels": "all", "last_step": "x_0", "guidance": {"scale": 1.0}}
+        if renewed.get("spacing", "even") == "even":
+            renewed["spacing"] = {"name": "uniform"}
+        if "clip_denoised" in renewed:
+            renewed["threshold"] = _threshold(renewed.pop("clip_denoised"))
     if "sampler" in renewed or "decoder" in renewed:
         latest = renewed.get("checkpoint", "latest") == "latest"
         selected_on = NOTHING if latest else "not recorded"

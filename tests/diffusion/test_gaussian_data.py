@@ -17,6 +17,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral
 from diffusion.schedules import BETAS, from_betas, respace
+from diffusion import thresholds
 from diffusion.structs import Gaussian, Process
 from tests.diffusion.gaussian import (
     DEVIATION,
@@ -37,7 +38,7 @@ def denoiser(schedule, name="eps", std=DEVIATION):
     parameterization = PARAMETERIZATIONS[name]
     network = best_network(schedule, parameterization, std=std)
     denoise = make_denoise(
-        network, Process(schedule, parameterization, exact_variance(std)), clip=False
+        network, Process(schedule, parameterization, exact_variance(std)), threshold=thresholds.none
     )
     return lambda x_t, t: denoise(None, x_t, t)
 
@@ -82,7 +83,7 @@ def test_its_mean_over_the_data_is_the_entropy(key: jax.Array) -> None:
 def test_ancestral_samples_have_the_datas_moments(name: str, key: jax.Array) -> None:
     schedule = from_betas(BETAS[name](300 if name == "cosine" else 1000))
     keys = random.per_index(key, jnp.arange(4000))
-    draw = jax.jit(lambda k: sample(ancestral(), schedule, denoiser(schedule), k, (4,)).x_0)
+    draw = jax.jit(lambda k: sample(ancestral(schedule), denoiser(schedule), k, (4,)).x_0)
     x_0 = np.asarray(draw(keys))
     assert x_0.mean() == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(16_000))
     assert x_0.var() == pytest.approx(DEVIATION**2, rel=4 * np.sqrt(2 / 16_000))
@@ -100,9 +101,9 @@ def test_a_respaced_chain_still_samples_the_data(name: str, key: jax.Array) -> N
     denoise = make_denoise(
         best_network(LINEAR, parameterization),
         Process(schedule, parameterization, exact_variance()),
-        clip=False,
+        threshold=thresholds.none,
     )
-    x_0 = sample(ancestral(), schedule, lambda x, t: denoise(None, x, t), keys, (4,)).x_0
+    x_0 = sample(ancestral(schedule), lambda x, t: denoise(None, x, t), keys, (4,)).x_0
     assert float(x_0.mean()) == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(16_000))
     assert float(x_0.var()) == pytest.approx(DEVIATION**2, rel=4 * np.sqrt(2 / 16_000))
 

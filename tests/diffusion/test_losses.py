@@ -12,6 +12,7 @@ from diffusion.losses import LOSSES, WEIGHTINGS, Noised, make_loss_fn
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.schedules import BETAS, from_betas
+from diffusion import thresholds
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 from tests.diffusion.gaussian import variational_bound
@@ -168,7 +169,7 @@ def test_the_vlb_loss_is_an_unbiased_estimate_of_the_bound(key: jax.Array) -> No
     """With t uniform, its mean is L - L_T in bits per dimension; the decoder's term included."""
     m = model("eps", "fixed_large")
     params = parameters("fixed_large")
-    denoise = make_denoise(apply, m, clip=False)
+    denoise = make_denoise(apply, m, threshold=thresholds.none)
     image = batch(3)[0][2]
     n, times = 40_000, SCHEDULE.num_timesteps
     x_0 = jnp.broadcast_to(image, (n, *image.shape))

@@ -187,7 +187,7 @@ def test_further_inputs_go_with_their_image() -> None:
 
 
 def test_a_flow_that_stands_still_has_the_priors_density() -> None:
-    flow = Flow(lambda params, x, u: jnp.zeros_like(x), 1.0)
+    flow = Flow(lambda params, x, u: jnp.zeros_like(x), lambda params, x, u: x, 1.0)
     result = solve(flow, jnp.array([[0.0, 0.0], [1.0, 2.0], [1e25, 0.0]]))
     expected = -0.5 * (np.log(2 * np.pi) + np.array([0.0, 2.5]))
     np.testing.assert_allclose(result.log_density[:2], expected, rtol=1e-6)

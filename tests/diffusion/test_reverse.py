@@ -9,6 +9,7 @@ from diffusion.forward import at, q_posterior, q_sample
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise, predict
 from diffusion.schedules import BETAS, from_betas
+from diffusion import thresholds
 from diffusion.structs import Parameterization, Process
 from diffusion.variances import VARIANCES
 
@@ -47,7 +48,7 @@ def test_all_parameterizations_tell_the_same_truth(name: str, truth: tuple) -> N
         output,
         x_t,
         TIMES,
-        clip=False,
+        threshold=thresholds.none,
     )
     posterior = q_posterior(at(schedule, TIMES, x_t), x_0, x_t)
     np.testing.assert_allclose(prediction.mean, posterior.mean, atol=1e-4)
@@ -61,11 +62,11 @@ def test_clipping_moves_every_mean_but_a_predicted_one(name: str, truth: tuple) 
     parameterization = PARAMETERIZATIONS[name]
     output = jnp.full(x_t.shape, 3.0)
 
-    def read(clip: bool):
-        variance = VARIANCES["fixed_large"]
-        return predict(Process(schedule, parameterization, variance), output, x_t, TIMES, clip=clip)
+    def read(threshold):
+        process = Process(schedule, parameterization, VARIANCES["fixed_large"])
+        return predict(process, output, x_t, TIMES, threshold=threshold)
 
-    free, clipped = read(False), read(True)
+    free, clipped = read(thresholds.none), read(thresholds.clip)
     assert float(jnp.abs(clipped.x_0).max()) <= 1.0 < float(jnp.abs(free.x_0).max())
     if name == "mu":
         np.testing.assert_array_equal(clipped.mean, output)
@@ -83,7 +84,7 @@ def test_eps_mean_is_equation_11(truth: tuple) -> None:
         eps,
         x_t,
         TIMES,
-        clip=False,
+        threshold=thresholds.none,
     )
     beta, alpha = (schedule.beta[TIMES], schedule.alpha[TIMES])
     factor = (beta / schedule.sqrt_one_minus_alpha_bar[TIMES]).reshape(-1, 1, 1, 1)
@@ -124,7 +125,7 @@ def test_outputs_of_another_width_are_refused(name: str, truth: tuple) -> None:
     variance = VARIANCES[name]
     wrong = jnp.zeros((*x_t.shape[:-1], 3 * (2 - variance.extra_channels)))
     with pytest.raises(ValueError, match=r"returned shape .* needs .*output"):
-        predict(Process(schedule, PARAMETERIZATIONS["eps"], variance), wrong, x_t, TIMES, clip=True)
+        predict(Process(schedule, PARAMETERIZATIONS["eps"], variance), wrong, x_t, TIMES, threshold=thresholds.clip)
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -137,7 +138,7 @@ def test_only_eps_refuses_a_chain_that_ends_in_pure_noise(name: str) -> None:
             return jnp.zeros_like(x_t)
 
         return make_denoise(
-            apply, Process(schedule, parameterization, VARIANCES["fixed_small"]), clip=False
+            apply, Process(schedule, parameterization, VARIANCES["fixed_small"]), threshold=thresholds.none
         )
 
     if name == "eps":
@@ -159,7 +160,7 @@ def test_the_network_is_told_the_original_timesteps() -> None:
         return x_t
 
     denoise = make_denoise(
-        apply, Process(schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]), clip=False
+        apply, Process(schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]), threshold=thresholds.none
     )
     denoise(None, jnp.zeros((3, 2)), jnp.array([0, 1, 2]))
     denoise(None, jnp.zeros((3, 2)), jnp.array(1))

@@ -3,14 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import random
+from diffusion import random, thresholds
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import SAMPLERS, ancestral, begin, end, walk
+from diffusion.samplers import SAMPLERS, ancestral
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Prediction, Process, Sampler
+from diffusion.structs import Prediction, Process, Sampler, Step
 from diffusion.variances import VARIANCES
+from diffusion.walk import begin, end, walk
 from tests.diffusion.walks import sample
 
 SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
@@ -18,7 +19,7 @@ SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
 
 def make(apply):
     return make_denoise(
-        apply, Process(SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]), clip=True
+        apply, Process(SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]), threshold=thresholds.clip
     )
 
 
@@ -40,7 +41,7 @@ def network():
 
 def draw(network, indices, **options):
     keys = random.per_index(random.stream(0, "sample"), jnp.asarray(indices))
-    run = jax.jit(lambda k: sample(ancestral(), SCHEDULE, network, k, (8, 8, 1), **options))
+    run = jax.jit(lambda k: sample(ancestral(SCHEDULE), network, k, (8, 8, 1), **options))
     return run(keys)
 
 
@@ -61,7 +62,7 @@ def test_samples_do_not_depend_on_the_number_of_devices(network) -> None:
     assert mesh.size == 8
     keys = random.per_index(random.stream(0, "sample"), jnp.arange(8))
     run = jax.jit(
-        lambda k: sample(ancestral(), SCHEDULE, network, k, (8, 8, 1)).x_0,
+        lambda k: sample(ancestral(SCHEDULE), network, k, (8, 8, 1)).x_0,
         in_shardings=devices.sharded(mesh),
         out_shardings=devices.sharded(mesh),
     )
@@ -90,11 +91,11 @@ def test_memory_grows_with_the_record_and_not_with_the_chain() -> None:
         denoise = make_denoise(
             lambda params, x_t, t: 0.1 * x_t,
             Process(schedule, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]),
-            clip=True,
+            threshold=thresholds.clip,
         )
         run = jax.jit(
             lambda k: sample(
-                ancestral(), schedule, lambda x, t: denoise(None, x, t), k, image, record=record
+                ancestral(schedule), lambda x, t: denoise(None, x, t), k, image, record=record
             )
         )
         memory = run.lower(jax.random.split(jax.random.key(0), 4)).compile().memory_analysis()
@@ -121,16 +122,14 @@ def test_x_T_is_the_same_for_every_length_and_no_other_noise_repeats_it() -> Non
     def noises(steps: int) -> np.ndarray:
         """f32[1 + 2 steps, 2]: the first value of x_T and of two draws of every step."""
 
-        def step(schedule, denoise, x_t, t, noise, memory):
+        def step(denoise, x_t, t, noise, memory):
             drawn = jnp.stack([noise(0), noise(1)])
             rest = jax.lax.dynamic_update_slice(x_t[:, 1:], drawn[..., 0].T, (0, 2 * t))
             x_t = jnp.concatenate([x_t[:, :1], rest], axis=1)
-            return x_t, denoise(x_t, t), memory
+            return Step(x_t, denoise(x_t, t).x_0, memory)
 
-        schedule = from_betas(BETAS["linear"](steps))
         end = sample(
-            Sampler(lambda x_T: (), step, uses_variance=False),
-            schedule,
+            Sampler(steps, lambda x_T: (), step),
             unchanged,
             keys,
             (1 + 2 * steps,),
@@ -141,22 +140,6 @@ def test_x_T_is_the_same_for_every_length_and_no_other_noise_repeats_it() -> Non
     np.testing.assert_array_equal(long[0], short[0])
     for found in (long, short):
         assert np.unique(found).size == found.size
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_of_a_known_x_0_ends_there(name: str) -> None:
-    """If the network always knows x_0, every sampler must arrive at it."""
-    x_0 = jnp.linspace(-0.9, 0.9, 5)
-
-    def apply(params, x_t, t):
-        return jnp.broadcast_to(x_0, x_t.shape)
-
-    denoise = make_denoise(
-        apply, Process(SCHEDULE, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]), clip=False
-    )
-    keys = jax.random.split(jax.random.key(0), 3)
-    result = sample(SAMPLERS[name](), SCHEDULE, lambda x, t: denoise(None, x, t), keys, (5,))
-    np.testing.assert_allclose(result.x_0, jnp.broadcast_to(x_0, (3, 5)), atol=1e-5)
 
 
 def test_noise_differs_by_step_index_stream_and_seed() -> None:
@@ -176,13 +159,13 @@ def test_a_walk_in_parts_is_the_walk(network) -> None:
     record = (19, 11, 0)
 
     def part(state, timesteps):
-        arguments = (ancestral(), SCHEDULE, network, keys, state)
+        arguments = (ancestral(SCHEDULE), network, keys, state)
         return walk(*arguments, timesteps=timesteps, record=record)
 
     compiled = jax.jit(part)
-    whole = end(compiled(begin(ancestral(), keys, (8, 8, 1), 3), jnp.arange(20)[::-1]))
+    whole = end(compiled(begin(ancestral(SCHEDULE), keys, (8, 8, 1), 3), jnp.arange(20)[::-1]))
     for lengths in ((10, 10), (5, 5, 5, 5), (2, 16, 2)):
-        state, first = begin(ancestral(), keys, (8, 8, 1), 3), 19
+        state, first = begin(ancestral(SCHEDULE), keys, (8, 8, 1), 3), 19
         for length in lengths:
             state = compiled(state, first - jnp.arange(length))
             first -= length

@@ -4,7 +4,8 @@ import pytest
 
 from diffusion import schedules
 from diffusion.likelihood import prior_term, to_bits_per_dim
-from diffusion.schedules import BETAS, evenly_spaced, from_betas, respace
+from diffusion.schedules import BETAS, from_betas, respace
+from diffusion.spacings import uniform
 
 NAMED = [name for name in BETAS if name != "array"]
 LINEAR = schedules.linear(1000)
@@ -107,7 +108,7 @@ def test_wrong_lengths_are_named(num_timesteps: int) -> None:
 def test_respacing_keeps_the_marginals(name: str) -> None:
     betas = BETAS[name](1000)
     full = from_betas(betas)
-    keep = evenly_spaced(1000, 37)
+    keep = uniform(1000, 37)
     short = respace(betas, keep)
     np.testing.assert_array_equal(short.model_t, keep)
     np.testing.assert_allclose(short.alpha_bar, full.alpha_bar[keep], rtol=1e-6)
@@ -139,10 +140,10 @@ def test_wrong_selections_are_named(keep: list) -> None:
 
 def test_evenly_spaced_covers_both_ends() -> None:
     for n in (2, 7, 999, 1000):
-        keep = evenly_spaced(1000, n)
+        keep = uniform(1000, n)
         assert keep[0] == 0 and keep[-1] == 999 and len(set(keep)) == n
         assert np.ptp(np.diff(keep)) <= 1
-    assert evenly_spaced(1000, 1).tolist() == [999]
+    assert uniform(1000, 1).tolist() == [999]
     for n in (0, 1001):
         with pytest.raises(ValueError, match="choose 1 to 1000"):
-            evenly_spaced(1000, n)
+            uniform(1000, n)

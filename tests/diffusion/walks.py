@@ -2,18 +2,17 @@
 
 from typing import Any
 
-from diffusion.samplers import Sampler, Samples, begin, end, walk
-from diffusion.structs import Schedule
+from diffusion.structs import Sampler
+from diffusion.walk import Samples, begin, end, walk
 
 
 def sample(
     sampler: Sampler,
-    schedule: Schedule,
-    denoise: Any,
+    model: Any,
     keys: Any,
     shape: tuple[int, ...],
     record: tuple[int, ...] = (),
 ) -> Samples:
     """Samples of `shape`, one a key."""
     state = begin(sampler, keys, shape, len(record))
-    return end(walk(sampler, schedule, denoise, keys, state, record=record))
+    return end(walk(sampler, model, keys, state, record=record))

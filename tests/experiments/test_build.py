@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffusion import samplers
 from diffusion.samplers import SAMPLERS
-from diffusion.structs import Sampler
+from diffusion.structs import Sampler, Schedule
 from experiments import configs, main
 from experiments.build import build
 from experiments.configs import ablations, base, digits, fashion_mnist
@@ -77,8 +77,10 @@ def test_every_config_builds_without_data_and_without_memory(name: str, ablation
 def test_whether_a_learned_variance_forbids_longer_steps_is_the_samplers_to_say(
     parameterization: str, possible: bool, monkeypatch
 ) -> None:
-    blind = Sampler(lambda x_T: (), SAMPLERS["ancestral"]().step, uses_variance=False)
-    monkeypatch.setattr(samplers, "SAMPLERS", {**SAMPLERS, "blind": lambda: blind})
+    def blind(chain: Schedule, /) -> Sampler:
+        return SAMPLERS["ancestral"](chain)._replace(uses_variance=False)
+
+    monkeypatch.setattr(samplers, "SAMPLERS", {**SAMPLERS, "blind": blind})
     config = get("digits", f"{parameterization}_vlb_learned")
     with pytest.raises(ValueError, match="5 steps instead of 1000 are not possible"):
         build(config).method.chain.respaced(5)

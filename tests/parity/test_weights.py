@@ -15,8 +15,9 @@ diffusers = pytest.importorskip(
 )
 
 import diffusion.samplers  # noqa: E402
+import diffusion.walk  # noqa: E402
 from diffusion.networks.unet import UNet  # noqa: E402
-from diffusion.schedules import evenly_spaced  # noqa: E402
+from diffusion.spacings import uniform  # noqa: E402
 from experiments import devices  # noqa: E402
 from experiments.build import Experiment, build  # noqa: E402
 from experiments.configs import celebahq256, cifar10, digits  # noqa: E402
@@ -83,12 +84,12 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
         return denoise(params, x, t)
 
     table = jnp.asarray(draws)
-    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
+    monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
     actual = jax.jit(
-        lambda: sample(diffusion.samplers.ancestral(), chain, bound, keys, shape).x_0
+        lambda: sample(diffusion.samplers.ancestral(chain), bound, keys, shape).x_0
     )()
-    expected = pipelines.walk(theirs, scheduler, evenly_spaced(1000, NUM_STEPS).tolist(), draws)
+    expected = pipelines.walk(theirs, scheduler, uniform(1000, NUM_STEPS).tolist(), draws)
     assert expected.std() > 0.3
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)
 
@@ -105,7 +106,7 @@ def test_a_full_width_step_is_the_same(published) -> None:
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return diffusion.samplers.ancestral().step(schedule, bound, x_t, t, lambda _: z, ())[0]
+        return diffusion.samplers.ancestral(schedule).step(bound, x_t, t, lambda _: z, ())[0]
 
     scheduler.set_timesteps(1000)
     expected = pipelines.step(theirs, scheduler, STEP, draws[0], draws[1])
@@ -231,19 +232,18 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
     draws = noise(shape, NUM_STEPS + 1)
     chain, denoise = experiment.method.chain.respaced(NUM_STEPS)
     table = jnp.asarray(draws)
-    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
+    monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 2)
     actual = jax.jit(
         lambda: (
             sample(
-                diffusion.samplers.ancestral(),
-                chain,
+                diffusion.samplers.ancestral(chain),
                 lambda x, t: denoise(params, x, t),
                 keys,
                 shape,
             ).x_0
         )
     )()
-    timesteps = evenly_spaced(1000, NUM_STEPS).tolist()
+    timesteps = uniform(1000, NUM_STEPS).tolist()
     expected = pipelines.walk(pipeline.unet.eval(), pipeline.scheduler, timesteps, draws)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import diffusion.samplers
+import diffusion.walk
 from experiments import devices
 from experiments.build import Experiment, build
 from experiments.state import load_ema
@@ -54,7 +55,7 @@ def test_the_network_repeats_the_output_of_diffusers(name, converted, outputs) -
 def given_noise(monkeypatch: pytest.MonkeyPatch, draws: np.ndarray) -> None:
     """The sampler's noise at timestep t is draws[t], and x_T the last of them."""
     table = jnp.asarray(draws)
-    monkeypatch.setattr(diffusion.samplers, "normal", lambda keys, t, shape: table[t - 1])
+    monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +70,7 @@ def test_an_ancestral_step_repeats_that_of_diffusers(name, converted, outputs) -
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return diffusion.samplers.ancestral().step(schedule, bound, x_t, t, lambda _: z, ())[0]
+        return diffusion.samplers.ancestral(schedule).step(bound, x_t, t, lambda _: z, ())[0]
 
     actual = step(params, draws[0], draws[1])
     np.testing.assert_allclose(actual, outputs[f"{name}/step"], rtol=0, atol=1e-5)
@@ -88,7 +89,7 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
             return denoise(params, x, t)
 
         keys = jax.random.split(jax.random.key(0), 2)
-        return sample(diffusion.samplers.ancestral(), schedule, bound, keys, shape).x_0
+        return sample(diffusion.samplers.ancestral(schedule), bound, keys, shape).x_0
 
     expected = outputs[f"{name}/chain"]
     assert expected.std() > 0.3

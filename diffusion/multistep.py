@@ -1,0 +1,190 @@
+"""Samplers that remember earlier estimates of x_0: DPM-Solver++ and UniPC.
+
+Both integrate the probability flow in lambda = log(alpha / sigma), where it is
+
+    x' = (sigma' / sigma) x + sigma' int e^lambda x_0(lambda) d lambda    (DPM-Solver++ Eq. 8)
+
+from one level to the next (primed), with x_0 replaced by a polynomial through what is known of it.
+Each step is then a linear combination of x and estimates of x_0, whose weights depend on the chain
+alone. The order falls to 1 towards the last step, where lambda' is infinite and x' = x_0, and it
+grows from 1 at the first. "DPM-Solver++" is Lu et al. (2022), arXiv:2211.01095; "UniPC" is Zhao et
+al. (2023), arXiv:2302.04867.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion.levels import Levels, levels_of, taken
+from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
+
+X = Float[Array, "b *x"]
+
+
+def _order(step: int, num_steps: int, order: int) -> int:
+    """Of the step from level `step` + 1 to level `step`: estimates known, and steps left, bound it."""
+    return min(order, num_steps - step, step + 1)
+
+
+def dpm_weights(levels: Levels, order: int) -> np.ndarray:
+    """f64[T, 1 + order]: row t weighs x and the estimates at t, t + 1, ... in the step to t - 1.
+
+    DPM-Solver++ Alg. 2 for order 2, and its authors' third-order multistep for 3.
+    """
+    alpha, sigma, lam = levels
+    num_steps = len(lam) - 1
+    weights = np.zeros((num_steps, 1 + order))
+    for t in range(num_steps):
+        here, there, h = t + 1, t, lam[t] - lam[t + 1]
+        first = -np.expm1(-h)  # 1 - e^-h
+        weights[t, 0] = sigma[there] / sigma[here]
+        row = weights[t, 1:]
+        used = _order(t, num_steps, order)
+        row[0] = alpha[there] * first
+        if used == 1:
+            continue
+        r_0 = (lam[here] - lam[here + 1]) / h
+        slope = np.array([1.0, -1.0, 0.0])[:order] / r_0  # of x_0 over h, by one difference
+        if used == 2:
+            row += alpha[there] * first / 2.0 * slope
+            continue
+        r_1 = (lam[here + 1] - lam[here + 2]) / h
+        older = np.array([0.0, 1.0, -1.0]) / r_1
+        bend = (slope - older) / (r_0 + r_1)
+        second = 1.0 - first / h
+        third = second / h - 0.5
+        row += alpha[there] * (second * (slope + r_0 * bend) - third * bend)
+    return weights
+
+
+def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
+    """DPM-Solver++ multistep, 2M and 3M, deterministic; one evaluation a step.
+
+    Order 3 for unconditional models, 2 for guided ones, is its authors' advice. In their code, and
+    wherever it is run since, the second difference of 3M has half of the weight that Taylor's series
+    gives it; so it has here, so that numbers compare, and its error is of the second order like
+    that of 2M, and smaller. `unipc` has the third order.
+
+    Raises:
+        ValueError: for another order, and for a chain that ends in pure noise.
+    """
+    if order not in (2, 3):
+        raise ValueError(f"order = {order} of dpm_solver_pp must be 2 (2M) or 3 (3M).")
+    weights = dpm_weights(levels_of(chain, "dpm_solver_pp"), order)
+
+    def init(x_T: X) -> jax.Array:
+        return _no_estimates(x_T, order - 1)
+
+    def step(
+        denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: jax.Array
+    ) -> Step:
+        x_0 = denoise(x_t, t).x_0
+        known = _remembered(x_0, memory)
+        x = _combined(taken(weights, t, x_t), x_t, known)
+        return Step(x, x_0, known[:, :-1])
+
+    return Sampler(chain.num_timesteps, init, step)
+
+
+def _no_estimates(x_T: X, count: int) -> jax.Array:
+    return jnp.zeros((x_T.shape[0], count, *x_T.shape[1:]), x_T.dtype)
+
+
+def _remembered(x_0: X, memory: jax.Array) -> jax.Array:
+    """[B, 1 + n, ...], the newest first."""
+    return jnp.concatenate([x_0[:, None], memory], axis=1)
+
+
+def _combined(weights: jax.Array, x: X, estimates: jax.Array) -> X:
+    """weights[0] x + the sum of weights[1 + k] estimates[:, k]."""
+    parts = [weight * estimates[:, k] for k, weight in enumerate(weights[1:])]
+    return weights[0] * x + sum(parts)
+
+
+class _UniPCWeights(NamedTuple):
+    """Row t of each is of the step to the level below t, or for the corrector to t's own.
+
+    predictor: f64[T, 1 + order], of x and the estimates at t, t + 1, ...
+    corrector: f64[T, 2 + order], of the x at t + 1 that the step began with, the estimate at t,
+        and those at t + 1, t + 2, ...; row T - 1, where no step ended, is never used.
+    """
+
+    predictor: np.ndarray
+    corrector: np.ndarray
+
+
+def _unipc_row(levels: Levels, t: int, order: int, corrects: bool) -> tuple[float, np.ndarray]:
+    """(weight of x, f64[1 + order]: of the estimate at the step's end, and of those from its start)
+
+    UniPC Eqs. 3 and 8 with B(h) = e^h - 1 (its B_2): the weights rho solve sum_m rho_m r_m^(n-1) =
+    n! phi_{n+1} / B for n = 1, 2, ..., where r_m is the place of estimate m from the start of the
+    step, in units of its length.
+    """
+    alpha, sigma, lam = levels
+    here, there, h = t + 1, t, lam[t] - lam[t + 1]
+    places = [(lam[here + m] - lam[here]) / h for m in range(1, order)] + [1.0] * corrects
+    weights = np.zeros(1 + order)
+    step = np.expm1(-h)  # of data prediction, where h counts as -h
+    weights[1] = -alpha[there] * step
+    if places:
+        count = len(places)
+        power, wanted, phi = np.zeros((count, count)), np.zeros(count), step / -h - 1.0
+        for n in range(count):
+            power[n] = np.array(places) ** n
+            wanted[n] = phi * math.factorial(n + 1) / step
+            phi = phi / -h - 1.0 / math.factorial(n + 2)
+        # With one unknown UniPC takes 1/2, of the same order.
+        rho = np.array([0.5]) if count == 1 else np.linalg.solve(power, wanted)
+        for m, (place, weight) in enumerate(zip(places, rho, strict=True)):
+            slope = -alpha[there] * step * weight / place
+            at_end = corrects and m == count - 1
+            weights[0 if at_end else 2 + m] += slope
+            weights[1] -= slope
+    return sigma[there] / sigma[here], weights
+
+
+def unipc_weights(levels: Levels, order: int) -> _UniPCWeights:
+    """Of UniPC-p, p = `order`."""
+    num_steps = len(levels.lam) - 1
+    predictor = np.zeros((num_steps, 1 + order))
+    corrector = np.zeros((num_steps, 2 + order))
+    for t in range(num_steps):
+        used = _order(t, num_steps, order)
+        stay, row = _unipc_row(levels, t, used, corrects=False)
+        predictor[t, 0], predictor[t, 1 : 1 + used] = stay, row[1:]
+        if t:  # the step to t - 1 is corrected when x_0 is known there
+            stay, row = _unipc_row(levels, t, used, corrects=True)
+            corrector[t - 1, 0], corrector[t - 1, 1 : 2 + used] = stay, row
+    return _UniPCWeights(predictor, corrector)
+
+
+def unipc(chain: Schedule, /, order: int = 3) -> Sampler:
+    """UniPC-p with B_2(h), predicting data: one evaluation a step, used twice; deterministic.
+
+    The estimate of x_0 where a step ended corrects that step before the next one is taken.
+
+    Raises:
+        ValueError: for an order that is not 1, 2 or 3, and for a chain that ends in pure noise.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"order = {order} of unipc must be 1, 2 or 3.")
+    weights = unipc_weights(levels_of(chain, "unipc"), order)
+    last = chain.num_timesteps - 1
+
+    def init(x_T: X) -> tuple[X, jax.Array]:
+        return x_T, _no_estimates(x_T, order)
+
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
+        before, estimates = memory
+        x_0 = denoise(x_t, t).x_0
+        known = _remembered(x_0, estimates)
+        corrected = _combined(taken(weights.corrector, t, x_t), before, known)
+        x = jnp.where(t < last, corrected, x_t)
+        known = known[:, :-1]
+        return Step(_combined(taken(weights.predictor, t, x_t), x, known), x_0, (x, known))
+
+    return Sampler(chain.num_timesteps, init, step)
