@@ -136,14 +136,3 @@ def test_a_respaced_posterior_is_that_of_the_skipped_steps() -> None:
 def test_wrong_selections_are_named(keep: list) -> None:
     with pytest.raises(ValueError, match="keep must be"):
         respace(LINEAR, keep)
-
-
-def test_evenly_spaced_covers_both_ends() -> None:
-    for n in (2, 7, 999, 1000):
-        keep = uniform(1000, n)
-        assert keep[0] == 0 and keep[-1] == 999 and len(set(keep)) == n
-        assert np.ptp(np.diff(keep)) <= 1
-    assert uniform(1000, 1).tolist() == [999]
-    for n in (0, 1001):
-        with pytest.raises(ValueError, match="choose 1 to 1000"):
-            uniform(1000, n)

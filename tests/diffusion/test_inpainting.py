@@ -1,0 +1,92 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import thresholds
+from diffusion.forward import at
+from diffusion.inpainting import inpaint, moves
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.reverse import make_denoise
+from diffusion.samplers import SAMPLERS, ancestral
+from diffusion.schedules import BETAS, from_betas, respace
+from diffusion.spacings import uniform
+from diffusion.structs import Process
+from diffusion.variances import VARIANCES
+
+BETA = BETAS["linear"](1000)
+CHAIN = respace(BETA, uniform(1000, 100))
+LINEAR = from_betas(BETA)
+COVARIANCE = np.array([[0.25, 0.2], [0.2, 0.25]], np.float32)
+
+
+def best_network(params, x_t, t):
+    """E[x_0 | x_t] of data that is N(0, COVARIANCE)."""
+    now = at(LINEAR, t, x_t)
+    eigen, rotation = np.linalg.eigh(COVARIANCE)
+    gain = now.sqrt_alpha_bar * eigen / (now.sqrt_alpha_bar**2 * eigen + now.one_minus_alpha_bar)
+    return gain * (x_t @ rotation) @ rotation.T
+
+
+def test_the_moves_are_repaints() -> None:
+    """Ten levels, jumps of three, twice each: 1 and 4 and 7 are left twice."""
+    assert moves(4, 2, 1).tolist() == [4, 3, 2, 1]
+    assert moves(4, 2, 2).tolist() == [4, 3, 2, -1, -2, 3, 2, 1]
+    for jump_length, resamplings in ((1, 3), (3, 2), (10, 10)):
+        found = moves(250, jump_length, resamplings)
+        after = np.where(found > 0, found - 1, 1 - found)
+        np.testing.assert_array_equal(abs(found[1:]), after[:-1])  # one level a move
+        assert found[0] == 250 and after[-1] == 0
+        jumps = len(range(1, 250 - jump_length + 1, jump_length))
+        assert (found < 0).sum() == jumps * jump_length * (resamplings - 1)
+        assert (found == 1).sum() == 1  # never back from clean data
+    with pytest.raises(ValueError, match="at least 1"):
+        moves(10, 0, 1)
+
+
+def complete(x: float, n: int, resamplings: int, name: str = "ancestral") -> np.ndarray:
+    """[n, 2] of correlated Gaussian data whose first value is known."""
+    process = Process(CHAIN, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"])
+    denoise = make_denoise(best_network, process, threshold=thresholds.none)
+    known = jnp.broadcast_to(jnp.array([x, 99.0]), (n, 2))
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, 2))
+    keys = jax.random.split(jax.random.key(0), n)
+    run = jax.jit(
+        lambda keys: inpaint(
+            SAMPLERS[name](CHAIN),
+            CHAIN,
+            functools.partial(denoise, None),
+            keys,
+            known,
+            mask,
+            jump_length=5,
+            resamplings=resamplings,
+        )
+    )
+    return np.asarray(run(keys))
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "heun", "predictor_corrector"])
+def test_known_values_come_back_exactly(name: str) -> None:
+    found = complete(0.3, 16, 2, name)
+    assert (found[:, 0] == np.float32(0.3)).all() and np.isfinite(found).all()
+    assert abs(found[:, 1]).max() < 3.0  # what stood under the mask left no trace
+
+
+def test_resampling_draws_the_unknown_as_it_depends_on_the_known() -> None:
+    """Given the first, the second is N(rho x, (1 - rho^2) var); without resampling it is not."""
+    rho, x, n = 0.8, 0.6, 2000
+    plain, resampled = complete(x, n, 1)[:, 1], complete(x, n, 10)[:, 1]
+    truth, spread = rho * x, np.sqrt((1 - rho**2) * 0.25)
+    assert resampled.mean() == pytest.approx(truth, abs=0.05)
+    assert resampled.std() == pytest.approx(spread, rel=0.1)
+    assert abs(plain.mean() - truth) > 2 * abs(resampled.mean() - truth)
+
+
+@pytest.mark.parametrize("name", ["dpm_solver_pp", "unipc"])
+def test_a_sampler_with_a_memory_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="remembers its last steps"):
+        complete(0.3, 2, 2, name)
+    assert ancestral(CHAIN).init(jnp.zeros((2, 2))) == ()
