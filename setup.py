@@ -25,6 +25,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["diffusion*", "experiments*", "launch*"]),
     package_data={
         "experiments.configs": ["*.jinja"],
+        "experiments.figures": ["*.jinja"],
         "experiments.reports": ["templates/*.jinja"],
         "experiments.weights": ["*.jinja"],
     },

@@ -34,6 +34,7 @@ from benchmarks.torch_unet import (
     their_sample,
     their_train,
 )
+from diffusion import thresholds
 from diffusion.losses import make_loss_fn, simple
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
@@ -41,7 +42,6 @@ from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral
 from diffusion.schedules import from_betas, respace
 from diffusion.spacings import uniform
-from diffusion import thresholds
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 from diffusion.walk import begin, walk

@@ -62,7 +62,7 @@ def _solve(
     import diffrax  # half a second, of which those who sample otherwise have no use
 
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda u, x, _: model.velocity(x, u, example)),
+        diffrax.ODETerm(lambda u, x, _: model.velocity(x, jnp.asarray(u), example)),
         diffrax.Tsit5(),
         t0=u,
         t1=below,

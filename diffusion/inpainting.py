@@ -1,4 +1,4 @@
-"""Completion of images of which a part is known: RePaint (Lugmayr et al. 2022, arXiv:2201.09865)."""
+"""Completion of images that are known in part: RePaint (Lugmayr et al. 2022, arXiv:2201.09865)."""
 
 from typing import Any
 
@@ -17,9 +17,10 @@ X = Float[Array, "b *x"]
 def moves(num_steps: int, jump_length: int, resamplings: int) -> np.ndarray:
     """i32[n]: the number of noise levels below x before each move, which goes down, or up if < 0.
 
-    From num_steps, at x_T, to 0, clean data, one level a move. Where the walk has come down to level
-    1, 1 + jump_length, ..., it goes up again by jump_length, so that every such stretch is walked
-    `resamplings` times (RePaint section 4.2 and its appendix). An entry of -s goes from s to s + 1.
+    From num_steps, at x_T, to 0, clean data, one level a move. Where the walk has come down to
+    level 1, 1 + jump_length, ..., it goes up again by jump_length, so that every such stretch is
+    walked `resamplings` times (RePaint section 4.2 and its appendix). An entry of -s goes from s to
+    s + 1.
 
     Raises:
         ValueError: for numbers below 1.
@@ -66,7 +67,7 @@ def inpaint(
         jump_length, resamplings: see `moves`; resamplings = 1 never goes back.
 
     Raises:
-        ValueError: for a sampler with a memory of steps that going back would belie, and as `moves`.
+        ValueError: for a sampler that remembers its steps, and as `moves`.
     """
     if jax.tree.leaves(jax.eval_shape(sampler.init, known)):
         raise ValueError(

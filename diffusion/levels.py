@@ -11,7 +11,7 @@ from diffusion.structs import Schedule
 
 
 class Levels(NamedTuple):
-    """f64[T + 1] each: entry 0 is clean data, entry t + 1 the chain's t, so a step is t + 1 to t."""
+    """f64[T + 1] each: entry 0 is clean data, entry t + 1 the chain's t; a step is t + 1 to t."""
 
     alpha: np.ndarray  # sqrt(alpha_bar), the signal's coefficient
     sigma: np.ndarray  # sqrt(1 - alpha_bar), the noise's

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion import thresholds
 from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import Decoder, mean_per_example, tanh_decoder, to_bits_per_dim, vlb_term
 from diffusion.reverse import check_signal, predict, split_output
-from diffusion import thresholds
 from diffusion.structs import Process, TimestepSampler
 
 X = Float[Array, "b *x"]

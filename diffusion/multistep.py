@@ -26,7 +26,7 @@ X = Float[Array, "b *x"]
 
 
 def _order(step: int, num_steps: int, order: int) -> int:
-    """Of the step from level `step` + 1 to level `step`: estimates known, and steps left, bound it."""
+    """Of the step to level `step`: the estimates known and the steps left bound it."""
     return min(order, num_steps - step, step + 1)
 
 
@@ -65,9 +65,9 @@ def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
     """DPM-Solver++ multistep, 2M and 3M, deterministic; one evaluation a step.
 
     Order 3 for unconditional models, 2 for guided ones, is its authors' advice. In their code, and
-    wherever it is run since, the second difference of 3M has half of the weight that Taylor's series
-    gives it; so it has here, so that numbers compare, and its error is of the second order like
-    that of 2M, and smaller. `unipc` has the third order.
+    wherever it is run since, the second difference of 3M has half of the weight that Taylor's
+    series gives it; so it has here, so that numbers compare, and its error is of the second order
+    like that of 2M, and smaller. `unipc` has the third order.
 
     Raises:
         ValueError: for another order, and for a chain that ends in pure noise.
@@ -79,9 +79,7 @@ def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
     def init(x_T: X) -> jax.Array:
         return _no_estimates(x_T, order - 1)
 
-    def step(
-        denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: jax.Array
-    ) -> Step:
+    def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: jax.Array) -> Step:
         x_0 = denoise(x_t, t).x_0
         known = _remembered(x_0, memory)
         x = _combined(taken(weights, t, x_t), x_t, known)

@@ -66,9 +66,7 @@ def score_decode(now: Point, output: X, x_t: X) -> X:
     return (x_t + now.sqrt_one_minus_alpha_bar**2 * output) / now.sqrt_alpha_bar
 
 
-def convert(
-    now: Point, value: X, x_t: X, given: Parameterization, wanted: Parameterization
-) -> X:
+def convert(now: Point, value: X, x_t: X, given: Parameterization, wanted: Parameterization) -> X:
     """What `wanted` stands for of the same model: from and to x_0, eps, v, mu or the score.
 
     Args:
@@ -80,7 +78,7 @@ def convert(
     return wanted.target(now, x_0, eps, x_t)
 
 
-# No network is asked for the score itself: its scale, 1 / sigma, changes a hundredfold over a chain.
+# No network is asked for the score itself, whose scale changes a hundredfold over a chain.
 SCORE = Parameterization(score_target, score_decode, predicts_mean=False, needs_signal=True)
 PARAMETERIZATIONS = MappingProxyType(
     {

@@ -79,7 +79,9 @@ def check_signal(process: Process) -> None:
         )
 
 
-def make_denoise(apply: Callable[..., jax.Array], process: Process, *, threshold: Threshold) -> Denoise:
+def make_denoise(
+    apply: Callable[..., jax.Array], process: Process, *, threshold: Threshold
+) -> Denoise:
     """Joins a network with its meaning: denoise(params, x_t, t, **inputs) -> Prediction.
 
     Args:

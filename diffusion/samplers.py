@@ -38,11 +38,11 @@ def ancestral(chain: Schedule, /) -> Sampler:
 
 
 def ddim(chain: Schedule, /, eta: float = 0.0) -> Sampler:
-    """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s z (DDIM Eq. 12).
+    """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s z.
 
-    With s = eta beta-tilde_t^(1/2) (DDIM Eq. 16): eta = 0 is deterministic, eta = 1 is `ancestral`
-    with the variance fixed_small. eps is the one that belongs to the estimate of x_0, clipped where
-    that is clipped.
+    DDIM Eq. 12, with s = eta beta-tilde_t^(1/2) (DDIM Eq. 16): eta = 0 is deterministic, eta = 1 is
+    `ancestral` with the variance fixed_small. eps is the one that belongs to the estimate of x_0,
+    clipped where that is clipped.
 
     Raises:
         ValueError: unless 0 <= eta <= 1.

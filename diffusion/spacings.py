@@ -1,8 +1,8 @@
 """Which timesteps a shorter chain visits, for `schedules.respace`.
 
 Every entry of SPACINGS is (num_timesteps, num_steps, /, **options) -> i64[num_steps], strictly
-increasing in [0, num_timesteps), and raises ValueError unless 1 <= num_steps <= num_timesteps. Under
-all of them a chain of every timestep is the chain itself.
+increasing in [0, num_timesteps), and raises ValueError unless 1 <= num_steps <= num_timesteps.
+Under all of them a chain of every timestep is the chain itself.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def leading(num_timesteps: int, num_steps: int, /, offset: int = 0) -> Timesteps
 
 
 def trailing(num_timesteps: int, num_steps: int, /) -> Timesteps:
-    """T - 1, T - 1 - T / n, ...: the walk begins at T - 1 and does not end at 0 (Lin et al. 2024)."""
+    """T - 1, T - 1 - T / n, ...: from T - 1 on, and not down to 0 (Lin et al. 2024)."""
     _check_steps(num_timesteps, num_steps)
     ends = num_timesteps * (num_steps - np.arange(num_steps)) / num_steps
     return np.round(ends).astype(np.int64)[::-1] - 1

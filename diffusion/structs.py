@@ -128,6 +128,7 @@ class SamplerStep(Protocol):
     def __call__(
         self,
         model: Any,  # a BoundDenoise, or where `Sampler.continuous` a flow, parameters bound
+        /,
         x_t: jax.Array,  # f32[B, ...]
         t: jax.Array,  # i32[], in [0, num_steps)
         noise: Noise,

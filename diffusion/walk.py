@@ -74,22 +74,45 @@ def walk(
         record: timesteps of this chain whose estimates of x_0 are kept, the same in all parts.
             Memory grows with len(record), not with T.
     """
-    num_steps, shape = sampler.num_steps, state.x_t.shape[1:]
-    slots = jnp.asarray(record_slots(num_steps, record))
+    slots = jnp.asarray(record_slots(sampler.num_steps, record))
 
     def body(state: Walk, t: jax.Array) -> tuple[Walk, None]:
-        def noise(draw: int | jax.Array) -> jax.Array:
-            return normal(keys, 1 + t + draw * num_steps, shape)
-
-        step = sampler.step(model, state.x_t, t, noise, state.memory)
-        progress = state.progress
+        state, x_0 = _stepped(sampler, model, keys, state, t)
         if record:
-            progress = progress.at[:, slots[t]].set(step.x_0, mode="drop")
-        evaluations = state.evaluations + step.evaluations
-        return Walk(step.x, step.memory, progress, evaluations), None
+            progress = state.progress.at[:, slots[t]].set(x_0, mode="drop")
+            state = state._replace(progress=progress)
+        return state, None
 
-    falling = jnp.arange(num_steps)[::-1] if timesteps is None else timesteps
+    falling = jnp.arange(sampler.num_steps)[::-1] if timesteps is None else timesteps
     return jax.lax.scan(body, state, falling)[0]
+
+
+def walk_from(
+    sampler: Sampler,
+    model: Any,
+    keys: Key[Array, " b"],
+    state: Walk,
+    t: Int[Array, ""],
+) -> Walk:
+    """As `walk`, from x_t at a timestep that need not be known when this is compiled."""
+
+    def body(done: jax.Array, state: Walk) -> Walk:
+        return _stepped(sampler, model, keys, state, t - done)[0]
+
+    return jax.lax.fori_loop(0, t + 1, body, state)
+
+
+def _stepped(
+    sampler: Sampler, model: Any, keys: Key[Array, " b"], state: Walk, t: jax.Array
+) -> tuple[Walk, jax.Array]:
+    """After one step, and the estimate of x_0 before it."""
+
+    def noise(draw: int | jax.Array) -> jax.Array:
+        return normal(keys, 1 + t + draw * sampler.num_steps, state.x_t.shape[1:])
+
+    step = sampler.step(model, state.x_t, t, noise, state.memory)
+    evaluations = state.evaluations + step.evaluations
+    return Walk(step.x, step.memory, state.progress, evaluations), step.x_0
 
 
 def end(state: Walk) -> Samples:

@@ -21,17 +21,17 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from diffusion.reverse import make_denoise
 from diffusion import thresholds
+from diffusion.reverse import make_denoise
 from diffusion.structs import Schedule
 from experiments import devices, images
 from experiments.build import Experiment, build
 from experiments.configs import saved
 from experiments.data.dataset import InMemory
+from experiments.drawing import compile_sampling, draw, requested_labels
 from experiments.files.atomic import read_json
 from experiments.methods.method import chain_of
 from experiments.metrics import bound
-from experiments.sample import compile_sampling, draw, requested_labels
 from experiments.state import load_ema
 from experiments.weights.importer import read_weights
 from experiments.workdir.checkpoint import Loaded

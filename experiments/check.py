@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from experiments import devices
 from experiments.command_line import Parser, load_config, message, reported
-from experiments.evaluate import checked
+from experiments.modes import checked
 from experiments.train import check_cadence
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -57,6 +59,82 @@ def jit(function: Callable[..., Any], *, precision: str, **options: Any) -> Any:
             return function(*args, **kwargs)
 
     return jax.jit(traced, compiler_options=compiler_options(), **options)
+
+
+class OutOfMemory(RuntimeError):
+    """A function that needs more memory than its devices have."""
+
+
+def free_bytes() -> int | None:
+    """Bytes that can still be allocated on a device of this process; None where nobody says."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    if device.platform != "cpu":
+        return None
+    found = []
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        line = re.search(r"MemAvailable: +([0-9]+) kB", Path("/proc/meminfo").read_text())
+        found.append(int(line[1]) * 1024 if line else 2**62)
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is none
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        found.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return min(found) // jax.local_device_count() if found else None
+
+
+class Executables:
+    """A function of `jit`, compiled ahead for each shape of its arguments, with a look at memory.
+
+    Calling it raises OutOfMemory, in every process alike, where the compiler says that a device
+    needs more than it has; nothing has run then.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        shapes = tuple((np.shape(x), x.dtype) for x in jax.tree.leaves(arguments))
+        if shapes not in self._compiled:
+            compiled = self._function.lower(*arguments).compile()
+            _check_memory(compiled)
+            self._compiled[shapes] = compiled
+        return self._compiled[shapes](*arguments)
+
+
+def _check_memory(compiled: Any) -> None:
+    """Raises OutOfMemory where what is not there yet, temporaries and results, does not fit."""
+    analysis, free = compiled.memory_analysis(), free_bytes()
+    needed = 0
+    if analysis is not None:
+        own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        needed = analysis.temp_size_in_bytes + max(own, 0)
+    if not all_agree(free is None or needed <= free):
+        raise OutOfMemory(
+            f"a batch needs {needed / 2**20:,.0f} MiB beside what is there, of "
+            f"{(free or 0) / 2**20:,.0f} MiB that are free"
+        )
+
+
+def split(array: jax.Array, first: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """An array cut over the devices as two such arrays, `first` rows and the rest."""
+    parts: tuple[jax.Array, jax.Array] = jax.jit(
+        lambda x: (x[:first], x[first:]), out_shardings=sharded(mesh)
+    )(array)
+    return parts
+
+
+def joined(parts: Sequence[Any], axes: tuple[int, ...], mesh: Mesh) -> Any:
+    """Tuples of replicated arrays as one: array k of all of them along axes[k]."""
+
+    def concatenate(parts: Sequence[Any]) -> Any:
+        return tuple(
+            jnp.concatenate(arrays, axis)
+            for arrays, axis in zip(zip(*parts, strict=True), axes, strict=True)
+        )
+
+    return jax.jit(concatenate, out_shardings=replicated(mesh))(parts)
 
 
 def compile_seconds(lowered: Any) -> float:

@@ -1,16 +1,12 @@
 """The numbers of a trained model: what config.evaluate.metrics names, each with its protocol."""
 
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import console, devices, sample
-from experiments.build import Experiment, build
-from experiments.configs import by_size
+from experiments import console, devices
+from experiments.build import Experiment
 from experiments.console import format_duration
 from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
@@ -50,28 +46,6 @@ def check(experiment: Experiment) -> None:
             f"WARNING   config.evaluate.num_images = {config.num_images}, but the {config.split} "
             f"split of {experiment.dataset.name!r} has {len(source)} images: all of them are taken."
         )
-
-
-# Refuses a config that a mode would fail on, before anything is computed.
-CHECKS: MappingProxyType[str, Callable[[Experiment], None]] = MappingProxyType(
-    {"sample": sample.check, "evaluate": check}
-)
-
-
-def checked(config: ConfigDict, modes: Sequence[str]) -> Experiment:
-    """The experiment of a config that can be built, and that the modes would not fail on.
-
-    Args:
-        config: as it is before `by_size.fill`.
-        modes: keys of CHECKS.
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: saying what is wrong.
-    """
-    experiment = build(by_size.fill(config))
-    for mode in modes:
-        CHECKS[mode](experiment)
-    return experiment
 
 
 def evaluate(

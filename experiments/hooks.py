@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from experiments import console, devices, images
 from experiments.build import Experiment
 from experiments.data.dataset import hold_out
+from experiments.drawing import draw, make_sample_fn
 from experiments.features.references import make_judge
 from experiments.metrics import bound
-from experiments.sample import draw, make_sample_fn
 from experiments.state import BOUND, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin

@@ -1,5 +1,6 @@
 """Images in and out of the model's range, and PNG grids of them."""
 
+import io
 from pathlib import Path
 from types import MappingProxyType
 
@@ -70,6 +71,24 @@ def grid(
     return tiled.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
+def _picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def save(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
     """Writes a PNG."""
-    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(path)
+    _picture(picture).save(path)
+
+
+def load(path: Path) -> UInt8[np.ndarray, "h w c"]:
+    """Reads a PNG that `save` wrote."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def png(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """The content of a PNG."""
+    stream = io.BytesIO()
+    _picture(picture).save(stream, "png")
+    return stream.getvalue()

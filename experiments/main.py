@@ -3,9 +3,9 @@
     python -m experiments.main --config=experiments/configs/digits.py --workdir=runs/digits
 
 The same command continues an interrupted run. Exit status: 0 finished, 75 stopped on request and to
-be started again, 76 diverged, 2 for an error that the user can mend. With --mode=sample or
---mode=evaluate and no --config the run's own config is used, and --config.FIELD=VALUE changes a
-field of it. --list_ablations prints the names that may follow a config after a colon, and
+be started again, 76 diverged, 2 for an error that the user can mend. With --mode=sample, evaluate
+or figures and no --config the run's own config is used, and --config.FIELD=VALUE changes a field of
+it. --list_ablations prints the names that may follow a config after a colon, and
 --verbosity=1 shows where an error was raised.
 """
 
@@ -28,10 +28,12 @@ from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, sample
 from experiments.build import Experiment
-from experiments.evaluate import CHECKS, checked
+from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
-from experiments.sample import folder_apart
+from experiments.modes import CHECKS, checked
+from experiments.sample import Place, folder_apart
+from experiments.sample_files import parse_indices
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
@@ -45,7 +47,16 @@ MODE = flags.DEFINE_enum(
     "mode", "train", ["train", *CHECKS], "train ends in config.train.finish_with."
 )
 OUT = flags.DEFINE_string(
-    "out", None, "Of --mode=sample: where to; by default WORKDIR/samples/ and what they are of."
+    "out",
+    None,
+    "Of --mode=sample and figures: where to; by default WORKDIR/samples/ and what they are of, and "
+    "WORKDIR/figures.",
+)
+SEEDS = flags.DEFINE_string(
+    "seeds",
+    None,
+    "Of --mode=sample: which samples, like 0-63 or 3,7,10-12, instead of the first "
+    "config.sample.num_images. Sample i is the same whatever it is drawn with.",
 )
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -83,6 +94,11 @@ def describe_end(workdir: Path, seconds: float) -> list[str]:
     ]
 
 
+def figures_folder(workdir: Path) -> Path:
+    """WORKDIR/figures, or where --out says."""
+    return Path(OUT.value).expanduser() if OUT.value else workdir / "figures"
+
+
 def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     """Trains where --mode says so, then does `modes`; returns the exit status."""
     begin = time.perf_counter()
@@ -99,9 +115,12 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
         if "sample" in modes:
             apart = OUT.value or folder_apart(experiment, workdir, loaded)
             out = None if training else Path(apart).expanduser()
-            sample.sample(experiment, workdir, loaded, out)
+            indices = parse_indices(SEEDS.value) if SEEDS.value else None
+            sample.sample(experiment, workdir, loaded, Place(indices, out))
         if "evaluate" in modes:
             evaluate.evaluate(experiment, workdir, loaded, again=not training)
+        if "figures" in modes:
+            figures(experiment, figures_folder(workdir), loaded, devices.make_mesh())
     if training:
         for line in describe_end(workdir, time.perf_counter() - begin):
             console.log(line, wrap=False)
@@ -117,6 +136,8 @@ def main(argv: list[str]) -> int:
         # Libraries print every error of a save several times, which is raised as well.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         absl.logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
+    if SEEDS.value and MODE.value != "sample":
+        return command_line.fail("--seeds is of --mode=sample: leave it out, or choose that mode.")
     if "://" in str(WORKDIR.value):
         return command_line.fail(
             f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "

@@ -117,6 +117,8 @@ def get_config() -> ConfigDict:
     # Of a class-conditional model: all (in turn) | none (as without labels) | classes like 3 or 3,1
     config.sample.labels = "all"
     config.sample.batch_size = 256  # drawn at a time, over all devices
+    config.sample.format = "npz"  # npz | png, a file an image
+    config.sample.images_per_file = 10_000  # of an npz
     config.sample.progress_images = 8  # rows of the progressive-generation picture
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
@@ -151,4 +153,14 @@ def get_config() -> ConfigDict:
     config.evaluate.num_sets = 1  # of samples; the one of the smallest distance counts
     config.evaluate.drop = 1  # round the numbers of real images down to a multiple of this
     config.evaluate.chain_points = 11  # of `chain`: times at which the estimate of x_0 is judged
+
+    config.figures = ConfigDict()
+    # all, or names separated by commas: samples | classes | progressive | shared_latents |
+    # interpolation | interpolation_by_time | inpainting | quality | decoding | neighbours | forward
+    # | schedule | reverse
+    config.figures.names = "all"
+    config.figures.rows = 6  # of a grid
+    config.figures.columns = 8  # of a grid; of the sample grid also its rows
+    config.figures.num_samples = 500  # behind the figure `quality`
+    config.figures.resamplings = 5  # of inpainting: how often each stretch is walked
     return config

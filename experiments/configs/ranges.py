@@ -212,7 +212,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "train.keep_checkpoints": Range(1, 10_000),
         "train.diverged_above": Range(0, FLOAT32_MAX, whole=False, above=True, zero="no bound"),
         "train.diverged_for": Range(1, STEPS, zero="at once"),
-        "train.finish_with": Many(Word(("sample", "evaluate"))),
+        "train.finish_with": Many(Word(("sample", "evaluate", "figures"))),
         "sample.sampler.name": Text(),
         "sample.labels": Text(),
         "sample.num_steps": Range(1, TIMESTEPS, zero="every timestep"),
@@ -234,6 +234,8 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "sample.guidance_interval": Many(Range(0, TIMESTEPS), most=2),
         "sample.num_images": Range(1, IMAGES),
         "sample.batch_size": Range(1, BATCH),
+        "sample.format": Word(("npz", "png")),
+        "sample.images_per_file": Range(1, IMAGES),
         "sample.progress_images": Range(1, 1000),
         "sample.progress_columns": Range(1, 1000),
         "train.log_to": Word(("", "tensorboard", "wandb"), several=True),
@@ -266,6 +268,11 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "evaluate.num_sets": Range(1, 100),
         "evaluate.drop": Range(1, IMAGES),
         "evaluate.chain_points": Range(1, TIMESTEPS),
+        "figures.names": Text(),
+        "figures.rows": Range(1, 100),
+        "figures.columns": Range(2, 100),
+        "figures.num_samples": Range(4, IMAGES),
+        "figures.resamplings": Range(1, 1000),
     }
 )
 SECTIONS = frozenset(name.rpartition(".")[0] for name in FIELDS)

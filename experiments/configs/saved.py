@@ -11,7 +11,7 @@ from experiments.configs import base
 from experiments.workdir.config import read_config
 
 # Sections that say what is done with a model, not what it is.
-SECTIONS = ("loader", "train", "sample", "evaluate")
+SECTIONS = ("loader", "train", "sample", "evaluate", "figures")
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -21,6 +21,8 @@ def complete(config: ConfigDict) -> ConfigDict:
         if "checkpoint" not in config:
             config.checkpoint = defaults.checkpoint
         for section in SECTIONS:
+            if section not in config:
+                config[section] = ConfigDict()
             for name, value in defaults[section].items(preserve_field_references=True):
                 if name not in config[section]:
                     config[section][name] = value

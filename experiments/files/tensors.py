@@ -29,10 +29,11 @@ def write_tensors(
     write_bytes(path, safetensors.numpy.save(arrays, metadata))
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], compressed: bool = False) -> None:
     """Writes an npz file that other processes see whole or not at all."""
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
+    save = np.savez_compressed if compressed else np.savez
+    save(stream, allow_pickle=False, **arrays)
     write_bytes(path, stream.getvalue())
 
 

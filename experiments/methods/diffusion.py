@@ -155,7 +155,7 @@ def _guided(
         )
 
     def unconditional(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"labels": jnp.full_like(inputs["labels"], network.num_classes)}
+        return {"labels": jnp.full_like(inputs["labels"], network.num_classes or 0)}
 
     within = (interval[0], interval[1]) if interval else None
     return classifier_free(apply, unconditional, float(scale), within, channels=channels)
@@ -300,7 +300,9 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
             params: Any, keys: jax.Array, labels: jax.Array, state: walk.Walk, t: jax.Array
         ) -> walk.Walk:
             inputs = chain.condition(labels)
-            model = bind(flow, params, inputs) if flow else functools.partial(denoise, params, **inputs)
+            model = (
+                bind(flow, params, inputs) if flow else functools.partial(denoise, params, **inputs)
+            )
             return walk.walk(sampler, model, keys, state, timesteps=t, record=record)
 
         def begin(params: Any, keys: jax.Array, labels: jax.Array) -> walk.Walk:

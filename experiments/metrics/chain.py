@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import devices
 from experiments.build import Experiment
+from experiments.drawing import steps_taken
 from experiments.features import scores
 from experiments.features.extractors import Features
 from experiments.features.references import judge_protocol, make_judge
@@ -41,9 +42,9 @@ def chain_quality(context: Context) -> Result:
     fields = named(protocol_fields(experiment.config.evaluate) | {"num_sets": 1})
     judge = make_judge(experiment.dataset, experiment.config.evaluate, context.mesh, fields["drop"])
     record = chain_times(experiment)
-    num_steps = experiment.config.sample.num_steps or experiment.method.num_steps
+    num_steps = steps_taken(experiment, experiment.config.sample.num_steps)
     found: list[list[Features]] = [[] for _ in record]
-    for _, batch in sample_batches(context, fields, record):
+    for _, batch, _ in sample_batches(context, fields, record):
         for k, pictures in enumerate(batch):
             found[k].append(judge.features(pictures, context.mesh))
     n = fields["num_samples"]

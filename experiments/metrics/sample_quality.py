@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.build import Experiment
+from experiments.drawing import requested_labels
 from experiments.features import scores
 from experiments.features.extractors import Features, choose_extractor, features_of
 from experiments.features.references import (
@@ -23,27 +24,28 @@ from experiments.metrics.sample_store import (
     sample_batches,
     sampling_protocol,
 )
-from experiments.sample import requested_labels
 
 NEIGHBOURS = 10_000  # real images of KID, and images of either kind of precision and recall
 
 
 def sample_features(
     context: Context, judge: Judge, fields: dict[str, Any], record: tuple[int, ...]
-) -> list[Features]:
-    """Features of the samples, set by set.
+) -> tuple[list[Features], float]:
+    """Features of the samples, set by set, and the mean number of evaluations behind a sample.
 
     Args:
         record: the timesteps of `chain` where it is measured too and draws the same samples, the
             last of which is 0, where the estimate of x_0 is the sample; else ().
     """
-    found = []
-    for _, batch in sample_batches(context, fields, record):
+    found, evaluations = [], []
+    for _, batch, counts in sample_batches(context, fields, record):
         found.append(judge.features(batch[-1] if record else batch, context.mesh))
+        evaluations.append(counts)
     features, logits = (np.concatenate(values) for values in zip(*found, strict=True))
     n = fields["num_samples"]
     cuts = [slice(i * n, (i + 1) * n) for i in range(fields["num_sets"])]
-    return [Features(features[cut], logits[cut]) for cut in cuts]
+    every = [Features(features[cut], logits[cut]) for cut in cuts]
+    return every, float(np.concatenate(evaluations)[: cuts[-1].stop].mean())
 
 
 def _evenly_chosen(features: np.ndarray) -> np.ndarray:
@@ -110,7 +112,7 @@ def sample_quality(context: Context) -> Result:
     fields = protocol_fields(config)
     judge = make_judge(context.experiment.dataset, config, context.mesh, fields["drop"])
     record = chain_times(context.experiment) if "chain" in metric_names(config) else ()
-    sets = sample_features(context, judge, fields, record)
+    sets, evaluations = sample_features(context, judge, fields, record)
     every = [_one_set(judge, found, fields["num_splits"]) for found in sets]
     best = min(range(len(every)), key=lambda i: every[i]["fid_train"]["value"])
     values = dict(every[best])
@@ -126,6 +128,7 @@ def sample_quality(context: Context) -> Result:
         values["fid_file"] = number(judge.distance(sets[best].features, reference))
         protocol["reference"] = reference.origin
     named = {judge.extractor.quantity(name): value for name, value in values.items()}
+    named["evaluations"] = number(evaluations)
     return Result(named, protocol, (), _describe(judge, fields, named))
 
 

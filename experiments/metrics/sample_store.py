@@ -9,9 +9,9 @@ import numpy as np
 from diffusion.spacings import uniform
 from experiments import console, devices
 from experiments.build import Experiment
+from experiments.drawing import make_sample_fn, steps_taken
 from experiments.metrics.metric import Context, check_finite
 from experiments.metrics.parts import Parts
-from experiments.sample import make_sample_fn
 
 # What a published protocol fixes; "custom" is the config's own fields.
 PROTOCOLS = MappingProxyType(
@@ -49,11 +49,11 @@ def named(fields: dict[str, Any]) -> dict[str, Any]:
 
 def sample_batches(
     context: Context, fields: dict[str, Any], record: tuple[int, ...]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first, samples [B, H, W, C] in 0..255), each drawn once and then kept.
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(index of the first, samples [B, H, W, C] in 0..255, evaluations i32[B] behind them).
 
-    With `record`, the estimates of x_0 at those timesteps instead: [K, B, H, W, C]. While one batch
-    is handed out, the next is being drawn.
+    Each is drawn once and then kept. With `record`, the estimates of x_0 at those timesteps
+    instead: [K, B, H, W, C]. While one batch is handed out, the next is being drawn.
     """
     experiment, mesh = context.experiment, context.mesh
     config = experiment.config.sample
@@ -73,13 +73,14 @@ def sample_batches(
         indices = np.arange(first, first + batch_size, dtype=np.int32)
         return draw(context.params, devices.put_global(indices, devices.sharded(mesh)))
 
-    def finish(first: int, started: Any) -> tuple[int, np.ndarray]:
+    def finish(first: int, started: Any) -> tuple[int, np.ndarray, np.ndarray]:
         if not isinstance(started, dict):
-            samples, progress, finite = devices.fetch(started)
+            samples, progress, finite, evaluations = devices.fetch(started)
             started = {"samples": progress if record else samples, "finite": finite}
+            started["evaluations"] = evaluations
             parts.write(f"{first:08d}", started)
         check_finite(context, first, started["finite"][: count - first])
-        return first, started["samples"]
+        return first, started["samples"], started["evaluations"]
 
     waiting = None
     for first in console.track(list(firsts), "samples"):
@@ -100,7 +101,7 @@ def sampling_protocol(context: Context) -> dict[str, Any]:
         "checkpoint": config.checkpoint,
         "checkpoint_step": context.step,
         **context.experiment.method.protocol,
-        "num_steps": config.sample.num_steps or context.experiment.method.num_steps,
+        "num_steps": steps_taken(context.experiment, config.sample.num_steps),
         "labels": config.sample.labels,
         "precision": config.precision,
         "seed": config.seed,
@@ -109,7 +110,7 @@ def sampling_protocol(context: Context) -> dict[str, Any]:
 
 def chain_times(experiment: Experiment) -> tuple[int, ...]:
     """Timesteps of the sampling chain at which `chain` looks, falling to 0; a single one is 0."""
-    num_steps = experiment.config.sample.num_steps or experiment.method.num_steps
+    num_steps = steps_taken(experiment, experiment.config.sample.num_steps)
     columns = min(experiment.config.evaluate.chain_points, num_steps)
     if columns == 1:
         return (0,)

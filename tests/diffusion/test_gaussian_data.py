@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import random
+from diffusion import random, thresholds
 from diffusion.forward import at, q_posterior, q_sample, q_step
 from diffusion.likelihood import (
     bound_terms,
@@ -17,7 +17,6 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral
 from diffusion.schedules import BETAS, from_betas, respace
-from diffusion import thresholds
 from diffusion.structs import Gaussian, Process
 from tests.diffusion.gaussian import (
     DEVIATION,

@@ -71,7 +71,9 @@ def test_the_network_is_asked_once_with_both() -> None:
     assert calls == [4]
 
 
-@pytest.mark.parametrize(("given", "wanted"), list(itertools.permutations([*PARAMETERIZATIONS, "score"], 2)))
+@pytest.mark.parametrize(
+    ("given", "wanted"), list(itertools.permutations([*PARAMETERIZATIONS, "score"], 2))
+)
 def test_whatever_a_network_says_it_says_the_same(given: str, wanted: str) -> None:
     known = {**PARAMETERIZATIONS, "score": SCORE}
     x_0 = jax.random.uniform(jax.random.key(1), (6, 3), minval=-1.0)
@@ -125,4 +127,6 @@ def test_thresholds() -> None:
     np.testing.assert_allclose(thresholds.percentile(x, most=1.0), thresholds.clip(x), rtol=1e-6)
     # An example by itself, whatever stands beside it, of any rank.
     image = x.reshape(2, 101, 1, 1)
-    np.testing.assert_array_equal(thresholds.percentile(image[1:]), thresholds.percentile(image)[1:])
+    np.testing.assert_array_equal(
+        thresholds.percentile(image[1:]), thresholds.percentile(image)[1:]
+    )

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import losses
+from diffusion import losses, thresholds
 from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import to_bits_per_dim
 from diffusion.losses import LOSSES, WEIGHTINGS, Noised, make_loss_fn
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.schedules import BETAS, from_betas
-from diffusion import thresholds
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 from tests.diffusion.gaussian import variational_bound

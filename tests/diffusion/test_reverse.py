@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion import thresholds
 from diffusion.forward import at, q_posterior, q_sample
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise, predict
 from diffusion.schedules import BETAS, from_betas
-from diffusion import thresholds
 from diffusion.structs import Parameterization, Process
 from diffusion.variances import VARIANCES
 
@@ -125,7 +125,13 @@ def test_outputs_of_another_width_are_refused(name: str, truth: tuple) -> None:
     variance = VARIANCES[name]
     wrong = jnp.zeros((*x_t.shape[:-1], 3 * (2 - variance.extra_channels)))
     with pytest.raises(ValueError, match=r"returned shape .* needs .*output"):
-        predict(Process(schedule, PARAMETERIZATIONS["eps"], variance), wrong, x_t, TIMES, threshold=thresholds.clip)
+        predict(
+            Process(schedule, PARAMETERIZATIONS["eps"], variance),
+            wrong,
+            x_t,
+            TIMES,
+            threshold=thresholds.clip,
+        )
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -138,7 +144,9 @@ def test_only_eps_refuses_a_chain_that_ends_in_pure_noise(name: str) -> None:
             return jnp.zeros_like(x_t)
 
         return make_denoise(
-            apply, Process(schedule, parameterization, VARIANCES["fixed_small"]), threshold=thresholds.none
+            apply,
+            Process(schedule, parameterization, VARIANCES["fixed_small"]),
+            threshold=thresholds.none,
         )
 
     if name == "eps":
@@ -160,7 +168,9 @@ def test_the_network_is_told_the_original_timesteps() -> None:
         return x_t
 
     denoise = make_denoise(
-        apply, Process(schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]), threshold=thresholds.none
+        apply,
+        Process(schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"]),
+        threshold=thresholds.none,
     )
     denoise(None, jnp.zeros((3, 2)), jnp.array([0, 1, 2]))
     denoise(None, jnp.zeros((3, 2)), jnp.array(1))

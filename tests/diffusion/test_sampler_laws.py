@@ -1,6 +1,7 @@
 """What every sampler must do, on data whose best denoiser is known."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -280,7 +281,7 @@ def test_what_ddim_encodes_it_decodes() -> None:
         return float(abs(run("ddim", apply, steps, keys, x_T=x_T).x_0 - x_0).mean())
 
     errors = [error(steps) for steps in (10, 40, 160, 640)]
-    assert all(fine < 0.6 * coarse for coarse, fine in zip(errors, errors[1:], strict=False))
+    assert all(fine < 0.6 * coarse for coarse, fine in itertools.pairwise(errors))
     assert errors[-1] < 0.02, errors
 
 
@@ -322,7 +323,9 @@ def test_a_chain_that_ends_in_noise_is_walked_or_refused_by_name(name: str) -> N
             make_flow(lambda *a: a[1], Process(chain, *_x_0()))
         return
     sampler = SAMPLERS[name](chain)
-    denoise = make_denoise(lambda p, x, t: 0.5 * x, Process(chain, *_x_0()), threshold=thresholds.clip)
+    denoise = make_denoise(
+        lambda p, x, t: 0.5 * x, Process(chain, *_x_0()), threshold=thresholds.clip
+    )
     keys = jax.random.split(jax.random.key(0), 3)
     found = walk(sampler, functools.partial(denoise, None), keys, begin(sampler, keys, (2,), 0))
     assert np.isfinite(found.x_t).all()

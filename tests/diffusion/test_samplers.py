@@ -7,7 +7,7 @@ from diffusion import random, thresholds
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import SAMPLERS, ancestral
+from diffusion.samplers import ancestral
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Prediction, Process, Sampler, Step
 from diffusion.variances import VARIANCES
@@ -19,7 +19,9 @@ SCHEDULE = from_betas(BETAS["linear"](20, beta_start=5e-3, beta_end=0.5))
 
 def make(apply):
     return make_denoise(
-        apply, Process(SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]), threshold=thresholds.clip
+        apply,
+        Process(SCHEDULE, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]),
+        threshold=thresholds.clip,
     )
 
 

@@ -10,8 +10,11 @@ from experiments.build import Experiment
 from experiments.state import load_ema
 
 
-def sample(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-    return sampling.sample(experiment, workdir, load_ema(experiment, workdir, devices.make_mesh()))
+def sample(
+    experiment: Experiment, workdir: pathlib.Path, place: sampling.Place = sampling.OWN
+) -> dict[str, Any]:
+    loaded = load_ema(experiment, workdir, devices.make_mesh())
+    return sampling.sample(experiment, workdir, loaded, place)
 
 
 def evaluate(experiment: Experiment, workdir: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from experiments import devices, sample
 from experiments.build import Experiment, build
 from experiments.configs import saved
+from experiments.drawing import draw, make_sample_fn, requested_labels
 from experiments.metrics.metric import Context
 from experiments.metrics.sample_store import sampling_protocol
-from experiments.sample import draw, make_sample_fn, requested_labels
 from experiments.workdir.origin import Origin
 from experiments.workdir.protocols import differences, renewed_protocol
 

@@ -14,9 +14,9 @@ from diffusion import samplers
 from experiments import devices
 from experiments.build import build
 from experiments.data.dataset import load_in_memory
+from experiments.drawing import draw, make_sample_fn
 from experiments.evaluate import check
 from experiments.hooks import make_preview
-from experiments.sample import draw, make_sample_fn
 from experiments.state import TrainState, load_ema
 from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.config import config_to_dict

@@ -1,5 +1,7 @@
 """The schedule's tables, the posterior and one ancestral step against diffusers' DDPMScheduler."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,12 @@ diffusers = pytest.importorskip(
     "diffusers", reason="comparing with diffusers needs the parity extra"
 )
 
+from diffusion import thresholds  # noqa: E402
 from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
 from diffusion.reverse import make_denoise  # noqa: E402
 from diffusion.samplers import SAMPLERS  # noqa: E402
-from diffusion.schedules import BETAS, from_betas, respace
+from diffusion.schedules import BETAS, from_betas, respace  # noqa: E402
 from diffusion.spacings import uniform  # noqa: E402
-from diffusion import thresholds
 from diffusion.structs import Process, Schedule  # noqa: E402
 from diffusion.variances import VARIANCES  # noqa: E402
 

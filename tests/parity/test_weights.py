@@ -86,9 +86,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     table = jnp.asarray(draws)
     monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
-    actual = jax.jit(
-        lambda: sample(diffusion.samplers.ancestral(chain), bound, keys, shape).x_0
-    )()
+    actual = jax.jit(lambda: sample(diffusion.samplers.ancestral(chain), bound, keys, shape).x_0)()
     expected = pipelines.walk(theirs, scheduler, uniform(1000, NUM_STEPS).tolist(), draws)
     assert expected.std() > 0.3
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)

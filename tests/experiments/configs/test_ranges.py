@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion import losses, samplers, schedules
 from diffusion.networks import NETWORKS
-from experiments import build, configs, devices, evaluate, hooks, images, lookup
+from experiments import build, configs, devices, evaluate, hooks, images, lookup, modes
 from experiments.configs import base, ranges
 from experiments.configs.ranges import FIELDS, Many, Range, Word
 from experiments.data.dataset import SPLITS
@@ -179,7 +179,7 @@ def test_words_are_those_that_the_program_knows() -> None:
         "evaluate.protocol": ("custom", *PROTOCOLS),
         "evaluate.quantize": images.QUANTIZE,
         "train.validate_with": hooks.VALIDATIONS,
-        "train.finish_with": evaluate.CHECKS,
+        "train.finish_with": modes.CHECKS,
         "precision": devices.PRECISIONS,
     }
     for field, names in known.items():

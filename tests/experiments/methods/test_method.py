@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from experiments import build, devices, evaluate, hooks, images
 from experiments.build import METHODS
 from experiments.data.dataset import read_images
+from experiments.drawing import draw, make_sample_fn
 from experiments.methods.method import Method, at_once, pixels
-from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results

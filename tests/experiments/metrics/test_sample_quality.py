@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments import devices, evaluate
 from experiments.build import build
 from experiments.data.dataset import SPLITS, Source, fingerprint, read_images
+from experiments.drawing import draw, make_sample_fn
 from experiments.features import classifier, frechet, scores
 from experiments.features.extractors import Extractor, features_of, load_extractor, make_feature_fn
 from experiments.features.references import read_statistics, real_features
@@ -21,7 +22,6 @@ from experiments.files.atomic import digest
 from experiments.files.tensors import cache_folder
 from experiments.metrics import sample_store
 from experiments.metrics.metric import Context
-from experiments.sample import draw, make_sample_fn
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import checksums
 from tests.experiments import modes

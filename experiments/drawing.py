@@ -1,0 +1,232 @@
+"""Drawing samples: the compiled functions behind --mode=sample, previews, metrics and figures."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion import random
+from experiments import console, devices, images
+from experiments.build import Experiment
+from experiments.methods.method import Method
+
+Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # the fields of `Drawn`
+SampleFn = Callable[..., Arrays]
+PARTS = 25  # of a drawing, between which it can say how far it is
+
+
+class Drawn(NamedTuple):
+    """Samples on the host, in 0..255.
+
+    What is not finite is drawn grey where it is no number, and says so in `finite`.
+    """
+
+    samples: np.ndarray  # [B, H, W, C]
+    progress: np.ndarray  # [K, B, H, W, C], estimates of x_0 on the way
+    finite: np.ndarray  # bool[B], whether sample and progress were numbers throughout
+    evaluations: np.ndarray  # i32[B], of the denoiser behind each sample
+
+    @property
+    def not_finite(self) -> int:
+        """How many are not."""
+        return int((~self.finite).sum())
+
+    def warn(self) -> None:
+        """Says that there are some."""
+        if self.not_finite:
+            console.log(
+                f"WARNING   {self.not_finite} of {len(self.finite)} samples are not finite; what "
+                "is no number in them is drawn grey."
+            )
+
+
+def requested_labels(labels: str, method: Method) -> np.ndarray:
+    """The classes that samples 0, 1, ... get, in turn: i32[K].
+
+    Args:
+        labels: of config.sample: "all", every class in turn; "none", no class in particular; or
+            numbers of classes, separated by commas.
+
+    Raises:
+        ValueError: for anything else, a class that is not there, and any wish where the method
+            heeds none.
+    """
+    count = method.num_classes
+    if labels == "all":
+        return np.arange(max(count, 1), dtype=np.int32)
+    if not count:
+        raise ValueError(
+            f"config.sample.labels = {labels!r} asks for classes, and this model knows none: leave "
+            "it 'all', or train with config.model.class_conditional = True."
+        )
+    if labels == "none":
+        if method.null_class:
+            return np.array([count], np.int32)
+        raise ValueError(
+            "config.sample.labels = 'none' needs a model that was also trained without labels "
+            "(config.model.label_dropout above 0)."
+        )
+    words = [word.strip() for word in labels.strip("()[] ").rstrip(",").split(",")]
+    if not all(word.isdecimal() and int(word) < count for word in words):
+        raise ValueError(
+            f"config.sample.labels = {labels!r} must be 'all', 'none', or classes from 0 to "
+            f"{count - 1}, separated by commas."
+        )
+    return np.array([int(word) for word in words], np.int32)
+
+
+def parts_of(num_steps: int) -> list[np.ndarray]:
+    """The falling steps in at most PARTS parts, each of several steps, of one length if possible.
+
+    Every length is compiled, and a loop of a single step would be compiled to other roundings.
+    """
+    falling = np.arange(num_steps, dtype=np.int32)[::-1]
+    most = max(1, min(PARTS, num_steps // 2))
+    even = [count for count in range(1, most + 1) if num_steps % count == 0]
+    return np.array_split(falling, even[-1] if 2 * even[-1] >= most else most)
+
+
+def compile_sampling(
+    experiment: Experiment,
+    mesh: Mesh,
+    *,
+    num_steps: int,
+    record: tuple[int, ...] = (),
+    quantize: str = "round",
+) -> SampleFn:
+    """(params, indices i32[B], seed u32[], labels i32[K]) -> the fields of `Drawn`.
+
+    On the devices, B cut over them. Sample i is a function of (seed, i) and labels[i mod K]. A
+    batch that does not fit the memory of the devices is drawn in halves, one after the other. With
+    the keyword `each`, that is called when each of the parts of `parts_of` is done, with the number
+    of its steps; else nothing is waited for.
+
+    Args:
+        num_steps: of sampling; 0 is the method's own number, every timestep of a chain.
+        record: steps, counted down to 0, whose estimates of x_0 are returned.
+        quantize: a key of images.QUANTIZE; uint8 but for "none".
+    """
+    sampling, decode = experiment.method.sampling(num_steps, record), experiment.encoder.decode
+    to_pixels = functools.partial(
+        images.QUANTIZE[quantize], num_levels=experiment.dataset.num_levels
+    )
+
+    def pixels(x: jax.Array) -> jax.Array:
+        return to_pixels(decode(jnp.where(jnp.isnan(x), 0.0, x)))
+
+    def begin(params: Any, indices: jax.Array, seed: jax.Array, labels: jax.Array) -> Any:
+        keys = random.per_index(random.stream(seed, "sample"), indices)
+        wanted = labels[indices % len(labels)]
+        return keys, wanted, sampling.begin(params, keys, wanted)
+
+    def end(state: Any) -> Arrays:
+        drawn = sampling.end(state)
+        axes = tuple(range(1, drawn.x_0.ndim))
+        finite = jnp.isfinite(drawn.x_0).all(axes)
+        finite &= jnp.isfinite(drawn.progress).all((0, *(axis + 1 for axis in axes)))
+        progress = pixels(drawn.progress.reshape(-1, *drawn.x_0.shape[1:]))
+        shape = (len(record), len(drawn.x_0), *progress.shape[1:])
+        return pixels(drawn.x_0), progress.reshape(shape), finite, drawn.evaluations
+
+    everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh)
+    compiled = functools.partial(devices.jit, precision=experiment.config.precision)
+    first = compiled(
+        begin,
+        in_shardings=(everywhere, by_example, everywhere, everywhere),
+        out_shardings=by_example,
+    )
+    advance = devices.Executables(
+        compiled(
+            sampling.advance,
+            in_shardings=(everywhere, by_example, by_example, by_example, everywhere),
+            out_shardings=by_example,
+            donate_argnums=3,
+        )
+    )
+    last = compiled(end, in_shardings=(by_example,), out_shardings=everywhere)
+
+    def whole(params: Any, indices: jax.Array, *inputs: Any, each: Any) -> Arrays:
+        keys, wanted, state = first(params, indices, *inputs)
+        for steps in parts_of(sampling.num_steps):
+            state = advance(params, keys, wanted, state, steps)
+            if each is not None:
+                jax.block_until_ready(state)
+                each(len(steps))
+        drawn: Arrays = last(state)
+        return drawn
+
+    def sample(
+        params: Any,
+        indices: jax.Array,
+        *inputs: Any,
+        each: Callable[[int], None] | None = None,
+    ) -> Arrays:
+        try:
+            return whole(params, indices, *inputs, each=each)
+        except devices.OutOfMemory as error:
+            half = devices.round_up(len(indices) // 2, mesh)
+            if half >= len(indices):
+                raise
+            console.log(f"memory    {error}: {half} at a time")
+            halves = devices.split(indices, half, mesh)
+        found = [sample(params, halves[0], *inputs), sample(params, halves[1], *inputs, each=each)]
+        return devices.joined(found, (0, 1, 0, 0), mesh)
+
+    return sample
+
+
+def make_sample_fn(experiment: Experiment, mesh: Mesh, **options: Any) -> SampleFn:
+    """`compile_sampling` for the seed and the labels of the config: (params, indices i32[B])."""
+    compiled = compile_sampling(experiment, mesh, **options)
+    labels = requested_labels(experiment.config.sample.labels, experiment.method)
+    seed = np.uint32(experiment.config.seed)
+    return lambda params, indices, **each: compiled(params, indices, seed, labels, **each)
+
+
+def draw_indices(
+    sample_fn: SampleFn, params: Any, indices: Sequence[int], size: int, mesh: Mesh, **each: Any
+) -> Drawn:
+    """At most `size` samples of any indices, in a batch of `size`, on the host."""
+    padded = np.resize(np.asarray(indices, np.int32), size)
+    placed = devices.put_global(padded, devices.sharded(mesh))
+    found = devices.fetch(sample_fn(params, placed, **each))
+    samples, progress, finite, evaluations = found
+    n = len(indices)
+    return Drawn(samples[:n], progress[:, :n], finite[:n], evaluations[:n])
+
+
+def draw(
+    sample_fn: SampleFn,
+    params: Any,
+    start: int,
+    stop: int,
+    batch_size: int,
+    mesh: Mesh,
+    **each: Any,
+) -> Drawn:
+    """Samples start .. stop - 1 with their progress, in batches of one size, on the host.
+
+    **each: as for `compile_sampling`.
+    """
+    parts = []
+    for first in range(start, stop, batch_size):
+        indices = np.arange(first, first + batch_size, dtype=np.int32)
+        indices = devices.put_global(indices, devices.sharded(mesh))
+        parts.append(devices.fetch(sample_fn(params, indices, **each)))
+    samples, progress, finite, evaluations = zip(*parts, strict=True)
+    count = stop - start
+    return Drawn(
+        np.concatenate(samples)[:count],
+        np.concatenate(progress, axis=1)[:, :count],
+        np.concatenate(finite)[:count],
+        np.concatenate(evaluations)[:count],
+    )
+
+
+def steps_taken(experiment: Experiment, num_steps: int) -> int:
+    """How many steps sampling takes where a config asks for `num_steps`, 0 among them."""
+    return experiment.method.sampling(num_steps, ()).num_steps

@@ -1,0 +1,1 @@
+"""The paper's figures, and others that people look at, of any model: --mode=figures."""

@@ -1,0 +1,104 @@
+"""From a noised image back to x_0: what completions, interpolations and decoding are made of."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import random
+from diffusion.forward import q_sample
+from diffusion.inpainting import inpaint
+from diffusion.samplers import ancestral
+from diffusion.structs import Schedule
+from diffusion.walk import start, walk_from
+from experiments import devices
+from experiments.figures.figure import Context
+from experiments.methods.method import chain_of
+
+
+class Latents(NamedTuple):
+    """A chain, as it is sampled, with its compiled ways up and down.
+
+    schedule: the chain that is walked, respaced where sampling is.
+    labels: i32[B] of images -> what the network is told: theirs, or none where it knows of none.
+    noised: (x_0 [B, ...], t, eps [B, ...]) -> x_t.
+    decode: (x_t [B, ...], t, labels [B], indices [B]) -> x_0 by `ancestral` from x_t at t, whose
+        noise is a function of the seed and the indices alone.
+    estimate: (x_t [B, ...], t, labels [B]) -> the estimate of x_0.
+    complete: (known [B, ...], mask [B, ...], labels [B], indices [B]) -> x_0 (RePaint).
+    """
+
+    schedule: Schedule
+    labels: Callable[[np.ndarray], np.ndarray]
+    noised: Callable[..., jax.Array]
+    decode: Callable[..., jax.Array]
+    estimate: Callable[..., jax.Array]
+    complete: Callable[..., jax.Array]
+
+    def time_of(self, share: float) -> int:
+        """The timestep of this chain at a share of its way, 1 being the last, T - 1."""
+        return min(round(share * self.schedule.num_timesteps), self.schedule.num_timesteps) - 1
+
+
+def make_latents(context: Context, purpose: str) -> Latents:
+    """Of the model's chain; raises ValueError for a model that has none."""
+    experiment = context.experiment
+    method, config = experiment.method, experiment.config
+    chain = chain_of(method, f"The figure {purpose}")
+    schedule, denoise = chain.respaced(config.sample.num_steps)
+    with jax.ensure_compile_time_eval():
+        sampler = ancestral(schedule)
+    jit = functools.partial(devices.jit, precision=config.precision)
+
+    def model(params: Any, labels: jax.Array) -> Any:
+        return functools.partial(denoise, params, **chain.condition(labels))
+
+    def keys_of(indices: jax.Array) -> jax.Array:
+        return random.per_index(random.stream(config.seed, "figures"), indices)
+
+    def down(params: Any, x_t: jax.Array, t: Any, labels: jax.Array, indices: jax.Array) -> Any:
+        state = start(sampler, x_t, 0)
+        return walk_from(sampler, model(params, labels), keys_of(indices), state, t).x_t
+
+    def estimate(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        return model(params, labels)(x_t, t).x_0
+
+    def complete(
+        params: Any, known: jax.Array, mask: jax.Array, labels: jax.Array, indices: jax.Array
+    ) -> jax.Array:
+        return inpaint(
+            sampler,
+            schedule,
+            model(params, labels),
+            keys_of(indices),
+            known,
+            mask,
+            jump_length=min(10, sampler.num_steps),
+            resamplings=config.figures.resamplings,
+        )
+
+    def labels(of_images: np.ndarray) -> np.ndarray:
+        return of_images if method.num_classes else np.zeros_like(of_images)
+
+    def times(t: Any) -> jax.Array:
+        return jnp.asarray(t, jnp.int32)
+
+    first, second, third = jit(down), jit(estimate), jit(complete)
+    noised = jit(lambda x_0, t, eps: q_sample(schedule, x_0, t, eps))
+    return Latents(
+        schedule,
+        labels,
+        lambda x_0, t, eps: noised(x_0, times(t), eps),
+        lambda x_t, t, *rest: first(context.params, x_t, times(t), *rest),
+        lambda x_t, t, *rest: second(context.params, x_t, times(t), *rest),
+        lambda *rest: third(context.params, *rest),
+    )
+
+
+def noise(context: Context, name: str, count: int) -> jax.Array:
+    """f32[count, ...] standard normal draws of the seed, a stream for each name."""
+    keys = random.per_index(random.stream(context.seed, f"figures {name}"), jnp.arange(count))
+    return random.normal(keys, 0, context.experiment.encoder.shape)

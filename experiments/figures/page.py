@@ -1,0 +1,129 @@
+"""All figures that a config asks for, each as a picture with its arrays, and one page of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+
+from jax.sharding import Mesh
+from markupsafe import Markup
+from ml_collections import ConfigDict
+
+from experiments import console, devices
+from experiments.build import Experiment
+from experiments.figures import coding, completions, process, samples
+from experiments.figures.figure import Context, Figure
+from experiments.files.atomic import write_text
+from experiments.files.templates import environment
+from experiments.files.tensors import write_npz
+from experiments.lookup import suggestion
+from experiments.reports.render import TEMPLATES
+from experiments.workdir.checkpoint import Loaded
+
+FIGURES: MappingProxyType[str, Callable[[Context], Figure]] = MappingProxyType(
+    {
+        "samples": samples.sample_grid,
+        "classes": samples.classes,
+        "progressive": samples.progressive,
+        "shared_latents": completions.shared_latents,
+        "interpolation": completions.interpolation,
+        "interpolation_by_time": completions.interpolation_by_time,
+        "inpainting": completions.inpainting,
+        "quality": coding.quality,
+        "decoding": coding.decoding,
+        "neighbours": samples.neighbours,
+        "forward": process.forward,
+        "schedule": process.schedule,
+        "reverse": samples.reverse,
+    }
+)
+NEEDS_CHAIN = frozenset(FIGURES) - {"samples", "classes", "neighbours", "progressive", "quality"}
+PAGE = Path(__file__).parent / "page.jinja"
+
+
+def figure_names(config: ConfigDict) -> list[str]:
+    """What config.figures.names names, separated by commas; `config` is that section.
+
+    Raises:
+        ValueError: for a name that is none.
+    """
+    if config.names == "all":
+        return list(FIGURES)
+    names = [name.strip() for name in config.names.split(",")]
+    for name in names:
+        if name not in FIGURES:
+            raise ValueError(
+                f"config.figures.names: {name!r} is not known. "
+                f"{suggestion(name, ['all', *FIGURES])}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def wanted(experiment: Experiment) -> list[str]:
+    """The figures that can be made of this model, of those that are asked for.
+
+    Raises:
+        ValueError: for a figure that is asked for by name and that this model cannot have.
+    """
+    names, method = figure_names(experiment.config.figures), experiment.method
+    possible = [name for name in names if method.chain is not None or name not in NEEDS_CHAIN]
+    if not method.num_classes:
+        possible = [name for name in possible if name != "classes"]
+    missing = [name for name in names if name not in possible]
+    if missing and experiment.config.figures.names != "all":
+        raise ValueError(
+            f"config.figures.names asks for {', '.join(missing)}, which this model cannot have: "
+            "`classes` needs a class-conditional model, and "
+            f"{', '.join(sorted(NEEDS_CHAIN))} need the method `diffusion`."
+        )
+    return possible
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses a config that `figures` would fail on; raises as `wanted` does."""
+    wanted(experiment)
+    experiment.dataset.open("train")
+
+
+def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) -> list[Path]:
+    """Makes the figures into a folder: NAME.png or .webp, NAME.npz, and index.html of them all.
+
+    The page shows those that were made before, too.
+    """
+    context = Context(experiment, loaded.params, loaded.step, mesh, experiment.method.chain)
+    made = []
+    for name in wanted(experiment):
+        console.doing(f"drawing the figure {name}")
+        figure = FIGURES[name](context)
+        if not devices.is_main_process():
+            continue
+        path = folder / f"{name}{figure.suffix}"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.draw(path)
+        write_npz(folder / f"{name}.npz", figure.arrays, compressed=True)
+        words = f"{figure.title}\n{figure.caption}\n"
+        write_text(folder / f"{name}.txt", words)
+        console.log(f"figure    {name}: {path}")
+        made.append(path)
+    if devices.is_main_process():
+        console.log(f"figures   {write_page(experiment, folder, loaded)}")
+    return made
+
+
+def write_page(experiment: Experiment, folder: Path, loaded: Loaded) -> Path:
+    """index.html of the figures in a folder, in the order of FIGURES."""
+    shown = []
+    for name in FIGURES:
+        text = folder / f"{name}.txt"
+        if not text.is_file():
+            continue
+        title, caption, *_ = text.read_text().splitlines()
+        picture = next(folder.glob(f"{name}.[pw]*[gp]"))
+        shown.append({"name": name, "title": title, "caption": caption, "file": picture.name})
+    about = f"{experiment.dataset.name}, {loaded.step:,} training steps, {loaded.origin.weights}"
+    body = environment(PAGE.parent, escape_html=True).get_template(PAGE.name)
+    title = f"Figures of {experiment.dataset.name}"
+    filled = body.render(title=title, about=about, figures=shown)
+    outer = environment(TEMPLATES, escape_html=True).get_template("page.jinja")
+    path = folder / "index.html"
+    write_text(path, outer.render(title=title, body=Markup(filled)))
+    return path

@@ -1,0 +1,203 @@
+"""A folder of samples: npz files or PNG files, found again by index after an interruption."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from experiments import images
+from experiments.files.atomic import digest, read_json, write_bytes, write_json
+from experiments.files.tensors import read_npz, write_npz
+from experiments.workdir.protocols import renewed_protocol
+
+ABOUT = "samples.json"  # what the samples in a folder are of
+PARTS = "parts"  # folder of what an interrupted sampling has drawn
+COLUMNS = ("arr_0", "indices", "finite", "evaluations")  # of every npz, one row a sample
+WRITTEN = re.compile(r"samples(_\d+-\d+)?\.npz")
+
+
+def parse_indices(text: str) -> list[int]:
+    """The numbers of `0-63` or `3,7,10-12`, each once, in their order.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found: dict[int, None] = {}
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(
+                f"--seeds={text} is not understood at {word!r}: give numbers of samples and ranges "
+                "of them, such as 0-63 or 3,7,10-12."
+            )
+        last = int(match[2] or match[1])
+        if last >= 2**31:
+            raise ValueError(f"--seeds={text}: {last} is beyond the last sample, {2**31 - 1}.")
+        found |= dict.fromkeys(range(int(match[1]), last + 1))
+    return list(found)
+
+
+def written_indices(indices: Sequence[int]) -> str:
+    """The shortest text that `parse_indices` reads as these."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+class Rows(NamedTuple):
+    """Some samples, as npz files hold them."""
+
+    arr_0: UInt8[np.ndarray, "n h w c"]
+    indices: Int64[np.ndarray, " n"]
+    finite: np.ndarray  # bool[n]
+    evaluations: np.ndarray  # i32[n], of the denoiser behind each
+
+
+class SampleFiles:
+    """Samples on disk, written by the main process only.
+
+    folder: where they are, or will be.
+    about: all that the samples depend on but for which of them are drawn.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder, self.about = folder, about
+        self._parts = folder / PARTS / digest(about)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the folder holds nothing, or samples of the same set."""
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return True
+        path = self.folder / ABOUT
+        return path.is_file() and _comparable(read_json(path)) == _comparable(self.about)
+
+    def prepare(self) -> None:
+        """Marks the folder as of this set; files of another are removed."""
+        if not self.is_free:
+            for path in self._npz():
+                path.unlink()
+            for path in self._pictures():
+                path.unlink()
+        write_json(self.folder / ABOUT, self.about)
+
+    def _npz(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if WRITTEN.fullmatch(path.name))
+
+    def _pictures(self) -> list[Path]:
+        return sorted(self.folder.glob("images/*/*.png"))
+
+    def picture(self, index: int) -> Path:
+        """Where the PNG of a sample is, a thousand to a folder."""
+        return self.folder / "images" / f"{index - index % 1000:08d}" / f"{index:08d}.png"
+
+    def done(self, pictures: bool) -> set[int]:
+        """The samples that need not be drawn again."""
+        if not self.is_free:
+            return set()
+        found = {int(index) for path in self._sources() for index in _indices(path)}
+        if pictures:
+            there = {int(path.stem) for path in self._pictures()}
+            return there if not found else there & found
+        return {i for path in self._sources() if _has_pixels(path) for i in _indices(path).tolist()}
+
+    def _sources(self) -> list[Path]:
+        parts = sorted(self._parts.glob("*.npz")) if self._parts.is_dir() else []
+        return [*parts, *self._npz()]
+
+    def keep(self, rows: Rows, pictures: bool) -> None:
+        """Saves samples that were just drawn; none of them is lost from then on."""
+        found = rows._asdict()
+        if pictures:
+            for index, pixels in zip(rows.indices, rows.arr_0, strict=True):
+                write_bytes(self.picture(int(index)), images.png(pixels))
+            found["arr_0"] = rows.arr_0[:, :0]
+        name = f"{rows.indices.min():08d}-{rows.indices.max():08d}-{len(rows.indices)}"
+        write_npz(self._parts / f"{name}.npz", found)
+
+    def rows(self, wanted: Iterable[int], pictures: bool) -> Rows:
+        """Samples that are there, in the order of `wanted`."""
+        wanted = list(wanted)
+        place = {index: row for row, index in enumerate(wanted)}
+        out: dict[str, np.ndarray] = {}
+        for path in self._sources():
+            there = _indices(path)
+            rows = np.flatnonzero(np.isin(there, wanted))
+            if not len(rows) or (not pictures and not _has_pixels(path)):
+                continue
+            to = [place[int(index)] for index in there[rows]]
+            for name, values in _complete(read_npz(path), pictures).items():
+                if name not in out:
+                    shape = (len(wanted), *values.shape[1:])
+                    out[name] = np.zeros(shape, values.dtype)
+                out[name][to] = values[rows]
+        return Rows(*(out[name] for name in COLUMNS))
+
+    def pixels(self, wanted: Sequence[int], pictures: bool) -> UInt8[np.ndarray, "n h w c"]:
+        """Of samples that are there."""
+        if not pictures:
+            return self.rows(wanted, pictures).arr_0
+        return np.stack([images.load(self.picture(index)) for index in wanted])
+
+    def finish(self, files: Sequence[Sequence[int]], pictures: bool) -> list[Path]:
+        """Turns what was kept into the files of the set, one for each row of `files`.
+
+        For PNG files the npz has no pixels. Files whose samples are all in the new ones go.
+        """
+        new = []
+        for indices in files:
+            whole = len(files) == 1 and list(indices) == list(range(len(indices)))
+            numbers = "" if whole else f"_{min(indices):08d}-{max(indices):08d}"
+            path = self.folder / f"samples{numbers}.npz"
+            rows = self.rows(indices, pictures)
+            write_npz(path, rows._asdict(), compressed=True)
+            new.append(path)
+        covered = {index for indices in files for index in indices}
+        for path in set(self._npz()) - set(new):
+            if covered.issuperset(_indices(path).tolist()):
+                path.unlink()
+        for path in self._parts.glob("*.npz"):
+            path.unlink()
+        for folder in (self._parts, self._parts.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        return new
+
+
+def _comparable(about: dict[str, Any]) -> dict[str, Any]:
+    """As newer files have it, and without how many there are, which older ones say."""
+    return {n: value for n, value in renewed_protocol(about).items() if n != "num_images"}
+
+
+def _indices(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        if "indices" in archive.files:
+            return archive["indices"]
+        return np.arange(len(archive["arr_0"]))
+
+
+def _has_pixels(path: Path) -> bool:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["arr_0"].size > 0
+
+
+def _complete(arrays: dict[str, np.ndarray], pictures: bool) -> dict[str, np.ndarray]:
+    """With the columns that older files lack, and without pixels that are in PNG files."""
+    count = len(arrays["arr_0"])
+    if pictures:
+        arrays["arr_0"] = arrays["arr_0"][:, :0]
+    older = {
+        "indices": np.arange(count),
+        "finite": np.ones(count, bool),
+        "evaluations": np.zeros(count, np.int32),
+    }
+    return older | arrays
