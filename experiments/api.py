@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from diffusion import thresholds
+from diffusion import random, thresholds
 from diffusion.reverse import make_denoise
 from diffusion.structs import Schedule
 from experiments import devices, images
@@ -29,6 +29,7 @@ from experiments.build import Experiment, build
 from experiments.configs import saved
 from experiments.data.dataset import InMemory
 from experiments.drawing import compile_sampling, draw, requested_labels
+from experiments.editing import make_ddim, make_inpaint
 from experiments.files.atomic import read_json
 from experiments.methods.method import chain_of
 from experiments.metrics import bound
@@ -53,7 +54,7 @@ class Model:
         self.experiment = experiment
         self.step, self.params, self.origin = loaded
         self._mesh = mesh
-        self._sampling: dict[str, Any] = {}
+        self._sampling: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         name, shape = self.experiment.dataset.name, self.experiment.dataset.image_shape
@@ -72,6 +73,7 @@ class Model:
         steps: int = 0,
         sampler: str | Mapping[str, Any] | None = None,
         labels: str | int | Sequence[int] | np.ndarray = "all",
+        guidance: float | None = None,
     ) -> Image:
         """`n` images, uint8[n, H, W, C]; image i is a function of (seed, i) and its label.
 
@@ -82,6 +84,8 @@ class Model:
             sampler: a name, or {"name": ..., options}; None is the config's.
             labels: of a class-conditional model: "all" in turn, "none", a class, or several, of
                 which image i gets number i mod their count.
+            guidance: scale of classifier-free guidance: 1 none, 0 as without labels; None is the
+                config's.
 
         Raises:
             ValueError: for a number, sampler or label that cannot be.
@@ -90,9 +94,7 @@ class Model:
         if not isinstance(labels, str):
             labels = ",".join(str(_whole(label, "a label", 0)) for label in np.atleast_1d(labels))
         wanted = requested_labels(labels, self.experiment.method)
-        compiled = self._compiled(
-            _whole(steps, "steps", 0, self.experiment.method.num_steps), sampler
-        )
+        compiled = self._compiled(steps, sampler, guidance)
         batch = min(count, self.experiment.config.sample.batch_size)
         drawn = draw(
             lambda params, indices: compiled(params, indices, np.uint32(seed), wanted),
@@ -105,10 +107,22 @@ class Model:
         drawn.warn()
         return drawn.samples
 
-    def _compiled(self, steps: int, sampler: str | Mapping[str, Any] | None) -> Any:
-        """Made once for each sampler and number of steps, for whatever seed and labels."""
+    def _compiled(self, steps: int, *choice: Any) -> Any:
+        """Made once for each sampler, guidance and number of steps, whatever seed and labels."""
+        experiment = self._sampled_by(steps, *choice)
+        key = experiment.config.sample.to_json_best_effort()
+        if key not in self._sampling:
+            self._sampling[key] = compile_sampling(experiment, self._mesh, num_steps=steps)
+        return self._sampling[key]
+
+    def _sampled_by(
+        self, steps: int, sampler: str | Mapping[str, Any] | None, guidance: float | None = None
+    ) -> Experiment:
+        """The model with these choices in place of its config's."""
         config = self.experiment.config.copy_and_resolve_references()
-        config.sample.num_steps = steps
+        config.sample.num_steps = _whole(steps, "steps", 0, self.experiment.method.num_steps)
+        if guidance is not None:
+            config.sample.guidance_scale = float(guidance)
         if sampler is not None:
             if not isinstance(sampler, str | Mapping):
                 raise ValueError(
@@ -116,10 +130,93 @@ class Model:
                 )
             spec = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
             config.sample.sampler = ConfigDict(spec)
-        key = config.sample.to_json_best_effort()
+        same = config.sample.to_json_best_effort() == (
+            self.experiment.config.sample.to_json_best_effort()
+        )
+        return self.experiment if same else build(config)
+
+    def inpaint(
+        self,
+        pictures: Image,
+        mask: np.ndarray,
+        seed: int = 0,
+        *,
+        steps: int = 0,
+        sampler: str | Mapping[str, Any] | None = "ancestral",
+        labels: Sequence[int] | None = None,
+        jump_length: int = 10,
+        resamplings: int = 10,
+    ) -> Image:
+        """Images that are `pictures` where the mask is 1, exactly, and fit it elsewhere (RePaint).
+
+        Args:
+            pictures: uint8[n, H, W, C]; what they hold where the mask is 0 does not matter.
+            mask: of zeros and ones, or booleans: [H, W] for all, or [n, H, W].
+            seed: image i is a function of (seed, i) and what is known of it.
+            steps, sampler: as for `sample`; a sampler without memory of its steps.
+            labels: one each, for a class-conditional model.
+            jump_length, resamplings: each stretch of so many steps is walked so often.
+
+        Raises:
+            ValueError: for another shape, a mask of other numbers, a sampler that remembers its
+                steps, and for a method without a chain or that does not model pixels.
+        """
+        known, count = self.encode(pictures), len(pictures)
+        if known.shape[1:] != self.experiment.dataset.image_shape:
+            raise ValueError(
+                "inpaint needs a model of pixels: what is hidden must be what it draws."
+            )
+        hidden = np.asarray(mask, np.float32)
+        height, width = known.shape[1:3]
+        right = hidden.shape in ((height, width), (count, height, width))
+        if not right or not np.isin(hidden, (0.0, 1.0)).all():
+            raise ValueError(
+                f"mask must be [{height}, {width}] or [{count}, {height}, {width}] of zeros and "
+                f"ones, 1 where the image is known, not {np.asarray(mask).dtype}"
+                f"{list(np.shape(mask))} of {np.unique(hidden)[:4].tolist()}."
+            )
+        masks = np.broadcast_to(hidden.reshape(-1, height, width, 1), known.shape)
+        experiment = self._sampled_by(steps, sampler)
+        chain, jumps = chain_of(experiment.method, "inpaint"), (jump_length, resamplings)
+        key = ("inpaint", experiment.config.sample.to_json_best_effort(), *jumps)
         if key not in self._sampling:
-            experiment = build(config)
-            self._sampling[key] = compile_sampling(experiment, self._mesh, num_steps=steps)
+            self._sampling[key] = make_inpaint(
+                *(experiment, chain.sampler, steps),
+                jump_length=_whole(jump_length, "jump_length", 1),
+                resamplings=_whole(resamplings, "resamplings", 1),
+            )
+        stream = random.stream(_whole(seed, "seed", 0, 2**32 - 1), "inpaint")
+        keys, wanted = random.per_index(stream, jnp.arange(count)), self._labels(labels, count)
+        return self.decode(self._sampling[key](self.params, known, masks, wanted, keys))
+
+    def encode_noise(
+        self, pictures: Image, *, steps: int = 0, labels: Sequence[int] | None = None
+    ) -> Latent:
+        """x_T of images, f32[n, ...], by DDIM's steps taken backwards; `decode_noise` returns them.
+
+        Args:
+            pictures: uint8[n, H, W, C].
+            steps: of the respaced chain; 0 is every timestep. More give a smaller error.
+            labels: one each, for a class-conditional model.
+
+        Raises:
+            ValueError: as `sample`, and for a method without a chain.
+        """
+        x_0, wanted = self.encode(pictures), self._labels(labels, len(pictures))
+        return np.asarray(self._ddim(steps)[0](self.params, x_0, wanted))
+
+    def decode_noise(
+        self, x_T: Latent, *, steps: int = 0, labels: Sequence[int] | None = None
+    ) -> Image:
+        """The images that DDIM, deterministic, makes of x_T; arguments as for `encode_noise`."""
+        x = self._latents(x_T, "x_T")
+        return self.decode(self._ddim(steps)[1](self.params, x, self._labels(labels, len(x))))
+
+    def _ddim(self, steps: int) -> Any:
+        """Made once for each number of steps."""
+        key = ("ddim", steps)
+        if key not in self._sampling:
+            self._sampling[key] = make_ddim(self._sampled_by(steps, "ddim"), steps)
         return self._sampling[key]
 
     def denoise(

@@ -7,8 +7,10 @@ from experiments.data.dataset import gather
 from experiments.figures.figure import Context, Figure, grid, real_images
 from experiments.figures.latents import Latents, make_latents, noise
 
-SHARES = (1.0, 0.75, 0.5, 0.25)  # of the chain, as DDPM Figure 7 has t = 1000, 750, 500, 250
-BY_TIME = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)  # as DDPM Figure 9
+# Of the way to the middle: t = 1000, 750, 500, 250 of DDPM Figure 7 and 1000, 875, ... of Figure 9,
+# where the middle is 500.
+SHARES = (1.5, 1.0, 0.5)
+BY_TIME = (1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25)
 LAMBDAS = 9  # columns of an interpolation, both ends included
 
 
@@ -19,9 +21,9 @@ def shared_latents(context: Context) -> Figure:
     indices = jnp.arange(1, count + 1)
     label = jnp.zeros(count, jnp.int32)
     x_0 = _one_sample(context, latents)
-    eps = noise(context, "shared", 1)
+    eps, middle = noise(context, "shared", 1), latents.middle(x_0.shape[1])
     rows, times = [], []
-    for share in SHARES:
+    for share in (1.0, *(middle * share for share in SHARES)):
         t = latents.time_of(share)
         x_t = latents.noised(x_0, t, eps)
         decoded = latents.decode(jnp.repeat(x_t, count, axis=0), t, label, indices)
@@ -91,7 +93,7 @@ def interpolation(context: Context) -> Figure:
     """Interpolations of several pairs of real images at the middle timestep (DDPM Figure 8)."""
     latents = make_latents(context, "interpolation")
     first, second, labels = _pairs(context, context.config.rows)
-    t = latents.time_of(0.5)
+    t = latents.time_of(latents.middle(context.experiment.encoder.shape[0]))
     rows = [
         np.concatenate([a[None], between(context, latents, (a, b, label), t, row), b[None]])
         for row, (a, b, label) in enumerate(zip(first, second, labels, strict=True))
@@ -113,7 +115,8 @@ def interpolation_by_time(context: Context) -> Figure:
     latents = make_latents(context, "interpolation_by_time")
     first, second, labels = _pairs(context, 1)
     pair = first[0], second[0], int(labels[0])
-    times = [latents.time_of(share) for share in BY_TIME]
+    middle = latents.middle(context.experiment.encoder.shape[0])
+    times = [latents.time_of(share) for share in (1.0, *(middle * share for share in BY_TIME))]
     rows = [between(context, latents, pair, t, 0) for t in times]
     pixels = np.linspace(0.0, 1.0, LAMBDAS)[:, None, None, None]
     rows.append(np.round((1 - pixels) * first[0] + pixels * second[0]).astype(np.uint8))

@@ -10,11 +10,11 @@ import numpy as np
 
 from diffusion import random
 from diffusion.forward import q_sample
-from diffusion.inpainting import inpaint
 from diffusion.samplers import ancestral
 from diffusion.structs import Schedule
 from diffusion.walk import start, walk_from
 from experiments import devices
+from experiments.editing import make_inpaint
 from experiments.figures.figure import Context
 from experiments.methods.method import chain_of
 
@@ -39,8 +39,18 @@ class Latents(NamedTuple):
     complete: Callable[..., jax.Array]
 
     def time_of(self, share: float) -> int:
-        """The timestep of this chain at a share of its way, 1 being the last, T - 1."""
-        return min(round(share * self.schedule.num_timesteps), self.schedule.num_timesteps) - 1
+        """The timestep of this chain at a share of its way, 1 and more being the last, T - 1."""
+        steps = self.schedule.num_timesteps
+        return min(max(round(share * steps), 1), steps) - 1
+
+    def middle(self, height: int) -> float:
+        """The share of the way at which an image is half forgotten: where the SNR is 20 / height.
+
+        This is t = 500 of 1000 for the paper's 256x256 images and schedule, and less for smaller
+        images, whose coarse features are of fewer pixels and drown in less noise.
+        """
+        snr = np.asarray(self.schedule.alpha_bar) / np.asarray(self.schedule.one_minus_alpha_bar)
+        return float((snr > 20.0 / height).mean())
 
 
 def make_latents(context: Context, purpose: str) -> Latents:
@@ -66,27 +76,22 @@ def make_latents(context: Context, purpose: str) -> Latents:
     def estimate(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
         return model(params, labels)(x_t, t).x_0
 
-    def complete(
-        params: Any, known: jax.Array, mask: jax.Array, labels: jax.Array, indices: jax.Array
-    ) -> jax.Array:
-        return inpaint(
-            sampler,
-            schedule,
-            model(params, labels),
-            keys_of(indices),
-            known,
-            mask,
-            jump_length=min(10, sampler.num_steps),
-            resamplings=config.figures.resamplings,
-        )
-
     def labels(of_images: np.ndarray) -> np.ndarray:
         return of_images if method.num_classes else np.zeros_like(of_images)
 
     def times(t: Any) -> jax.Array:
         return jnp.asarray(t, jnp.int32)
 
-    first, second, third = jit(down), jit(estimate), jit(complete)
+    fill = make_inpaint(
+        *(experiment, ancestral, config.sample.num_steps),
+        jump_length=min(10, sampler.num_steps),
+        resamplings=config.figures.resamplings,
+    )
+
+    def complete(known: Any, mask: Any, labels: Any, indices: jax.Array) -> jax.Array:
+        return fill(context.params, known, mask, labels, keys_of(indices))
+
+    first, second = jit(down), jit(estimate)
     noised = jit(lambda x_0, t, eps: q_sample(schedule, x_0, t, eps))
     return Latents(
         schedule,
@@ -94,7 +99,7 @@ def make_latents(context: Context, purpose: str) -> Latents:
         lambda x_0, t, eps: noised(x_0, times(t), eps),
         lambda x_t, t, *rest: first(context.params, x_t, times(t), *rest),
         lambda x_t, t, *rest: second(context.params, x_t, times(t), *rest),
-        lambda *rest: third(context.params, *rest),
+        complete,
     )
 
 

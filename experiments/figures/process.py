@@ -23,7 +23,8 @@ def forward(context: Context) -> Figure:
     x_0 = context.encode(records["image"])
     eps = noise(context, "forward", len(x_0))
     last = schedule.num_timesteps - 1
-    times = np.unique(np.linspace(0, last, context.config.columns - 1).round().astype(int))
+    shares = np.linspace(0.0, 1.0, context.config.columns - 1) ** 2  # denser where more is seen
+    times = np.unique((last * shares).round().astype(int))
     columns = [records["image"]]
     for t in times:
         now = at(schedule, jnp.asarray(t), x_0)

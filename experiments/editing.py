@@ -1,0 +1,83 @@
+"""What is made of given images: completions of a part, and the noise that DDIM makes them of."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from diffusion import samplers, thresholds
+from diffusion.inpainting import inpaint
+from diffusion.reverse import make_denoise
+from diffusion.structs import Sampler, Schedule
+from diffusion.walk import start, walk
+from experiments import devices
+from experiments.build import Experiment
+from experiments.methods.method import chain_of
+
+Compiled = Callable[..., jax.Array]
+
+
+def make_inpaint(
+    experiment: Experiment,
+    sampler: Callable[[Schedule], Sampler],
+    num_steps: int,
+    *,
+    jump_length: int,
+    resamplings: int,
+) -> Compiled:
+    """(params, known [B, ...], mask [B, ...], labels i32[B], keys [B]) -> x_0 [B, ...] (RePaint).
+
+    Under the guidance and the threshold of config.sample; compiled.
+
+    Raises:
+        ValueError: for a method without a chain, and as `inpaint` does.
+    """
+    chain = chain_of(experiment.method, "Inpainting")
+    schedule, denoise = chain.respaced(num_steps)
+    with jax.ensure_compile_time_eval():
+        walker = sampler(schedule)
+
+    def complete(params: Any, known: Any, mask: Any, labels: Any, keys: Any) -> jax.Array:
+        model = functools.partial(denoise, params, **chain.condition(labels))
+        return inpaint(
+            walker,
+            schedule,
+            model,
+            keys,
+            known,
+            mask,
+            jump_length=jump_length,
+            resamplings=resamplings,
+        )
+
+    compiled: Compiled = devices.jit(complete, precision=experiment.config.precision)
+    return compiled
+
+
+def make_ddim(experiment: Experiment, num_steps: int) -> tuple[Compiled, Compiled]:
+    """(x_0 to x_T, x_T to x_0), both (params, x [B, ...], labels i32[B]) -> [B, ...], compiled.
+
+    DDIM's deterministic steps on the chain of so many steps, without guidance or threshold.
+
+    Raises:
+        ValueError: for a method without a chain.
+    """
+    chain = chain_of(experiment.method, "DDIM")
+    schedule, _ = chain.respaced(num_steps)
+    process = chain.process._replace(schedule=schedule)
+    denoise = make_denoise(chain.apply, process, threshold=thresholds.none)
+    with jax.ensure_compile_time_eval():
+        sampler = samplers.ddim(schedule)
+
+    def encode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+        model = functools.partial(denoise, params, **chain.condition(labels))
+        return samplers.ddim_encode(schedule, model, x)
+
+    def decode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+        model = functools.partial(denoise, params, **chain.condition(labels))
+        keys = jax.random.split(jax.random.key(0), len(x))  # of noise that is not used
+        return walk(sampler, model, keys, start(sampler, x, 0)).x_t
+
+    compiled = [devices.jit(f, precision=devices.REPORTED) for f in (encode, decode)]
+    return compiled[0], compiled[1]
