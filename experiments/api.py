@@ -25,11 +25,12 @@ from diffusion import random, thresholds
 from diffusion.reverse import make_denoise
 from diffusion.structs import Schedule
 from experiments import devices, images
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import saved
 from experiments.data.dataset import InMemory
 from experiments.drawing import compile_sampling, draw, requested_labels
 from experiments.editing import make_ddim, make_inpaint
+from experiments.experiment import Experiment
 from experiments.files.atomic import read_json
 from experiments.methods.method import chain_of
 from experiments.metrics import bound

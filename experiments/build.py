@@ -1,34 +1,22 @@
 """From a config to an experiment: all that a run is, before anything is computed."""
 
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from experiments.configs import ranges
-from experiments.data.dataset import Dataset
 from experiments.data.datasets import DATASETS
+from experiments.experiment import Experiment
 from experiments.lookup import lookup
 from experiments.methods.diffusion import diffusion
-from experiments.methods.method import Encoder, Method, pixels
-from experiments.optimizers import CLIPS, OPTIMIZERS, GradientFn
+from experiments.methods.method import Method, pixels
+from experiments.optimizers import CLIPS, OPTIMIZERS
 
 # name -> (config, dataset, encoder) -> Method
 METHODS: MappingProxyType[str, Any] = MappingProxyType({"diffusion": diffusion})
-
-
-class Experiment(NamedTuple):
-    """Everything that a config means. Building one allocates no parameters and reads no data."""
-
-    config: ml_collections.ConfigDict
-    dataset: Dataset
-    encoder: Encoder
-    method: Method
-    optimizer: optax.GradientTransformation
-    gradients: GradientFn
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

@@ -87,7 +87,7 @@ class Executables:
     """A function of `jit`, compiled ahead for each shape of its arguments, with a look at memory.
 
     Calling it raises OutOfMemory, in every process alike, where the compiler says that a device
-    needs more than it has; nothing has run then.
+    needs more than it has; nothing has run then. So it does where the device finds out by itself.
     """
 
     def __init__(self, function: Any) -> None:
@@ -100,16 +100,26 @@ class Executables:
             compiled = self._function.lower(*arguments).compile()
             _check_memory(compiled)
             self._compiled[shapes] = compiled
-        return self._compiled[shapes](*arguments)
+        try:
+            return self._compiled[shapes](*arguments)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemory("a batch needs more memory than is free") from error
+
+
+def needed_bytes(compiled: Any) -> int:
+    """Bytes of temporaries and results on a device, which are not there before a call."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return int(analysis.temp_size_in_bytes + max(results, 0))
 
 
 def _check_memory(compiled: Any) -> None:
-    """Raises OutOfMemory where what is not there yet, temporaries and results, does not fit."""
-    analysis, free = compiled.memory_analysis(), free_bytes()
-    needed = 0
-    if analysis is not None:
-        own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        needed = analysis.temp_size_in_bytes + max(own, 0)
+    """Raises OutOfMemory where a call would not fit."""
+    needed, free = needed_bytes(compiled), free_bytes()
     if not all_agree(free is None or needed <= free):
         raise OutOfMemory(
             f"a batch needs {needed / 2**20:,.0f} MiB beside what is there, of "

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion import random
 from experiments import console, devices, images
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.methods.method import Method
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # the fields of `Drawn`

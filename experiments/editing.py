@@ -12,7 +12,7 @@ from diffusion.reverse import make_denoise
 from diffusion.structs import Sampler, Schedule
 from diffusion.walk import start, walk
 from experiments import devices
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.methods.method import chain_of
 
 Compiled = Callable[..., jax.Array]

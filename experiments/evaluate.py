@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments import console, devices
-from experiments.build import Experiment
 from experiments.console import format_duration
+from experiments.experiment import Experiment
 from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names

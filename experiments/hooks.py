@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import console, devices, images
-from experiments.build import Experiment
 from experiments.data.dataset import hold_out
 from experiments.drawing import draw, make_sample_fn
+from experiments.experiment import Experiment
 from experiments.features.references import make_judge
 from experiments.metrics import bound
 from experiments.state import BOUND, TrainState, facts, save, training_images

@@ -27,7 +27,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, sample
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
@@ -39,6 +39,8 @@ from experiments.workdir.checkpoint import CheckpointError
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.results import measured, read_results
 
+# Errors that the user can mend.
+MENDABLE = (ValueError, OSError, ImportError, CheckpointError, devices.OutOfMemory)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to run, FILE.py or FILE.py:ABLATION."
 )
@@ -161,7 +163,7 @@ def main(argv: list[str]) -> int:
             raise
         if command_line.disk_is_full(error):
             return command_line.fail_of_full_disk(error)
-        if isinstance(error, ValueError | OSError | ImportError | CheckpointError):
+        if isinstance(error, MENDABLE):
             return command_line.fail(error)
         raise
 

@@ -6,8 +6,9 @@ from types import MappingProxyType
 from ml_collections import ConfigDict
 
 from experiments import evaluate, sample
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import by_size
+from experiments.experiment import Experiment
 from experiments.figures import page
 
 # Refuses a config that a mode would fail on, before anything is computed.

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from diffusion.spacings import uniform
 from experiments import console, devices, images
-from experiments.build import Experiment
 from experiments.drawing import draw_indices, make_sample_fn, requested_labels, steps_taken
+from experiments.experiment import Experiment
 from experiments.files.atomic import digest
 from experiments.sample_files import Rows, SampleFiles, written_indices
 from experiments.workdir.checkpoint import Loaded, checksums

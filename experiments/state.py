@@ -9,8 +9,8 @@ from jax.sharding import Mesh, Sharding
 
 from diffusion import random
 from experiments import devices
-from experiments.build import Experiment
 from experiments.data.dataset import Source, fingerprint, hold_out
+from experiments.experiment import Experiment
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints, Loaded, abstract_like
 from experiments.workdir.config import check_same, check_same_model, config_to_dict

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from diffusion import random
 from experiments import console, devices, images
-from experiments.build import Experiment
 from experiments.data import loader
 from experiments.data.dataset import load_in_memory
+from experiments.experiment import Experiment
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
 from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
 from experiments.workdir import outcome, training_log

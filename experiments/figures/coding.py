@@ -66,9 +66,7 @@ def decoding(context: Context) -> Figure:
     rate = _rates(context, records)
     mean_rate = rate.mean(axis=1)
     chosen = [r for r in RATES if r <= mean_rate[0]]
-    times = [int(np.flatnonzero(mean_rate <= r)[0]) for r in chosen]
-    if not times or times[-1] != 0:
-        times.append(0)
+    times = sorted({0, *(int(np.argmax(mean_rate <= r)) for r in chosen)}, reverse=True)
     x_0 = context.encode(records["image"])
     indices = jnp.arange(len(x_0))
     keys = random.per_index(random.stream(context.seed, "figures decoding"), indices)

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from experiments import devices, images
-from experiments.build import Experiment
 from experiments.data.dataset import Source, gather
 from experiments.drawing import Drawn, compile_sampling, draw
+from experiments.experiment import Experiment
 from experiments.methods.method import Chain
 
 Pictures = UInt8[np.ndarray, "n h w c"]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from experiments import console, devices
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.figures import coding, completions, process, samples
 from experiments.figures.figure import Context, Figure
 from experiments.files.atomic import write_text

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from diffusion import likelihood, random
 from diffusion.reverse import Denoise
 from experiments import console, devices
-from experiments.build import Experiment
 from experiments.data.dataset import Source, read_images
+from experiments.experiment import Experiment
 from experiments.methods.method import chain_of
 from experiments.metrics import plots
 from experiments.metrics.metric import Context, Result, image_protocol, line, number, which_images

@@ -5,8 +5,8 @@ import csv
 import numpy as np
 
 from experiments import devices
-from experiments.build import Experiment
 from experiments.drawing import steps_taken
+from experiments.experiment import Experiment
 from experiments.features import scores
 from experiments.features.extractors import Features
 from experiments.features.references import judge_protocol, make_judge

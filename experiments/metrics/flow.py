@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from diffusion import probability_flow, random
 from diffusion.forward import q_sample
 from experiments import console, devices
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.lookup import naming_field
 from experiments.methods.method import chain_of
 from experiments.metrics import bound

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import devices
-from experiments.build import Experiment
 from experiments.data.dataset import Source, fingerprint
+from experiments.experiment import Experiment
 from experiments.files.atomic import digest
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import Origin

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.build import Experiment
 from experiments.drawing import requested_labels
+from experiments.experiment import Experiment
 from experiments.features import scores
 from experiments.features.extractors import Features, choose_extractor, features_of
 from experiments.features.references import (

@@ -8,8 +8,8 @@ import numpy as np
 
 from diffusion.spacings import uniform
 from experiments import console, devices
-from experiments.build import Experiment
 from experiments.drawing import make_sample_fn, steps_taken
+from experiments.experiment import Experiment
 from experiments.metrics.metric import Context, check_finite
 from experiments.metrics.parts import Parts
 

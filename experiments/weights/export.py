@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from experiments import console, devices
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.files import markdown, templates
 from experiments.files.atomic import check_new, whole_folder
 from experiments.files.parameters import tensors_from_params

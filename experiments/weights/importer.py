@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from diffusion import schedules
 from diffusion.networks import NETWORKS
 from experiments import console
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import saved
 from experiments.data.datasets import DATASETS
+from experiments.experiment import Experiment
 from experiments.files.atomic import check_new, whole_folder
 from experiments.files.parameters import params_from_tensors
 from experiments.lookup import choose, lookup

@@ -18,9 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import devices, sample, train
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import digits
 from experiments.data.dataset import read_images
+from experiments.experiment import Experiment
 from experiments.features.extractors import Extractor, make_feature_fn
 from experiments.features.inception import extract
 from experiments.features.inception_weights import params_from_state

@@ -11,10 +11,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import devices, train
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import digits
+from experiments.experiment import Experiment
+from experiments.features import classifier
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome
+
+QUICK = classifier.Recipe(channels=(8, 16), steps=60)
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +76,16 @@ def params(trained: tuple[ConfigDict, pathlib.Path]) -> Any:
 @pytest.fixture(scope="session")
 def tiny_experiment(tiny: Callable[[], ConfigDict]) -> Experiment:
     return build(tiny())
+
+
+@pytest.fixture(scope="module")
+def quick_classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of its own, and a classifier of few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DDPM_INCEPTION_WEIGHTS", raising=False)
+        patch.setattr(classifier, "RECIPE", QUICK)
+        yield
 
 
 @pytest.fixture

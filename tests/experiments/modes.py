@@ -6,7 +6,7 @@ from typing import Any
 from experiments import devices
 from experiments import evaluate as evaluation
 from experiments import sample as sampling
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.state import load_ema
 
 

@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import devices, train
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import digits
+from experiments.experiment import Experiment
 from experiments.metrics import bound
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome

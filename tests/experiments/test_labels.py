@@ -8,9 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import devices, sample
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.configs import saved
 from experiments.drawing import draw, make_sample_fn, requested_labels
+from experiments.experiment import Experiment
 from experiments.metrics.metric import Context
 from experiments.metrics.sample_store import sampling_protocol
 from experiments.workdir.origin import Origin

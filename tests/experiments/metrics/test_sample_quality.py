@@ -25,10 +25,10 @@ from experiments.metrics.metric import Context
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import checksums
 from tests.experiments import modes
+from tests.experiments.conftest import QUICK
 from tests.experiments.processes import in_two_processes
 
 Make = Callable[[], ConfigDict]
-QUICK = classifier.Recipe(channels=(8, 16), steps=60)
 # experiments.main, whose classifier is the quick one too
 MAIN = f"""
 import runpy
@@ -38,14 +38,7 @@ runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache of its own, and a classifier of few steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("DDPM_INCEPTION_WEIGHTS", raising=False)
-        patch.setattr(classifier, "RECIPE", QUICK)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import devices
-from experiments.build import Experiment, build
+from experiments.build import build
+from experiments.experiment import Experiment
 from experiments.state import load_ema
 from experiments.train import train
 from experiments.weights import export, importer

@@ -10,7 +10,8 @@ import pytest
 import diffusion.samplers
 import diffusion.walk
 from experiments import devices
-from experiments.build import Experiment, build
+from experiments.build import build
+from experiments.experiment import Experiment
 from experiments.state import load_ema
 from experiments.weights import importer
 from experiments.workdir.config import read_config
