@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.configs import published
-from experiments.configs.published import PaperRow, PaperTable
+from experiments.configs.published import PaperRow, PaperTable, SamplingRow, SamplingTable
 from experiments.reports import paper, render
 from experiments.reports.averages import average, describe, numbers, why_not_averaged
 from experiments.reports.collect import load
 from experiments.reports.render import Cell, Table
 from experiments.reports.variants import DatasetRuns, Variant, dataset_of, group_runs
+from experiments.workdir.protocols import renewed_protocol
 from experiments.workdir.run import Run
 
 NOT_MEASURED = "not measured"
@@ -135,6 +136,43 @@ def _quoted(table: PaperTable) -> Table:
     return Table(head, tuple(lines))
 
 
+# --- Samplers ---
+
+
+def _sampled(run: Run, row: SamplingRow, steps: int) -> bool:
+    """Whether the run's samples were drawn so, of a CIFAR-10 model, and judged as published."""
+    section = run.sections.get("samples")
+    if section is None or run.training.get("data.name") != "cifar10":
+        return False
+    found = renewed_protocol(section.protocol)
+    wanted = {
+        **published.COLUMNS["fid_train"].protocol,
+        **published.COMMON,
+        "spacing": {"name": row.spacing},
+        "num_steps": steps,
+    }
+    if row.variance is not None:
+        wanted["variance"] = row.variance
+    same = all(found.get(name) == value for name, value in wanted.items() if name != "sampler")
+    defaults = {"eta": 0.0} if row.sampler["name"] == "ddim" else {}
+    return same and defaults | found["sampler"] == defaults | dict(row.sampler)
+
+
+def _sampling(runs: Sequence[Run], table: SamplingTable) -> Table:
+    """FID against steps, published and ours."""
+    head = ("sampler", "spacing", "steps", "FID, published", "FID, ours", "seeds", "hardware")
+    lines = []
+    for row in table.rows:
+        for steps, text in row.fid.items():
+            having = [run for run in runs if _sampled(run, row, steps)]
+            values = [float(run.sections["samples"].values["fid_train"]["value"]) for run in having]
+            ours = average(values, "", len(values)).text if values else NOT_MEASURED
+            facts = _facts(having)[:2] if having else _cells("", "")
+            cell = Cell(ours, strong=bool(values))
+            lines.append((*_cells(row.label, row.spacing, str(steps), text), cell, *facts))
+    return Table(head, tuple(lines), numbers=2)
+
+
 # --- What is no cell's number ---
 
 
@@ -191,5 +229,6 @@ def document(runs: Sequence[Run]) -> str:
             (table, _own_table(runs, table), _commands(table), _quoted(table))
             for table in published.TABLES.values()
         ],
+        sampling=[(table, _sampling(runs, table)) for table in published.SAMPLING],
         apart=Table(HEAD_APART, lines, numbers=len(HEAD_APART)) if lines else None,
     )

@@ -130,9 +130,11 @@ def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def written(value: Any) -> str:
     """A protocol's value for people: a choice {name, **options} as name or name(option=...)."""
-    if not isinstance(value, Mapping) or "name" not in value:
+    if not isinstance(value, Mapping):
         return str(value)
     options = ", ".join(f"{key}={option}" for key, option in value.items() if key != "name")
+    if "name" not in value:
+        return options
     return f"{value['name']}({options})" if options else str(value["name"])
 
 

@@ -113,7 +113,14 @@ def test_ddim_of_any_eta_step_by_step() -> None:
                 eta=eta,
                 variance_noise=torch.from_numpy(z).double(),
             ).prev_sample
-            found = step(functools.partial(denoise, None), X_T, jnp.asarray(t), lambda _: z, ())
+            noise = jnp.asarray(z)
+            found = step(
+                functools.partial(denoise, None),
+                jnp.asarray(X_T),
+                jnp.asarray(t),
+                lambda _, noise=noise: noise,
+                (),
+            )
             close(np.asarray(found.x), expected.numpy())
 
 

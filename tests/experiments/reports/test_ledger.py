@@ -115,7 +115,8 @@ def test_a_number_counts_where_model_and_protocol_are_the_papers(tmp_path: pathl
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("protocol", "edm"), ("extractor", "cnn"), ("num_steps", 100), ("clip_denoised", False)),
+        *(("protocol", "edm"), ("extractor", "cnn"), ("num_steps", 100)),
+        ("threshold", {"name": "none"}),
         *(("checkpoint_step", 5_000), ("variance", "fixed_small")),
     ],
 )
@@ -240,3 +241,24 @@ def test_the_committed_ledger_is_that_of_the_committed_results() -> None:
 def test_what_is_no_summary_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"name a summary\.json, or a folder of runs"):
         ledger.load_runs([str(tmp_path / "none.json")])
+
+
+def test_fast_samplers_stand_beside_what_was_published(tmp_path: pathlib.Path) -> None:
+    """A number counts under its sampler, spacing, steps and, where it is used, variance alone."""
+    text = page()
+    for table in published.SAMPLING:
+        assert table.title.replace("η", "η") in text
+        for row in table.rows:
+            for steps, printed in row.fid.items():
+                assert [row.label, row.spacing, str(steps), printed, "not measured", "–", "–"] in (
+                    lines(text)
+                )
+    ddim = {"sampler": {"name": "ddim", "eta": 0.0}, "variance": "not used", "num_steps": 50}
+    as_the_paper(tmp_path, 0, 3.7, 4.5, **ddim, spacing={"name": "quadratic"})
+    as_the_paper(tmp_path, 1, 3.7, 4.7, **ddim, spacing={"name": "quadratic"})
+    as_the_paper(tmp_path, 2, 3.7, 9.9, **ddim, spacing={"name": "uniform"}, guidance={"scale": 2})
+    text = page(tmp_path)
+    assert cell(text, "DDIM, η = 0", "quadratic", "50")[4].startswith("**4.6")
+    assert cell(text, "DDIM, η = 0", "uniform", "50")[4] == "not measured"
+    assert cell(text, "DDIM, η = 1", "quadratic", "50")[4] == "not measured"
+    assert cell(text, "DDIM, η = 0", "quadratic", "100")[4] == "not measured"
