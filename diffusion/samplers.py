@@ -37,7 +37,7 @@ def ancestral(chain: Schedule, /) -> Sampler:
     return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
 
 
-def ddim(chain: Schedule, /, eta: float = 0.0) -> Sampler:
+def ddim(chain: Schedule, /, eta: float | int = 0.0) -> Sampler:
     """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s z.
 
     DDIM Eq. 12, with s = eta beta-tilde_t^(1/2) (DDIM Eq. 16): eta = 0 is deterministic, eta = 1 is

@@ -230,7 +230,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "sample.threshold.name": Text(),
         "sample.threshold.quantile": Range(0, 1, whole=False, above=True),
         "sample.threshold.most": Range(1, FLOAT32_MAX, whole=False),
-        "sample.guidance_scale": Range(-1000, 1000, whole=False),
+        "sample.guidance_scale": Range(0, 1000, whole=False),
         "sample.guidance_interval": Many(Range(0, TIMESTEPS), most=2),
         "sample.num_images": Range(1, IMAGES),
         "sample.batch_size": Range(1, BATCH),

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from diffusion import samplers
+from diffusion import walk
 from experiments import devices
 from experiments.build import build
 from experiments.data.dataset import load_in_memory
@@ -74,9 +74,10 @@ def test_progress_ends_in_the_sample(trained: tuple, params) -> None:
     experiment = build(trained[0])
     mesh = meshes()[0]
     sample_fn = make_sample_fn(experiment, mesh, num_steps=0, record=(7, 3, 0))
-    samples, progress, finite = draw(sample_fn, params_on(params, mesh), 0, 4, 4, mesh)
+    samples, progress, finite, evaluations = draw(sample_fn, params_on(params, mesh), 0, 4, 4, mesh)
     np.testing.assert_array_equal(progress[-1], samples)
     assert progress.shape == (3, 4, 8, 8, 1) and finite.all() and len(finite) == 4
+    assert evaluations.tolist() == [8] * 4
 
 
 def test_what_is_not_finite_is_counted_drawn_grey_and_said(
@@ -84,7 +85,7 @@ def test_what_is_not_finite_is_counted_drawn_grey_and_said(
 ) -> None:
     """One bad value is enough, also where its pixel is later clipped, or on the way."""
     config, workdir = trained
-    end_well = samplers.end
+    end_well = walk.end
 
     def spoilt(state):
         found = end_well(state)
@@ -94,7 +95,7 @@ def test_what_is_not_finite_is_counted_drawn_grey_and_said(
             progress = progress.at[0, 6, 1, 1, 0].set(-jnp.inf)
         return found._replace(x_0=x_0, progress=progress)
 
-    monkeypatch.setattr(samplers, "end", spoilt)
+    monkeypatch.setattr(walk, "end", spoilt)
     experiment, mesh = build(config), meshes()[0]
     for record, bad in (((), [1, 5]), ((7, 0), [1, 5, 6])):
         sample_fn = make_sample_fn(experiment, mesh, num_steps=0, record=record)

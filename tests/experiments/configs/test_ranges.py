@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion import losses, samplers, schedules
+from diffusion import losses, samplers, schedules, spacings, thresholds
 from diffusion.networks import NETWORKS
 from experiments import build, configs, devices, evaluate, hooks, images, lookup, modes
 from experiments.configs import base, ranges
@@ -35,6 +35,8 @@ CHOICES = MappingProxyType(
         "optimizer": OPTIMIZERS,
         "clip": CLIPS,
         "sample.sampler": samplers.SAMPLERS,
+        "sample.spacing": spacings.SPACINGS,
+        "sample.threshold": thresholds.THRESHOLDS,
     }
 )
 # What some entries need beside the keyword that is tried.
@@ -88,8 +90,9 @@ def config_with(field: str) -> ConfigDict:
         if section in CHOICES
         else []
     )
-    if field == "model.label_dropout":
+    if field in ("model.label_dropout", "sample.guidance_scale"):
         config.data.name, config.model.class_conditional = "digits", True
+        config.model.label_dropout = 0.1
     if section == "model" and found and "unet" not in found:
         config.model = dict(
             **dict(name="dit", patch_size=1, hidden_size=8, depth=1, num_heads=2),
