@@ -1,8 +1,8 @@
 """Figures of samples: grids, classes, the way there, and their nearest training images."""
 
+import functools
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -82,8 +82,9 @@ def reverse(context: Context) -> Figure:
     indices = np.arange(count, dtype=np.int32)
     keys = random.per_index(random.stream(context.seed, "sample"), jnp.asarray(indices))
     labels = indices % max(method.num_classes, 1)
-    state = jax.jit(sampling.begin)(context.params, keys, labels)
-    advance = devices.jit(sampling.advance, precision=experiment.config.precision)
+    compiled = functools.partial(devices.jit, precision=experiment.config.precision)
+    begin, advance = compiled(sampling.begin), compiled(sampling.advance)
+    state = begin(context.params, keys, labels)
     frames = [state.x_t] if hasattr(state, "x_t") else []
     falling = np.arange(sampling.num_steps, dtype=np.int32)[::-1]
     for steps in np.array_split(falling, min(FRAMES, sampling.num_steps)):

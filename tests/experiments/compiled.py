@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import devices, sample, train
+from experiments import devices, drawing, train
 from experiments.build import build
 from experiments.configs import digits
 from experiments.data.dataset import read_images
@@ -94,7 +94,7 @@ def differences(data_dir: str) -> dict[str, float]:
         "bound": lambda: bound.make_terms_fn(model, mesh, model.method.chain.denoise)(
             params, batch, indices, timesteps, np.int32(0)
         ),
-        "samples": lambda: sample.make_sample_fn(model, mesh, num_steps=0, quantize="none")(
+        "samples": lambda: drawing.make_sample_fn(model, mesh, num_steps=0, quantize="none")(
             params, indices
         )[0],
         "train step": lambda: first_moment(

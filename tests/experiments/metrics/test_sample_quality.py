@@ -258,9 +258,9 @@ def test_what_is_not_finite_is_not_judged_and_loses_nothing(
 
         def call(*inputs):
             calls.append(None)
-            samples, progress, finite = sample_fn(*inputs)
+            samples, progress, finite, evaluations = sample_fn(*inputs)
             bad = [2, 3, 6] if len(calls) > 1 else []  # of the second batch, 12 to 15 are unused
-            return samples, progress, finite.at[np.array(bad, int)].set(False)
+            return samples, progress, finite.at[np.array(bad, int)].set(False), evaluations
 
         return call
 

@@ -244,7 +244,7 @@ def test_the_chain_is_the_scheduler_s(case: str, tmp_path: pathlib.Path) -> None
     config = base_config("ddpm-celebahq-256")
     importer.merge(config, sources.read(str(folder)))
     assert config.schedule.name == name and config.variance.name == "fixed_large"
-    assert config.parameterization.name == "v" and not config.sample.clip_denoised
+    assert config.parameterization.name == "v" and config.sample.threshold.name == "none"
     if "beta_end" in changes:
         assert config.schedule.beta_end == changes["beta_end"]
 

@@ -27,7 +27,9 @@ def test_sections_with_values_are_measured_and_no_others(tmp_path: pathlib.Path)
 def test_an_older_protocol_is_renewed_as_it_is_read() -> None:
     old = GOOD | {"protocol": {"sampler": "ancestral"}}
     protocol = measured({"samples": old})[0]["samples"].protocol
-    assert protocol["sampler"] == {"name": "ancestral"} and protocol["spacing"] == {"name": "uniform"}
+    assert protocol["sampler"] == {"name": "ancestral"} and protocol["spacing"] == {
+        "name": "uniform"
+    }
 
 
 @pytest.mark.parametrize(
