@@ -83,9 +83,10 @@ def measure(workdir: Path, out: Path, num: int, batch: int, seeds: int) -> None:
                 (r["sampler"], r["spacing"], r["steps"], r["seed"]) for r in csv.DictReader(stream)
             }
     out.parent.mkdir(parents=True, exist_ok=True)
+    new = not out.is_file()
     with out.open("a", newline="") as stream:
         table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if not done:
+        if new:
             table.writeheader()
         for row in rows(seeds):
             if row.sampler["name"] == "flow" and row.sampler["tolerance"] != 1e-3:

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 
 from benchmarks.cases import BETAS, TIMESTEPS, Case
 
@@ -85,11 +92,20 @@ def their_train(case: Case, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     return call
 
 
-def their_sample(case: Case, wrap: Callable[[Any], Any], steps: int) -> Callable[[], None]:
-    """diffusers' DDPMPipeline."""
+def their_sample(
+    case: Case, wrap: Callable[[Any], Any], steps: int, sampler: str
+) -> Callable[[], None]:
+    """diffusers' pipeline of a sampler, by our name."""
     network = wrap(their_network(case).eval())
-    scheduler = DDPMScheduler(num_train_timesteps=TIMESTEPS, variance_type="fixed_large")
-    pipeline: Any = DDPMPipeline(network, scheduler)
+    linear: Any = dict(num_train_timesteps=TIMESTEPS, beta_start=1e-4, beta_end=0.02)
+    pipeline: Any
+    if sampler == "ddim":
+        pipeline = DDIMPipeline(network, DDIMScheduler(**linear))
+    elif sampler == "dpm_solver_pp":
+        scheduler = DPMSolverMultistepScheduler(**linear, beta_schedule="linear", solver_order=2)
+        pipeline = DDPMPipeline(network, scheduler)
+    else:
+        pipeline = DDPMPipeline(network, DDPMScheduler(**linear, variance_type="fixed_large"))
     pipeline.set_progress_bar_config(disable=True)
 
     def call() -> None:

@@ -6,8 +6,8 @@ Needs the parity extra. Both sides run on whatever device their library finds, o
 turn. Every time is a median with the fastest call in brackets, ratios likewise: where the two are
 far apart, something else used the machine, and the run should be repeated. A train step is loss,
 gradient, clipping at norm 1, Adam and EMA. Sampling walks `--steps` of the 1,000 timesteps with the
-published scheduler on either side. "of peak" is the share of the rate of a large float32 matrix
-product, both at their fastest. On GPUs both libraries may round products to TF32.
+published scheduler of each --sampler on either side. "of peak" is the share of the rate of a large
+float32 matrix product, both at their fastest. On GPUs both libraries may round products to TF32.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from diffusion.losses import make_loss_fn, simple
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import ancestral
+from diffusion.samplers import SAMPLERS
 from diffusion.schedules import from_betas, respace
 from diffusion.spacings import uniform
 from diffusion.structs import Process
@@ -145,11 +145,11 @@ def our_train(case: Case) -> Ours:
     return Ours(call, flops)
 
 
-def our_sample(case: Case, steps: int) -> Ours:
-    """The compiled ancestral sampler."""
+def our_sample(case: Case, steps: int, name: str) -> Ours:
+    """The compiled walk of a sampler."""
     network, params, _ = our_params(case)
     chain = respace(BETAS, uniform(TIMESTEPS, steps))
-    process, sampler = Process(chain, EPS, FIXED_LARGE), ancestral(chain)
+    process, sampler = Process(chain, EPS, FIXED_LARGE), SAMPLERS[name](chain)
     denoise = make_denoise(apply_network(network), process, threshold=thresholds.clip)
     keys = jax.random.split(jax.random.key(0), case.batch)
 
@@ -205,17 +205,17 @@ def hardware() -> str:
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
 
 
-def run_case(part: str, case: Case, args: argparse.Namespace) -> str:
+def run_case(part: str, case: Case, args: argparse.Namespace, sampler: str = "") -> str:
     """One row of the table."""
     ours = {
         "train": our_train,
         "forward": our_forward,
-        "sample": lambda case: our_sample(case, args.steps),
+        "sample": lambda case: our_sample(case, args.steps, sampler),
     }[part](case)
     make = {
         "train": their_train,
         "forward": their_forward,
-        "sample": lambda case, wrap: their_sample(case, wrap, args.steps),
+        "sample": lambda case, wrap: their_sample(case, wrap, args.steps, sampler),
     }[part]
     calls = {"ours": ours.call}
     notes = ""
@@ -237,7 +237,14 @@ def run_case(part: str, case: Case, args: argparse.Namespace) -> str:
         best = f"{min(medians) / mine.median:.2f} ({min(minima) / mine.fastest:.2f})"
     share = f"{ours.flops / mine.fastest / peak:.0%}" if ours.flops else "-"
     rate = f"{case.batch / mine.median:.4g}"
-    cells = [f"{part}: {case.label}{notes}", str(mine), *theirs, best, rate, share]
+    cells = [
+        f"{' '.join(filter(None, [part, sampler]))}: {case.label}{notes}",
+        str(mine),
+        *theirs,
+        best,
+        rate,
+        share,
+    ]
     return markdown.row(cells)
 
 
@@ -260,6 +267,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=numbers, default=[64, 8])
     parser.add_argument("--dropout", type=float, default=0.1, help="of the train step, both sides")
     parser.add_argument("--steps", type=int, default=10, help="of the 1,000, when sampling")
+    parser.add_argument(
+        "--sampler", type=words, default=["ancestral"], help="ancestral, ddim, dpm_solver_pp"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--torch", type=words, default=["eager"], help="eager, compile or both")
     args = parser.parse_args()
@@ -270,6 +280,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, allowed in (
         ("part", ("train", "forward", "sample")),
         ("torch", ("eager", "compile")),
+        ("sampler", ("ancestral", "ddim", "dpm_solver_pp")),
     ):
         unknown = set(getattr(args, name)) - set(allowed)
         if unknown:
@@ -297,7 +308,8 @@ def main() -> None:
         for part in args.part:
             dropout = args.dropout if part == "train" else 0.0
             case = make_case(args.image_size, width, batch, dropout)
-            print(run_case(part, case, args), flush=True)
+            for sampler in args.sampler if part == "sample" else [""]:
+                print(run_case(part, case, args, sampler), flush=True)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class Executables:
         self._compiled: dict[Any, Any] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        if jax.config.read("jax_disable_jit"):
+        if getattr(jax.config, "jax_disable_jit", False):  # which not every jax types
             return self._function(*arguments)
         shapes = tuple((np.shape(x), x.dtype) for x in jax.tree.leaves(arguments))
         if shapes not in self._compiled:

@@ -15,7 +15,7 @@ from diffusion.forward import at, q_sample
 from experiments import api, train
 from experiments.build import build
 from experiments.data.dataset import read_images
-from experiments.workdir.checkpoint import CheckpointError
+from experiments.workdir.checkpoint import CheckpointError, Loaded
 from experiments.workdir.outcome import Outcome
 from tests.experiments import modes
 from tests.experiments.weights.published_configs import base_config
@@ -162,3 +162,69 @@ def test_published_weights_are_a_model_too(capsys: pytest.CaptureFixture) -> Non
     assert given.experiment.encoder.shape == (64, 64, 3)
     with pytest.raises(ValueError, match="no folder of diffusers"):
         experiments.load(FOLDER)
+
+
+def test_what_is_known_of_an_image_comes_back_exactly(model: api.Model) -> None:
+    pictures, mask = images(model, 5)["image"], np.ones((8, 8), bool)
+    mask[:, 4:] = False
+    found = model.inpaint(pictures, mask, resamplings=2, jump_length=3)
+    np.testing.assert_array_equal(found[:, :, :4], pictures[:, :, :4])
+    assert (found[:, :, 4:] != pictures[:, :, 4:]).any()
+    np.testing.assert_array_equal(
+        model.inpaint(pictures[:3], mask, resamplings=2, jump_length=3)[0, :, :4], found[0, :, :4]
+    )
+    # What stands under the mask does not matter; another seed does, and a mask each may be given.
+    blank = np.where(mask[..., None], pictures, 0).astype(np.uint8)
+    same = model.inpaint(blank, mask, resamplings=2, jump_length=3)
+    np.testing.assert_array_equal(same, found)
+    each = np.broadcast_to(mask, (5, 8, 8))
+    other = model.inpaint(pictures, each, seed=1, resamplings=2, jump_length=3)
+    assert (other != found).any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "words"),
+    [
+        (np.ones((4, 4)), {}, r"mask must be \[8, 8\] or \[2, 8, 8\]"),
+        (np.full((8, 8), 0.5), {}, "zeros and ones"),
+        (np.ones((8, 8)), {"resamplings": 0}, "resamplings = 0 must be"),
+        (np.ones((8, 8)), {"sampler": "unipc"}, "remembers its last steps"),
+    ],
+)
+def test_impossible_completions_are_refused(
+    model: api.Model, mask: np.ndarray, options: dict, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        model.inpaint(images(model, 2)["image"], mask, **options)
+
+
+def test_ddim_encodes_what_it_decodes(model: api.Model) -> None:
+    """Few steps of a hardly trained model give a coarse but similar image back."""
+    pictures = images(model, 6)["image"]
+    x_T = model.encode_noise(pictures)
+    assert x_T.shape == (6, 8, 8, 1) and x_T.dtype == np.float32 and np.isfinite(x_T).all()
+    np.testing.assert_array_equal(model.encode_noise(pictures[:2]).shape, (2, 8, 8, 1))
+    off = abs(model.decode_noise(x_T).astype(int) - pictures).mean()
+    noise = np.random.default_rng(0).normal(size=x_T.shape).astype(np.float32)
+    assert off < 0.5 * abs(model.decode_noise(noise).astype(int) - pictures).mean()
+
+
+def test_guidance_is_between_and_beyond_the_two_models(told: api.Model, model: api.Model) -> None:
+    """Of parameters for which labels matter."""
+    moved = jax.tree.map(lambda x: x + 0.1, told.params)
+    loud = api.Model(told.experiment, Loaded(8, moved, told.origin), told._mesh)
+    with_label = loud.sample(8, steps=4, labels=3)
+    np.testing.assert_array_equal(loud.sample(8, steps=4, labels=3, guidance=1.0), with_label)
+    without = loud.sample(8, steps=4, labels="none")
+    off = abs(loud.sample(8, steps=4, labels=3, guidance=0.0).astype(int) - without)
+    assert off.max() <= 16 and (off > 0).mean() < 0.02 < (without != with_label).mean()
+    assert (loud.sample(8, steps=4, labels=3, guidance=5.0) != with_label).any()
+    with pytest.raises(ValueError, match="guidance_scale = 3 needs a network"):
+        model.sample(2, guidance=3)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver_pp", "unipc", "flow"])
+def test_every_sampler_is_a_name_away(model: api.Model, name: str) -> None:
+    found = model.sample(3, steps=4, sampler=name)
+    assert found.shape == (3, 8, 8, 1) and (found != model.sample(3, steps=4)).any()
+    np.testing.assert_array_equal(model.sample(3, steps=4, sampler=name), found)
