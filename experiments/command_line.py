@@ -1,6 +1,7 @@
 """The command line: flags in, errors and times out as people read them."""
 
 import argparse
+import ast
 import errno
 import functools
 import os
@@ -9,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -180,6 +181,42 @@ def _config_file(value: str) -> str:
     )
 
 
+def spelled_out(config: ConfigDict, path: str = "config") -> ConfigDict:
+    """`config` with each name such as `ddim(eta=0.5)` as the choice {name, **options} that it is.
+
+    The whole choice is replaced, so that no option of the one before it stays.
+
+    Raises:
+        ValueError: for what is not written like that.
+    """
+    for key in list(config):
+        node = config[key]
+        if not isinstance(node, ConfigDict):
+            continue
+        name = node.get("name")
+        if isinstance(name, str) and "(" in name:
+            with config.unlocked():
+                config[key] = ConfigDict(_called(name, f"{path}.{key}"))
+        else:
+            spelled_out(node, f"{path}.{key}")
+    return config
+
+
+def _called(text: str, where: str) -> dict[str, Any]:
+    """{name, **options} of `name(option=value, ...)`, values as Python writes them."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{where}.name = {text!r} is not understood: write a name, or name(option=value, ...), "
+            "such as ddim(eta=0.5)."
+        ) from error
+    return {"name": call.func.id, **options}
+
+
 def load_config(arguments: Sequence[str]) -> ConfigDict:
     """The config that `experiments.main` would use, for a program that plans its runs.
 
@@ -194,7 +231,7 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
     try:
         holder(argv)
-        config: ConfigDict = holder["config"].value
+        config: ConfigDict = spelled_out(holder["config"].value)
         ranges.check(by_size.fill(config))  # which a config that could not be loaded fails too
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         raise ValueError(message(error)) from error

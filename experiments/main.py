@@ -147,6 +147,7 @@ def main(argv: list[str]) -> int:
         )
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
+        config = command_line.spelled_out(config)
         if config.distributed != "off":
             console.release_signals()  # the cluster says when
         command_line.check_writable(workdir, make=MODE.value == "train")

@@ -35,6 +35,9 @@ CONFIGS = {
     "--config=digits --config.evaluate.split=valid": "Choose one of: train, test",
     "--config=digits --config.precision=half": "Choose one of: default, high, highest",
     "--config=digits --config.train.log_to=board": "Choose one of: , tensorboard, wandb",
+    "--config=digits --config.sample.sampler.name=ddim(eta)": "is not understood: write a name",
+    "--config=digits --config.sample.sampler.name=ddim(0.5)": "'ddim(0.5)' is not understood",
+    "--config=digits --config.sample.sampler.name=ddim(eta=2)": "config.sample.sampler.eta = 2",
     "--config=image_folder": "config.data.image_size = None: say how large",
     "--config=image_folder --config.data.image_size=0": "config.data.image_size = 0",
     "--config=emoji --config.data.image_sise=32": 'Did you mean "image_size"',
@@ -76,6 +79,22 @@ def ran(*arguments: str, module: str = "experiments.main") -> subprocess.Complet
         text=True,
         timeout=120,
     )
+
+
+def test_options_in_parentheses_make_a_whole_choice() -> None:
+    """Nothing of the choice before stays, at any depth, and what has none is left alone."""
+    config = command_line.load_config(
+        [
+            "--config=digits:eps_simple",
+            "--config.sample.sampler.name=dpm_solver_pp(order=3)",
+            "--config.loss.weighting.name=min_snr(gamma=4.0)",
+            "--config.schedule.name=cosine(num_timesteps=200)",
+        ]
+    )
+    assert config.sample.sampler.to_dict() == {"name": "dpm_solver_pp", "order": 3}
+    assert config.loss.weighting.to_dict() == {"name": "min_snr", "gamma": 4.0}
+    assert config.schedule.to_dict() == {"name": "cosine", "num_timesteps": 200}
+    assert config.sample.spacing.to_dict() == {"name": "uniform"}
 
 
 @pytest.mark.parametrize("module", ["experiments.main", "experiments.convert"])
