@@ -2,11 +2,13 @@
 
     python -m benchmarks.samplers runs/digits --out=docs/samplers/digits.csv
     python -m benchmarks.samplers --plot=docs/samplers.png docs/samplers/*.csv
+    python -m benchmarks.samplers --table docs/samplers/*.csv
 
 The first draws --num samples a row and a seed, and judges them by the features that evaluation uses
 (Inception where its weights are, else the data set's classifier: then a distance is no FID). The
 seconds are those of the fastest batch, compilation left out, on a machine that should do nothing
-else. Rows that are there already are not drawn again. The second draws the CSV files as one plot.
+else. Rows that are there already are not drawn again. The second draws the CSV files as one plot,
+the third prints them.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from experiments.build import build
 from experiments.configs import saved
 from experiments.drawing import compile_sampling, draw_indices, requested_labels
 from experiments.features.references import make_judge
+from experiments.files import markdown
 from experiments.state import load_ema
 
 ANCESTRAL = {"name": "ancestral"}
@@ -135,21 +138,46 @@ def _drawn(
     return pictures, float(evaluations.mean()), min(times)
 
 
-def read(path: Path) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
-    """(label, spacing) -> (evaluations, mean distance over seeds, seconds an image), rising."""
-    found: dict[tuple[str, str], dict[float, list[tuple[float, float]]]] = {}
+class Point(NamedTuple):
+    """What one way gave with so many evaluations: the mean over its seeds, and the fastest time."""
+
+    evaluations: float
+    distance: float
+    deviation: float | None  # over seeds; None for a single one
+    seconds: float
+
+
+def read(path: Path) -> dict[str, list[Point]]:
+    """What a CSV file has of each sampler, the fewest evaluations first."""
+    found: dict[str, dict[float, list[dict[str, str]]]] = {}
     with path.open() as stream:
         for row in csv.DictReader(stream):
-            way = found.setdefault((row["sampler"], row["spacing"]), {})
-            value = float(row["distance"]), float(row["seconds_per_image"])
-            way.setdefault(float(row["evaluations"]), []).append(value)
-    return {
-        key: [
-            (n, float(np.mean([v[0] for v in values])), min(v[1] for v in values))
-            for n, values in sorted(way.items())
+            found.setdefault(row["sampler"], {}).setdefault(float(row["evaluations"]), []).append(
+                row
+            )
+    points: dict[str, list[Point]] = {}
+    for label, way in found.items():
+        for evaluations, same in sorted(way.items()):
+            distances = np.array([float(row["distance"]) for row in same])
+            deviation = float(distances.std(ddof=1)) if len(same) > 1 else None
+            seconds = min(float(row["seconds_per_image"]) for row in same)
+            point = Point(evaluations, float(distances.mean()), deviation, seconds)
+            points.setdefault(label, []).append(point)
+    return points
+
+
+def table(path: Path) -> str:
+    """A CSV file as Markdown: distance, and milliseconds an image, for each sampler."""
+    lines = [markdown.head(["sampler", "evaluations: distance (milliseconds an image)"])]
+    for label, points in read(path).items():
+        cells = [
+            f"{p.evaluations:g}: {p.distance:.2f}"
+            + (f" ± {p.deviation:.2f}" if p.deviation is not None else "")
+            + f" ({1000 * p.seconds:.3g})"
+            for p in points
         ]
-        for key, way in found.items()
-    }
+        lines.append(markdown.row([label, "; ".join(cells)]))
+    return "\n".join(lines)
 
 
 def plot(paths: Sequence[Path], out: Path) -> None:
@@ -159,11 +187,11 @@ def plot(paths: Sequence[Path], out: Path) -> None:
     canvas = Figure(figsize=(5.2 * len(paths), 7), layout="constrained")
     axes = canvas.subplots(2, len(paths), squeeze=False)
     for column, path in enumerate(paths):
-        for (label, _), values in read(path).items():
-            table = np.array(values)
-            style = dict(marker="o", markersize=3.5, linewidth=1.1, label=label)
-            axes[0, column].plot(table[:, 0], table[:, 1], **style)
-            axes[1, column].plot(1000 * table[:, 2], table[:, 1], **style)
+        for label, points in read(path).items():
+            evaluations, distances, _, seconds = zip(*points, strict=True)
+            style: Any = dict(marker="o", markersize=3.5, linewidth=1.1, label=label)
+            axes[0, column].plot(evaluations, distances, **style)
+            axes[1, column].plot(1000 * np.array(seconds), distances, **style)
         for axis in axes[:, column]:
             axis.set(xscale="log", yscale="log", ylabel="distance to train (no FID)")
             axis.grid(alpha=0.3, which="both")
@@ -179,12 +207,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=Path, help="a working directory, or CSV files")
     parser.add_argument("--out", type=Path, help="the CSV file to add rows to")
     parser.add_argument("--plot", type=Path, help="draw the CSV files into this PNG instead")
+    parser.add_argument("--table", action="store_true", help="print the CSV files as Markdown")
     parser.add_argument("--num", type=int, default=1000, help="samples a row and seed")
     parser.add_argument("--batch", type=int, default=250, help="samples at a time")
     parser.add_argument("--seeds", type=int, default=3, help="of the rows with error bars")
     options = parser.parse_args(argv)
     if options.plot:
         plot(options.paths, options.plot)
+    elif options.table:
+        for path in options.paths:
+            print(f"{path.stem}\n\n{table(path)}\n")
     elif options.out is None or len(options.paths) != 1:
         parser.error("give one working directory and --out, or CSV files and --plot.")
     else:

@@ -37,6 +37,9 @@ FIGURES: MappingProxyType[str, Callable[[Context], Figure]] = MappingProxyType(
     }
 )
 NEEDS_CHAIN = frozenset(FIGURES) - {"samples", "classes", "neighbours", "progressive", "quality"}
+NEEDS_DATA = frozenset(
+    ["interpolation", "interpolation_by_time", "inpainting", "decoding", "neighbours", "forward"]
+)
 PAGE = Path(__file__).parent / "page.jinja"
 
 
@@ -58,11 +61,14 @@ def figure_names(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def wanted(experiment: Experiment) -> list[str]:
-    """The figures that can be made of this model, of those that are asked for.
+def wanted(experiment: Experiment) -> tuple[list[str], str]:
+    """The figures that can be made of this model, of those that are asked for, and what cannot.
+
+    The latter says why, and is "" where nothing of it is a surprise.
 
     Raises:
         ValueError: for a figure that is asked for by name and that this model cannot have.
+        FileNotFoundError: for one whose data are missing.
     """
     names, method = figure_names(experiment.config.figures), experiment.method
     possible = [name for name in names if method.chain is not None or name not in NEEDS_CHAIN]
@@ -75,13 +81,23 @@ def wanted(experiment: Experiment) -> list[str]:
             "`classes` needs a class-conditional model, and "
             f"{', '.join(sorted(NEEDS_CHAIN))} need the method `diffusion`."
         )
-    return possible
+    left_out = ""
+    if not NEEDS_DATA.isdisjoint(possible):
+        try:
+            for split in experiment.dataset.splits:
+                experiment.dataset.open(split)
+        except (FileNotFoundError, ValueError) as error:
+            if experiment.config.figures.names != "all":
+                raise
+            lacking = ", ".join(name for name in possible if name in NEEDS_DATA)
+            left_out = f"without {lacking}, which need images: {error}"
+            possible = [name for name in possible if name not in NEEDS_DATA]
+    return possible, left_out
 
 
 def check(experiment: Experiment) -> None:
     """Refuses a config that `figures` would fail on; raises as `wanted` does."""
     wanted(experiment)
-    experiment.dataset.open("train")
 
 
 def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) -> list[Path]:
@@ -91,7 +107,10 @@ def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) ->
     """
     context = Context(experiment, loaded.params, loaded.step, mesh, experiment.method.chain)
     made = []
-    for name in wanted(experiment):
+    names, left_out = wanted(experiment)
+    if left_out:
+        console.log(f"WARNING   {left_out}")
+    for name in names:
         console.doing(f"drawing the figure {name}")
         figure = FIGURES[name](context)
         if not devices.is_main_process():

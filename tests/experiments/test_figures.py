@@ -92,6 +92,18 @@ def test_figures_that_cannot_be_are_refused(trained: tuple, names: str, words: s
         page.check(build(small(trained[0], names=names)))
 
 
+def test_without_images_the_others_are_drawn(trained: tuple, tmp_path: pathlib.Path) -> None:
+    """As of published weights, whose data set is somewhere else."""
+    config = small(trained[0])
+    config.data.name, config.data.data_dir = "cifar10", str(tmp_path)
+    names, left_out = page.wanted(build(config))
+    assert {"samples", "schedule", "shared_latents", "quality"} <= set(names)
+    assert not page.NEEDS_DATA & set(names) and "experiments.prepare" in left_out
+    config.figures.names = "forward,samples"
+    with pytest.raises(FileNotFoundError, match="experiments.prepare"):
+        page.check(build(config))
+
+
 def test_sample_figures_show_the_program_s_samples(context: Context) -> None:
     drawn = context.samples(16)
     np.testing.assert_array_equal(samples.sample_grid(context).arrays["samples"], drawn.samples)
@@ -202,7 +214,7 @@ def test_a_class_conditional_model_has_a_row_for_each_class(
     figure: Figure = samples.classes(context)
     assert figure.arrays["samples"].shape == (40, 8, 8, 1)
     assert figure.arrays["labels"].tolist() == np.repeat(range(10), 4).tolist()
-    assert "classes" in page.wanted(build(config))
+    assert "classes" in page.wanted(build(config))[0]
 
 
 def test_the_program_draws_them(trained: tuple, tmp_path: pathlib.Path) -> None:
