@@ -139,7 +139,11 @@ def _drawn(
 
 
 class Point(NamedTuple):
-    """What one way gave with so many evaluations: the mean over its seeds, and the fastest time."""
+    """What one way gave with so many evaluations: the mean over its seeds, and what it takes.
+
+    seconds: an image; the evaluations times the fastest that one was under this sampler in any row
+        of the file, since a machine that others use too slows some rows and not others.
+    """
 
     evaluations: float
     distance: float
@@ -157,11 +161,13 @@ def read(path: Path) -> dict[str, list[Point]]:
             )
     points: dict[str, list[Point]] = {}
     for label, way in found.items():
+        every = [row for same in way.values() for row in same]
+        one = min(float(r["seconds_per_image"]) / float(r["evaluations"]) for r in every)
         for evaluations, same in sorted(way.items()):
             distances = np.array([float(row["distance"]) for row in same])
             deviation = float(distances.std(ddof=1)) if len(same) > 1 else None
-            seconds = min(float(row["seconds_per_image"]) for row in same)
-            point = Point(evaluations, float(distances.mean()), deviation, seconds)
+            mean = float(distances.mean())
+            point = Point(evaluations, mean, deviation, one * evaluations)
             points.setdefault(label, []).append(point)
     return points
 

@@ -14,7 +14,7 @@ def classifier_free(
     apply: Apply,
     unconditional: Callable[[Inputs], Inputs],
     scale: float,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[int, int] | None = None,
     *,
     channels: int,
 ) -> Apply:

@@ -18,7 +18,7 @@ def clip(x_0: X, /) -> X:
     return jnp.clip(x_0, -1.0, 1.0)
 
 
-def percentile(x_0: X, /, quantile: float = 0.995, most: float = float("inf")) -> X:
+def percentile(x_0: X, /, quantile: float = 0.995, most: float | int = float("inf")) -> X:
     """Clipped to [-s, s] and divided by s, dynamic thresholding (Imagen, section 2.3).
 
     s is the quantile of |x_0| of the example, at least 1 and at most `most`: with most = 1 this is
