@@ -2,12 +2,12 @@
 
     python -m experiments.fid A B
 
-A and B are folders of pictures (with all that lies below them), npz files of images (the first
-array of uint8[N, H, W, C], as --mode=sample and others write them) or of statistics (mu, sigma), or
-data:NAME, the training split of a prepared data set. B is the reference: KID, precision and recall
-need images on both sides. Inception's weights are looked for in $DDPM_INCEPTION_WEIGHTS and the
-cache folder (docs/evaluation.md); without them, --classifier=NAME judges by the classifier of a
-data set, and then the numbers are no FID. --json prints one object.
+A and B are folders of pictures (with all that lies below them) or of samples, npz files of images
+(the first array of uint8[N, H, W, C], as --mode=sample and others write them) or of statistics (mu,
+sigma), or data:NAME, the training split of a prepared data set. B is the reference: KID, precision
+and recall need images on both sides. Inception's weights are looked for in $DDPM_INCEPTION_WEIGHTS
+and the cache folder (docs/evaluation.md); without them, --classifier=NAME judges by the classifier
+of a data set, and then the numbers are no FID. --json prints one object.
 """
 
 import json
@@ -37,6 +37,7 @@ from experiments.features.extractors import (
 from experiments.features.references import Statistics, read_statistics, statistics
 from experiments.files.tensors import read_npz
 from experiments.lookup import lookup
+from experiments.sample_files import ABOUT, WRITTEN
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MOST = 10_000  # images of either set behind KID, precision and recall
@@ -110,6 +111,16 @@ def npz(path: Path) -> Pictures:
     raise ValueError(f"{path} holds neither images uint8[N, H, W, 1 or 3] nor mu and sigma.")
 
 
+def own_samples(path: Path) -> Pictures:
+    """The samples of a folder that --mode=sample wrote, without the grids beside them."""
+    if (path / "images").is_dir():
+        return folder(path / "images")
+    files = [file for file in sorted(path.iterdir()) if WRITTEN.fullmatch(file.name)]
+    if not files:
+        raise ValueError(f"{path} holds no samples yet: --mode=sample has not finished there.")
+    return _in_memory(np.concatenate([read_npz(file)["arr_0"] for file in files]))
+
+
 def _is_statistics(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
@@ -134,7 +145,7 @@ def pictures_of(name: str) -> Pictures:
         return Pictures(len(source), shape, lambda a, b: gather(source, range(a, b))["image"])
     path = Path(name).expanduser()
     if path.is_dir():
-        return folder(path)
+        return own_samples(path) if (path / ABOUT).is_file() else folder(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{name} does not exist: name a folder of pictures, an npz file, or data:NAME."

@@ -5,12 +5,16 @@ import pathlib
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import fid
+from experiments.build import build
 from experiments.data.dataset import gather
 from experiments.data.digits import digits
 from experiments.features import frechet
+from experiments.sample import Place
+from tests.experiments import modes
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 
@@ -41,6 +45,19 @@ def test_a_folder_is_its_npz(sets: pathlib.Path) -> None:
     assert one.keys() == two.keys() == {"fd", "classifier_score", "kd", "precision", "recall"}
     for name, value in one.items():
         assert value == pytest.approx(two[name], rel=1e-5)
+
+
+def test_a_folder_of_samples_is_its_samples(trained, sets: pathlib.Path, tmp_path) -> None:
+    """Not the grids that lie beside them; as npz files, several of them, or as PNG files."""
+    config, workdir = ConfigDict(trained[0].to_dict()), trained[1]
+    config.sample.update(num_images=24, images_per_file=10)
+    values = []
+    for kind in ("npz", "png"):
+        config.sample.format = kind
+        modes.sample(build(config), workdir, Place(None, tmp_path / kind))
+        values.append(compare(tmp_path / kind, sets / "real"))
+    assert fid.pictures_of(str(tmp_path / "npz")).number == 24
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 def test_a_set_has_no_distance_to_itself(sets: pathlib.Path) -> None:
