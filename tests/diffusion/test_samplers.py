@@ -7,7 +7,7 @@ from diffusion import random, thresholds
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import ancestral
+from diffusion.samplers import ancestral, ddim
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Prediction, Process, Sampler, Step
 from diffusion.variances import VARIANCES
@@ -174,3 +174,22 @@ def test_a_walk_in_parts_is_the_walk(network) -> None:
         found = end(state)
         np.testing.assert_array_equal(found.x_0, whole.x_0)
         np.testing.assert_array_equal(found.progress, whole.progress)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_keeps_the_marginals_whatever_its_noise(eta: float) -> None:
+    """Its noise has the variance eta^2 beta-tilde, and what eps gives up for it, that of q stays."""
+    chain, t = SCHEDULE, jnp.asarray(7)
+    eps, x_0 = jnp.ones((1, 1)), jnp.zeros((1, 1))
+
+    def known(x_t, t):
+        return Prediction(x_0, eps, x_0, jnp.zeros(()))
+
+    def after(noise: float) -> float:
+        z = jnp.full((1, 1), noise)
+        return float(ddim(chain, eta=eta).step(known, x_0, t, lambda _: z, ()).x[0, 0])
+
+    direction, deviation = after(0.0), after(1.0) - after(0.0)
+    left = 1.0 - float(chain.alpha_bar_prev[7])
+    assert deviation**2 == pytest.approx(eta**2 * float(chain.posterior_variance[7]), abs=1e-6)
+    assert direction**2 + deviation**2 == pytest.approx(left, rel=1e-5)
