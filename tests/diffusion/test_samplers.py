@@ -178,7 +178,7 @@ def test_a_walk_in_parts_is_the_walk(network) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_keeps_the_marginals_whatever_its_noise(eta: float) -> None:
-    """Its noise has the variance eta^2 beta-tilde, and what eps gives up for it, that of q stays."""
+    """Its noise has the variance eta^2 beta-tilde, which eps gives up, so that that of q stays."""
     chain, t = SCHEDULE, jnp.asarray(7)
     eps, x_0 = jnp.ones((1, 1)), jnp.zeros((1, 1))
 
