@@ -41,6 +41,7 @@ FAST: dict[str, dict[str, Any]] = {
     "UniPC-3": {"name": "unipc", "order": 3},
     "UniPC-3, quadratic": {"name": "unipc", "order": 3},
 }
+MARKS = ("s", "^", "D", "v")  # of samplers with a single row, whose colours come again
 EVALUATIONS = (5, 10, 20, 50)
 COLUMNS = (
     *("sampler", "spacing", "steps", "evaluations", "seed", "num"),
@@ -195,7 +196,8 @@ def plot(paths: Sequence[Path], out: Path) -> None:
     for column, path in enumerate(paths):
         for label, points in read(path).items():
             evaluations, distances, _, seconds = zip(*points, strict=True)
-            style: Any = dict(marker="o", markersize=3.5, linewidth=1.1, label=label)
+            marker = "o" if len(points) > 1 else MARKS[len(axes[0, column].lines) % len(MARKS)]
+            style: Any = dict(marker=marker, markersize=3.5, linewidth=1.1, label=label)
             axes[0, column].plot(evaluations, distances, **style)
             axes[1, column].plot(1000 * np.array(seconds), distances, **style)
         for axis in axes[:, column]:
