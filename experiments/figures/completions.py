@@ -149,9 +149,8 @@ def inpainting(context: Context) -> Figure:
             masks[row, :, width // 2 :] = 0.0
         else:
             masks[row, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 0.0
-    labels = latents.labels(records["label"])
     times = [
-        latents.complete(known, masks, labels, jnp.arange(count) + 5000 + 1000 * k)
+        latents.complete(known, masks, records["label"], jnp.arange(count) + 5000 + 1000 * k)
         for k in range(3)
     ]
     hidden = context.decode(np.where(masks > 0, known, 0.0))

@@ -47,7 +47,6 @@ class Context(NamedTuple):
 
     experiment: Experiment
     params: Any
-    step: int
     mesh: Mesh
     chain: Chain | None
 

@@ -23,19 +23,15 @@ class Latents(NamedTuple):
     """A chain, as it is sampled, with its compiled ways up and down.
 
     schedule: the chain that is walked, respaced where sampling is.
-    labels: i32[B] of images -> what the network is told: theirs, or none where it knows of none.
     noised: (x_0 [B, ...], t, eps [B, ...]) -> x_t.
     decode: (x_t [B, ...], t, labels [B], indices [B]) -> x_0 by `ancestral` from x_t at t, whose
         noise is a function of the seed and the indices alone.
-    estimate: (x_t [B, ...], t, labels [B]) -> the estimate of x_0.
     complete: (known [B, ...], mask [B, ...], labels [B], indices [B]) -> x_0 (RePaint).
     """
 
     schedule: Schedule
-    labels: Callable[[np.ndarray], np.ndarray]
     noised: Callable[..., jax.Array]
     decode: Callable[..., jax.Array]
-    estimate: Callable[..., jax.Array]
     complete: Callable[..., jax.Array]
 
     def time_of(self, share: float) -> int:
@@ -73,12 +69,6 @@ def make_latents(context: Context, purpose: str) -> Latents:
         state = start(sampler, x_t, 0)
         return walk_from(sampler, model(params, labels), keys_of(indices), state, t).x_t
 
-    def estimate(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        return model(params, labels)(x_t, t).x_0
-
-    def labels(of_images: np.ndarray) -> np.ndarray:
-        return of_images if method.num_classes else np.zeros_like(of_images)
-
     def times(t: Any) -> jax.Array:
         return jnp.asarray(t, jnp.int32)
 
@@ -91,14 +81,12 @@ def make_latents(context: Context, purpose: str) -> Latents:
     def complete(known: Any, mask: Any, labels: Any, indices: jax.Array) -> jax.Array:
         return fill(context.params, known, mask, labels, keys_of(indices))
 
-    first, second = jit(down), jit(estimate)
+    first = jit(down)
     noised = jit(lambda x_0, t, eps: q_sample(schedule, x_0, t, eps))
     return Latents(
         schedule,
-        labels,
         lambda x_0, t, eps: noised(x_0, times(t), eps),
         lambda x_t, t, *rest: first(context.params, x_t, times(t), *rest),
-        lambda x_t, t, *rest: second(context.params, x_t, times(t), *rest),
         complete,
     )
 

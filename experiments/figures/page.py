@@ -105,7 +105,7 @@ def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) ->
 
     The page shows those that were made before, too.
     """
-    context = Context(experiment, loaded.params, loaded.step, mesh, experiment.method.chain)
+    context = Context(experiment, loaded.params, mesh, experiment.method.chain)
     made = []
     names, left_out = wanted(experiment)
     if left_out:

@@ -44,7 +44,7 @@ def loaded(trained: tuple[ConfigDict, pathlib.Path], params) -> Loaded:
 @pytest.fixture(scope="module")
 def context(trained: tuple[ConfigDict, pathlib.Path], loaded: Loaded) -> Context:
     experiment = build(small(trained[0]))
-    return Context(experiment, loaded.params, 8, devices.make_mesh(), experiment.method.chain)
+    return Context(experiment, loaded.params, devices.make_mesh(), experiment.method.chain)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_pairs_are_of_different_images_of_one_class(trained: tuple, loaded: Load
     config = small(trained[0])
     config.model.class_conditional = True
     experiment = build(config)
-    context = Context(experiment, None, 8, devices.make_mesh(), experiment.method.chain)
+    context = Context(experiment, None, devices.make_mesh(), experiment.method.chain)
     first, second, labels = completions._pairs(context, 12)
     assert labels.tolist() == [*range(10), 0, 1]
     assert all((a != b).any() for a, b in zip(first, second, strict=True))
@@ -210,7 +210,7 @@ def test_a_class_conditional_model_has_a_row_for_each_class(
     params = jax.jit(experiment.method.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1, params)
     params = jax.device_put(params, devices.replicated(devices.make_mesh()))
-    context = Context(experiment, params, 0, devices.make_mesh(), experiment.method.chain)
+    context = Context(experiment, params, devices.make_mesh(), experiment.method.chain)
     figure: Figure = samples.classes(context)
     assert figure.arrays["samples"].shape == (40, 8, 8, 1)
     assert figure.arrays["labels"].tolist() == np.repeat(range(10), 4).tolist()
