@@ -205,7 +205,9 @@ def plot(paths: Sequence[Path], out: Path) -> None:
             axis.grid(alpha=0.3, which="both")
         axes[0, column].set(title=path.stem, xlabel="evaluations of the network")
         axes[1, column].set(xlabel="milliseconds an image")
-    axes[0, -1].legend(fontsize=7)
+    fullest = max(axes[0], key=lambda axis: len(axis.lines))
+    handles, labels = fullest.get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     canvas.savefig(out, dpi=110)
 
 
