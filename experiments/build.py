@@ -8,15 +8,21 @@ import jax.numpy as jnp
 import ml_collections
 
 from experiments.configs import ranges
+from experiments.data.captions import captioned, vocabulary_of
+from experiments.data.dataset import Dataset
 from experiments.data.datasets import DATASETS
 from experiments.experiment import Experiment
 from experiments.lookup import lookup
+from experiments.methods import latent
 from experiments.methods.diffusion import diffusion
-from experiments.methods.method import Method, pixels
+from experiments.methods.latent import ENCODERS
+from experiments.methods.method import Encoder, Method
+from experiments.methods.vae import vae
 from experiments.optimizers import CLIPS, OPTIMIZERS
 
+BOUND = "bpd_fast"  # of validations
 # name -> (config, dataset, encoder) -> Method
-METHODS: MappingProxyType[str, Any] = MappingProxyType({"diffusion": diffusion})
+METHODS: MappingProxyType[str, Any] = MappingProxyType({"diffusion": diffusion, "vae": vae})
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
@@ -28,17 +34,47 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
-    encoder = pixels(dataset.image_shape, dataset.num_levels)
+    config = latent.fill(with_vocabulary(config, dataset), dataset)
+    encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
     method = lookup(METHODS, config.method, "method")(config, dataset, encoder)
     optimizer = lookup(OPTIMIZERS, config.optimizer, "optimizer")()
     gradients = lookup(CLIPS, config.clip, "clip")()
+    _check_validation(config, encoder)
     jax.eval_shape(lambda: _one_loss(method, encoder.shape))  # refuses what has no meaning
-    return Experiment(config, dataset, encoder, method, optimizer, gradients)
+    opener = dataset.open
+    if method.tokenizer is not None:
+        opener = captioned(opener, method.tokenizer)
+    return Experiment(config, dataset, opener, encoder, method, optimizer, gradients)
+
+
+def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
+    """The config with the words of the train split's captions, where it wants captions and none.
+
+    Raises:
+        FileNotFoundError: where the data set is missing.
+    """
+    if config.get("text", {}).get("vocabulary", "") is not None or not dataset.has_captions:
+        return config
+    source: Any = dataset.open("train")
+    config = config.copy_and_resolve_references()
+    config.text.vocabulary = vocabulary_of(source.text(index) for index in range(len(source)))
+    return config
+
+
+def _check_validation(config: ml_collections.ConfigDict, encoder: Encoder) -> None:
+    """Refuses to choose a checkpoint by a number that the method does not have."""
+    train = config.train
+    if train.validate_every and train.validate_with == BOUND and encoder.latents is not None:
+        raise ValueError(
+            f"config.train.validate_with = {BOUND!r} is of pixels, and this model is of latents: "
+            "choose 'samples', or config.train.validate_every = 0."
+        )
 
 
 def _one_loss(method: Method, shape: tuple[int, ...]) -> jax.Array:
     """The loss of one example of zeros, to be traced only."""
     x_0, key = jnp.zeros((1, *shape)), jax.random.key(0)
-    labels = jnp.zeros(1, jnp.int32)
+    length = () if method.tokenizer is None else (method.tokenizer.length,)
+    labels = jnp.zeros((1, *length), jnp.int32)
     examples = method.draw(method.memory(), x_0, labels, lambda name: jax.random.split(key, 1))
     return method.losses(method.init(key), examples, key)[0]

@@ -9,7 +9,7 @@ from experiments import console, devices
 from experiments.console import format_duration
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest
-from experiments.metrics import baselines, bound, chain, flow, parts, sample_quality
+from experiments.metrics import baselines, bound, chain, elbo, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
 from experiments.workdir.checkpoint import Loaded, checksums
 from experiments.workdir.config import config_to_dict
@@ -21,6 +21,8 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "bpd": Metric(bound.check, bound.bits_per_dim),
         "bpd_fast": Metric(bound.check_estimate, bound.estimated_bits_per_dim),
         "baselines": Metric(lambda experiment: None, baselines.density_baselines),
+        "elbo": Metric(elbo.check, elbo.evidence_lower_bound),
+        "latent_bound": Metric(elbo.check_latent, elbo.latent_bound),
         "ode": Metric(flow.check, flow.flow_bits_per_dim),
         "samples": Metric(sample_quality.check, sample_quality.sample_quality, of_images=False),
         "chain": Metric(chain.check, chain.chain_quality, of_images=False),
@@ -40,7 +42,7 @@ def check(experiment: Experiment) -> None:
     config = experiment.config.evaluate
     for name in metric_names(config):
         METRICS[name].check(experiment)
-    source = experiment.dataset.open(config.split)
+    source = experiment.open(config.split)
     if config.num_images > len(source):
         console.log(
             f"WARNING   config.evaluate.num_images = {config.num_images}, but the {config.split} "
@@ -66,7 +68,7 @@ def evaluate(
     """
     config = experiment.config.evaluate
     mesh = devices.make_mesh()
-    source = experiment.dataset.open(config.split)
+    source = experiment.open(config.split)
     step, params, origin = loaded
     num_images = min(config.num_images or len(source), len(source))
     weights = digest(checksums(params))

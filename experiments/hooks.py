@@ -45,7 +45,7 @@ MEASURED_BY = MappingProxyType(
 def bits_per_dim(experiment: Experiment, mesh: Mesh) -> Validate:
     """The estimated bound of images held out of train, with the same timesteps every time."""
     count = experiment.config.train.validate_images
-    _, source = hold_out(experiment.dataset.open("train"), count)
+    _, source = hold_out(experiment.open("train"), count)
     estimate = bound.make_estimate(experiment, source, count, mesh, quiet=True)
     return lambda params: float(estimate(params).mean())
 

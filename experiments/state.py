@@ -72,7 +72,7 @@ def training_images(experiment: Experiment) -> Source:
         ValueError: if there is nothing left, or nothing to validate on.
         FileNotFoundError: if the data set is missing.
     """
-    source, train = experiment.dataset.open("train"), experiment.config.train
+    source, train = experiment.open("train"), experiment.config.train
     if not (train.validate_every and train.validate_with == BOUND):
         return source
     if train.validate_images >= len(source):

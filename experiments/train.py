@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from diffusion import random
 from experiments import console, devices, images
 from experiments.data import loader
-from experiments.data.dataset import load_in_memory
+from experiments.data.dataset import InMemory, load_in_memory
 from experiments.experiment import Experiment
+from experiments.methods.latent import in_memory
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
 from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
 from experiments.workdir import outcome, training_log
@@ -54,7 +55,9 @@ def draw_examples(experiment: Experiment, state: TrainState, batch: dict[str, An
 
     if experiment.config.train.flip:
         image = images.random_flip(keys("flip"), image)
-    x_0 = experiment.encoder.encode(image)
+    encoder = experiment.encoder
+    kept = encoder.keep(image) if image.dtype == jnp.uint8 else image  # or done before training
+    x_0 = encoder.draw(kept, keys("encoder"))
     return experiment.method.draw(state.memory, x_0, batch["label"], keys)
 
 
@@ -229,6 +232,8 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
     if config.loader.in_memory:
         source = load_in_memory(source, config.loader.num_threads)
     meta = facts(experiment, source)
+    if experiment.encoder.latents and isinstance(source, InMemory) and not config.train.flip:
+        source = in_memory(experiment.encoder, source)
     for line in describe_data(config.train, len(source)):
         console.log(line)
 

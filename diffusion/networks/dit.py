@@ -27,6 +27,13 @@ from diffusion.networks.layers import (
     dense,
 )
 from diffusion.networks.network import check_label_dropout
+from diffusion.networks.text import (
+    Context,
+    CrossAttention,
+    TextSettings,
+    check_text,
+    read_caption,
+)
 
 SINUSOIDS = 256  # of t, before the two layers of its embedding
 
@@ -104,7 +111,9 @@ class Block(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, context: Context | None, train: bool
+    ) -> jax.Array:
         features = x.shape[-1]
         num_heads, mlp_ratio, dropout, dtype = self.settings
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(
@@ -122,6 +131,8 @@ class Block(nn.Module):
         h = each(dense(features, "proj_out", dtype), h)
         h = nn.Dropout(dropout, deterministic=not train)(h)
         x += gate1.astype(dtype) * h
+        if context is not None:
+            x += CrossAttention(num_heads, dtype, name="cross")(x, context)
 
         h = modulated_norm(x, shift2, scale2, dtype)
         h = each(dense(int(features * mlp_ratio), "mlp_in", dtype), h)
@@ -141,6 +152,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0  # width of the MLPs' hidden layer, in `hidden_size`
     dropout: float = 0.0  # probability of dropping what attention or MLP adds, per activation
     num_classes: int | None = None  # number of labels, for a class-conditional network
+    text: TextSettings | None = None  # of captions, which every block then attends to
     label_dropout: float = 0.0  # share of labels that training replaces by the null class
     remat: bool = False  # recompute the blocks in the backward pass instead of storing them
     dtype: Dtype = jnp.float32  # of the blocks' computation; parameters are float32 always
@@ -152,6 +164,7 @@ class DiT(nn.Module):
             ValueError: saying what came, what is allowed and what to change.
         """
         check_label_dropout(self.label_dropout, self.num_classes)
+        check_text(self.text, attends=False)
         height, width, _ = image_shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
@@ -176,6 +189,7 @@ class DiT(nn.Module):
         x: Float[Array, "b h w c"],
         t: Time,
         labels: Int[Array, " b"] | None = None,
+        tokens: Int[Array, "b l"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "b h w out"]:
@@ -185,10 +199,11 @@ class DiT(nn.Module):
             x: f32[B, H, W, C], x_t.
             t: i32[B], timesteps as the schedule's `model_t` gives them; f32[B] between them.
             labels: i32[B], see `ClassEmbedding`. Only for a network with num_classes.
-            train: apply dropout, of labels too, with the rng stream "dropout".
+            tokens: i32[B, length], see `TextEncoder`. For a network with text, and only for it.
+            train: apply dropout, of labels and captions too, with the rng stream "dropout".
 
         Raises:
-            ValueError: see `check`; also for labels without num_classes.
+            ValueError: see `check`; also for labels without num_classes, and tokens without text.
         """
         self.check(x.shape[1:])
         height, width, patch, features = *x.shape[1:3], self.patch_size, self.hidden_size
@@ -200,15 +215,18 @@ class DiT(nn.Module):
             condition += table(labels, t.shape[0], train)
         elif labels is not None:
             raise ValueError("labels were given to a network without num_classes.")
+        context = read_caption(self.text, tokens, train)
+        if context is not None:
+            condition += dense(features, "text_proj", jnp.float32)(context.mean())
         condition = nn.swish(condition)
 
         h = each(dense(features, "patch_in", jnp.float32), patchify(x, patch))
         places = position_embedding(height // patch, width // patch, features)
         h = (h + jnp.asarray(places, jnp.float32)).astype(self.dtype)
         settings = Settings(self.num_heads, self.mlp_ratio, self.dropout, self.dtype)
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for i in range(self.depth):
-            h = block(settings, name=f"block_{i}")(h, condition, train)
+            h = block(settings, name=f"block_{i}")(h, condition, context, train)
 
         shift, scale = modulation(condition, 2, features, "modulation_out")
         h = modulated_norm(h, shift, scale, jnp.float32)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pads = tuple[tuple[int, int], ...]
@@ -30,10 +30,18 @@ def dense(features: int, name: str, dtype: Dtype, scale: float = 1.0) -> nn.Dens
 
 
 def attention(
-    q: Float[Array, "b heads n c"], k: Float[Array, "b heads m c"], v: Float[Array, "b heads m c"]
+    q: Float[Array, "b heads n c"],
+    k: Float[Array, "b heads m c"],
+    v: Float[Array, "b heads m c"],
+    mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b heads n c"]:
-    """softmax(q k^T / sqrt(c)) v of every head, with float32 logits whatever the dtype."""
+    """softmax(q k^T / sqrt(c)) v of every head, with float32 logits whatever the dtype.
+
+    Where a mask is given, only those of the m that it marks count; of each example one at least.
+    """
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(v.dtype)
     return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
 

@@ -1,5 +1,6 @@
 """What the rest of the program may use of a network, whichever it is."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -34,7 +35,8 @@ class Network(Protocol):
         Args:
             variables: {"params": ...}.
             args: x f32[B, H, W, C], t i32[B] (f32[B] between timesteps), and, with num_classes,
-                labels i32[B], where None and num_classes are the null class.
+                labels i32[B], where None and num_classes are the null class; or, with a text
+                encoder, tokens i32[B, length] (by name).
             kwargs: the same by name; train (default False) turns dropout on, whose random numbers
                 come from rngs={"dropout": key}.
         """
@@ -51,3 +53,44 @@ def check_label_dropout(label_dropout: float, num_classes: int | None) -> None:
             f"label_dropout = {label_dropout} is for a network that is told labels. Set "
             "class_conditional = True, or label_dropout = 0."
         )
+
+
+def check_levels(
+    image_shape: tuple[int, ...],
+    widths: Sequence[int],
+    attention_resolutions: Mapping[str, Sequence[int]],
+    norm_groups: int,
+    num_heads: int,
+) -> None:
+    """Refuses images and widths that a network of levels, each of half the size, cannot process.
+
+    Args:
+        widths: channels of the levels, from the largest image to the smallest.
+        attention_resolutions: name of the field -> heights of levels that it names.
+
+    Raises:
+        ValueError: saying what came, what is allowed and what to change.
+    """
+    height, width, _ = image_shape
+    levels = len(widths)
+    factor = 2 ** (levels - 1)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"a {height}x{width} image cannot be halved {levels - 1} times: with {levels} levels "
+            "(channel_multipliers) height and width must be multiples of "
+            f"{factor}. Use fewer levels, or pad or resize the images."
+        )
+    heights = [height // 2**level for level in range(levels)]
+    for name, resolutions in attention_resolutions.items():
+        for resolution in resolutions:
+            if resolution not in heights:
+                raise ValueError(
+                    f"{name} names {resolution}, which no level has: this network works at heights "
+                    f"{heights}."
+                )
+    for features in widths:
+        if features % norm_groups or features % num_heads:
+            raise ValueError(
+                f"a level of {features} channels (channels times one of channel_multipliers) must "
+                f"be divisible by norm_groups = {norm_groups} and by num_heads = {num_heads}."
+            )

@@ -22,7 +22,14 @@ from diffusion.networks.layers import (
     dense,
     kernel_init,
 )
-from diffusion.networks.network import check_label_dropout
+from diffusion.networks.network import check_label_dropout, check_levels
+from diffusion.networks.text import (
+    Context,
+    CrossAttention,
+    TextSettings,
+    check_text,
+    read_caption,
+)
 
 
 class Settings(NamedTuple):
@@ -65,18 +72,22 @@ def group_norm(name: str, settings: Settings) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """norm, swish, conv; + time; norm, swish, dropout, conv (zero at first); + shortcut."""
+    """norm, swish, conv; + time; norm, swish, dropout, conv (zero at first); + shortcut.
+
+    Without `temb` it is the block of a network that knows no time.
+    """
 
     features: int
     settings: Settings
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, temb: jax.Array | None, train: bool) -> jax.Array:
         dtype = self.settings.dtype
         h = nn.swish(group_norm("norm1", self.settings)(x))
         h = conv3x3(self.features, "conv1", dtype)(h)
-        shift = dense(self.features, "temb_proj", jnp.float32)(nn.swish(temb))
-        h += shift.astype(dtype)[:, None, None, :]
+        if temb is not None:
+            shift = dense(self.features, "temb_proj", jnp.float32)(nn.swish(temb))
+            h += shift.astype(dtype)[:, None, None, :]
         h = nn.swish(group_norm("norm2", self.settings)(h))
         h = nn.Dropout(self.settings.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, "conv2", dtype, scale=0.0)(h)
@@ -105,6 +116,19 @@ class Attention(nn.Module):
         q, k, v = (heads(name) for name in "qkv")
         h = attention(q, k, v).swapaxes(1, 2).reshape(x.shape)
         return x + dense(channels, "proj_out", dtype, scale=0.0)(h)
+
+
+class TextAttention(nn.Module):
+    """What every position asks the words of a caption, with a residual that is zero at first."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        batch, height, width, channels = x.shape
+        asked = CrossAttention(self.settings.num_heads, self.settings.dtype, name="cross")
+        h = asked(x.reshape(batch, height * width, channels), context)
+        return x + h.reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -144,12 +168,16 @@ class Down(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> list[jax.Array]:
+    def __call__(
+        self, x: jax.Array, temb: jax.Array, context: Context | None, train: bool
+    ) -> list[jax.Array]:
         skips = []
         for j in range(self.num_blocks):
             x = residual_block(self.features, self.settings, f"block_{j}")(x, temb, train)
             if self.attention:
                 x = Attention(self.settings, name=f"attn_{j}")(x)
+            if context is not None:
+                x = TextAttention(self.settings, name=f"text_{j}")(x, context)
             skips.append(x)
         if self.downsample:
             skips.append(Downsample(self.settings.dtype, name="downsample")(x))
@@ -162,10 +190,14 @@ class Middle(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, temb: jax.Array, context: Context | None, train: bool
+    ) -> jax.Array:
         features = x.shape[-1]
         x = residual_block(features, self.settings, "block_1")(x, temb, train)
         x = Attention(self.settings, name="attn_1")(x)
+        if context is not None:
+            x = TextAttention(self.settings, name="text_1")(x, context)
         return residual_block(features, self.settings, "block_2")(x, temb, train)
 
 
@@ -179,13 +211,20 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, train: bool
+        self,
+        x: jax.Array,
+        skips: list[jax.Array],
+        temb: jax.Array,
+        context: Context | None,
+        train: bool,
     ) -> jax.Array:
         for j, skip in enumerate(reversed(skips)):
             x = jnp.concatenate([x, skip], axis=-1)
             x = residual_block(self.features, self.settings, f"block_{j}")(x, temb, train)
             if self.attention:
                 x = Attention(self.settings, name=f"attn_{j}")(x)
+            if context is not None:
+                x = TextAttention(self.settings, name=f"text_{j}")(x, context)
         if self.upsample:
             x = Upsample(self.settings.dtype, name="upsample")(x)
         return x
@@ -203,6 +242,8 @@ class UNet(nn.Module):
     num_heads: int = 1  # attention heads
     norm_groups: int = 32  # groups of every GroupNorm
     num_classes: int | None = None  # number of labels, for a class-conditional network
+    text: TextSettings | None = None  # of captions, for a network that is told them
+    cross_attention_resolutions: tuple[int, ...] = ()  # heights at which blocks attend to words
     label_dropout: float = 0.0  # share of labels that training replaces by the null class
     remat: bool = False  # recompute the blocks in the backward pass instead of storing them
     dtype: Dtype = jnp.float32  # of the blocks' computation; parameters are float32 always
@@ -214,30 +255,17 @@ class UNet(nn.Module):
             ValueError: saying what came, what is allowed and what to change.
         """
         check_label_dropout(self.label_dropout, self.num_classes)
-        height, width, _ = image_shape
-        levels = len(self.channel_multipliers)
-        factor = 2 ** (levels - 1)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"a {height}x{width} image cannot be halved {levels - 1} times: with {levels} "
-                f"levels (channel_multipliers = {self.channel_multipliers}) height and width must "
-                f"be multiples of {factor}. Use fewer levels, or pad or resize the images."
-            )
-        resolutions = [height // 2**level for level in range(levels)]
-        for resolution in self.attention_resolutions:
-            if resolution not in resolutions:
-                raise ValueError(
-                    f"attention_resolutions names {resolution}, which no level has: this network "
-                    f"works at heights {resolutions}."
-                )
-        for multiplier in self.channel_multipliers:
-            features = self.channels * multiplier
-            if features % self.norm_groups or features % self.num_heads:
-                raise ValueError(
-                    f"a level of {features} channels (channels = {self.channels} times "
-                    f"{multiplier}) must be divisible by norm_groups = {self.norm_groups} and by "
-                    f"num_heads = {self.num_heads}."
-                )
+        check_text(self.text, bool(self.cross_attention_resolutions))
+        check_levels(
+            image_shape,
+            [self.channels * multiplier for multiplier in self.channel_multipliers],
+            {
+                "attention_resolutions": self.attention_resolutions,
+                "cross_attention_resolutions": self.cross_attention_resolutions,
+            },
+            self.norm_groups,
+            self.num_heads,
+        )
 
     @nn.compact
     def __call__(
@@ -245,6 +273,7 @@ class UNet(nn.Module):
         x: Float[Array, "b h w c"],
         t: Time,
         labels: Int[Array, " b"] | None = None,
+        tokens: Int[Array, "b l"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "b h w out"]:
@@ -254,10 +283,11 @@ class UNet(nn.Module):
             x: f32[B, H, W, C], x_t.
             t: i32[B], timesteps as the schedule's `model_t` gives them; f32[B] between them.
             labels: i32[B], see `ClassEmbedding`. Only for a network with num_classes.
-            train: apply dropout, of labels too, with the rng stream "dropout".
+            tokens: i32[B, length], see `TextEncoder`. For a network with text, and only for it.
+            train: apply dropout, of labels and captions too, with the rng stream "dropout".
 
         Raises:
-            ValueError: see `check`; also for labels without num_classes.
+            ValueError: see `check`; also for labels without num_classes, and tokens without text.
         """
         self.check(x.shape[1:])
         settings = Settings(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype)
@@ -268,6 +298,12 @@ class UNet(nn.Module):
             temb += table(labels, t.shape[0], train)
         elif labels is not None:
             raise ValueError("labels were given to a network without num_classes.")
+        context = read_caption(self.text, tokens, train)
+        if context is not None:
+            temb += dense(4 * self.channels, "text_proj", jnp.float32)(context.mean())
+
+        def told(height: int) -> Context | None:
+            return context if height in self.cross_attention_resolutions else None
 
         last = len(self.channel_multipliers) - 1
         h = conv3x3(self.channels, "conv_in", jnp.float32)(x).astype(self.dtype)
@@ -278,13 +314,13 @@ class UNet(nn.Module):
             down = Down(
                 features, self.num_blocks, attention[i], i < last, settings, name=f"down_{i}"
             )
-            skips += down(h, temb, train)
+            skips += down(h, temb, told(h.shape[1]), train)
             h = skips[-1]
-        h = Middle(settings, name="mid")(h, temb, train)
+        h = Middle(settings, name="mid")(h, temb, told(h.shape[1]), train)
         for i, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             split = len(skips) - (self.num_blocks + 1)
             up = Up(self.channels * multiplier, attention[i], i > 0, settings, name=f"up_{i}")
-            h = up(h, skips[split:], temb, train)
+            h = up(h, skips[split:], temb, told(h.shape[1]), train)
             skips = skips[:split]
         h = nn.swish(group_norm("norm_out", settings._replace(dtype=jnp.float32))(h))
         return conv3x3(self.out_channels, "conv_out", jnp.float32, scale=0.0)(h)

@@ -20,7 +20,10 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = "latest"  # to sample and evaluate: latest | best (of the validations)
 
-    config.method = dict(name="diffusion")  # the kind of generative model: diffusion
+    # The kind of generative model: diffusion | vae (kl_weight, kl_warmup_steps; vae_base.py)
+    config.method = dict(name="diffusion")
+    # Of what it is a model: pixels | vae (workdir), the latents of a trained VAE
+    config.encoder = dict(name="pixels")
     # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder |
     # emoji
     config.data = ConfigDict(dict(name="digits"))
@@ -30,6 +33,10 @@ def get_config() -> ConfigDict:
     config.loader.num_workers = 0  # reading processes; 0 reads in threads
     config.loader.num_threads = 4  # reading threads (of each process)
     config.loader.prefetch = 8  # batches read ahead
+
+    # What the network is told in words: none | words (vocabulary, length, width, depth, num_heads,
+    # dropout), of a data set with captions
+    config.text = dict(name="none")
 
     # The chain: linear | quadratic | sigmoid | constant | jsd | warmup10 | warmup50 | cosine |
     # array (betas)
@@ -51,6 +58,7 @@ def get_config() -> ConfigDict:
     config.model.channel_multipliers = (1, 2, 2, 2)  # widths of the levels, in `channels`
     config.model.num_blocks = 2  # residual blocks per level
     config.model.attention_resolutions = (16,)  # heights at which every block gets attention
+    config.model.cross_attention_resolutions = ()  # heights at which blocks attend to the words
     config.model.dropout = 0.1  # inside every residual block
     config.model.num_heads = 1  # of the attention
     config.model.norm_groups = 32  # of every GroupNorm
@@ -114,6 +122,8 @@ def get_config() -> ConfigDict:
     config.sample.guidance_scale = 1.0
     config.sample.guidance_interval = ()  # the timesteps (first, last) that it guides; () is all
     config.sample.num_images = 256  # how many samples
+    # Of a model that is told captions: prompts, separated by commas, or by ; where there is one
+    config.sample.prompts = ""
     # Of a class-conditional model: all (in turn) | none (as without labels) | classes like 3 or 3,1
     config.sample.labels = "all"
     config.sample.batch_size = 256  # drawn at a time, over all devices
@@ -123,7 +133,8 @@ def get_config() -> ConfigDict:
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
     config.evaluate = ConfigDict()
-    # Separated by commas: bpd | bpd_fast | baselines | ode | samples | chain
+    # Separated by commas: bpd | bpd_fast | baselines | ode | samples | chain, of a VAE elbo, of a
+    # model of latents latent_bound
     config.evaluate.metrics = "bpd,baselines"
     config.evaluate.split = "test"  # test | train
     config.evaluate.num_images = 1000  # the first n of the split; 0 is all
@@ -133,6 +144,7 @@ def get_config() -> ConfigDict:
     config.evaluate.num_draws = 1  # of the noise behind bpd, for an error bar over them
     config.evaluate.timesteps_per_call = 100  # of bpd, in one dispatch
     config.evaluate.timesteps_at_once = 1  # of bpd, in one call of the network
+    config.evaluate.num_importance = 64  # of elbo: draws of z behind each image
     config.evaluate.num_strata = 50  # of bpd_fast: timesteps of each image, beside 0
     # Of ode: uniform noise inside each level | decoder, the chain's, which needs no such noise
     config.evaluate.ode_dequantization = "uniform"

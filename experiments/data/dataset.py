@@ -16,6 +16,9 @@ NAMED = 50  # images at most that an error names
 class Source(Protocol):
     """Picklable random access: [i] is {"image": uint8[H, W, C], "label": int32[]}.
 
+    Where captions are the labels, a label is a row of them, int32[L]; where a data set has captions
+    its source has `text(index)`.
+
     A source that reads many at once faster also has `gather`, see the function of that name.
     """
 
@@ -39,6 +42,7 @@ class Dataset(NamedTuple):
         folder; None where nothing is to be prepared. Raises OSError or ValueError, saying what is
         needed.
     prepared_from: what `prepare` takes, and what it does without, as the help of --from says it.
+    has_captions: whether `text(index)` of its sources is the caption of an image.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Dataset(NamedTuple):
     num_levels: int = 256
     prepare: Callable[[str | None], str] | None = None
     prepared_from: str = ""
+    has_captions: bool = False
 
 
 def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
@@ -63,12 +68,13 @@ def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str
 
 
 class InMemory:
-    """A Source over images uint8[N, H, W, C] and labels int32[N]."""
+    """A Source over images uint8[N, H, W, C] (or f32[N, ...] of them) and labels int32[N, ...]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4:
+        whole = images.dtype == np.uint8 and images.ndim == 4
+        if not whole and images.dtype != np.float32:
             raise ValueError(f"uint8[N, H, W, C] is needed, got {images.dtype}{images.shape}")
-        if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+        if labels.dtype != np.int32 or labels.shape[:1] != images.shape[:1]:
             raise ValueError(f"int32[{len(images)}] is needed, got {labels.dtype}{labels.shape}")
         self.images = images
         self.labels = labels
@@ -123,12 +129,13 @@ def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
     return Subset(source, np.setdiff1d(every, chosen)), Subset(source, chosen)
 
 
-def _image_shape(source: Source) -> tuple[int, ...]:
-    """Of the first image that can be decoded; () where none can."""
+def _shapes(source: Source) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of image and label of the first image that can be decoded; () where none can."""
     for index in range(len(source)):
         with contextlib.suppress(ValueError):
-            return source[index]["image"].shape
-    return ()
+            record = source[index]
+            return record["image"].shape, record["label"].shape
+    return (), ()
 
 
 def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
@@ -140,8 +147,9 @@ def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
     Raises:
         ValueError: naming all images that cannot be decoded, where there are some.
     """
-    images = np.empty((len(source), *_image_shape(source)), np.uint8)
-    labels = np.empty(len(source), np.int32)
+    image_shape, label_shape = _shapes(source)
+    images = np.empty((len(source), *image_shape), np.uint8)
+    labels = np.empty((len(source), *label_shape), np.int32)
     chunk = 128
 
     def fill(start: int) -> list[str]:

@@ -382,6 +382,7 @@ def emoji(data_dir: str | None = None, image_size: int = 32) -> Dataset:
         name="emoji",
         image_shape=(image_size, image_size, 3),
         num_classes=NUM_CLASSES,
+        has_captions=True,
         open=partial(
             open_named_split, open_split, {"data_dir": data_dir, "image_size": image_size}
         ),

@@ -64,7 +64,7 @@ class Context(NamedTuple):
     def real(self) -> Source:
         """Images that were not trained on, where the data set holds some out."""
         dataset = self.experiment.dataset
-        return dataset.open("test" if "test" in dataset.splits else "train")
+        return self.experiment.open("test" if "test" in dataset.splits else "train")
 
     def samples(
         self, count: int, record: tuple[int, ...] = (), labels: np.ndarray | None = None

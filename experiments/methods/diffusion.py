@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +18,23 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.probability_flow import bind, make_flow
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
+from diffusion.vae import normal_log_density
 from diffusion.variances import VARIANCES
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
-from experiments.methods.method import Chain, Encoder, Keys, Method, Sampling
+from experiments.methods.condition import Condition, condition_of
+from experiments.methods.method import (
+    DTYPES,
+    Chain,
+    Encoder,
+    Keys,
+    Method,
+    Sampling,
+    count_parameters,
+)
 
-SUPPLIED = ("out_channels", "dtype", "num_classes", "parent", "name")  # of a network, from here
-DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
+# Of a network, from here.
+SUPPLIED = ("out_channels", "dtype", "num_classes", "text", "parent", "name")
 
 
 class Examples(NamedTuple):
@@ -35,23 +44,21 @@ class Examples(NamedTuple):
     t: jax.Array  # i32[B]
     eps: jax.Array  # f32[B, ...]
     weight: jax.Array  # f32[B], of each example's loss in the mean
-    labels: jax.Array  # i32[B]
+    labels: jax.Array  # i32[B, ...]
 
 
-def _network(config: ConfigDict, dataset: Dataset, shape: tuple[int, ...], outputs: int) -> Network:
+def _network(
+    config: ConfigDict, condition: Condition, shape: tuple[int, ...], outputs: int
+) -> Network:
     """The network of config.model, for `outputs` values a channel of what is modelled."""
     spec = config.model.to_dict()
     dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
-    conditional = spec.pop("class_conditional")
-    if conditional and dataset.num_classes is None:
-        raise ValueError(
-            f"config.model.class_conditional is True, but {dataset.name!r} has no labels. "
-            "Set it to False, or choose a data set with classes."
-        )
+    spec.pop("class_conditional")
     network = lookup(NETWORKS, spec, "model", SUPPLIED)(
         out_channels=shape[-1] * outputs,
         dtype=dtype,
-        num_classes=dataset.num_classes if conditional else None,
+        num_classes=condition.num_classes or None,
+        text=condition.text,
     )
     with naming_field("model"):
         network.check(shape)
@@ -130,60 +137,93 @@ def _respaced(
     return chain
 
 
+def _knows_nothing(network: Network, condition: Condition) -> bool:
+    """Whether the network was trained without its condition too."""
+    dropout = network.label_dropout if condition.text is None else condition.text.dropout
+    return dropout > 0
+
+
 def _guided(
-    config: ConfigDict, network: Network, apply: Callable[..., jax.Array], channels: int
+    config: ConfigDict,
+    network: Network,
+    condition: Condition,
+    apply: Callable[..., jax.Array],
+    channels: int,
 ) -> Callable[..., jax.Array]:
     """`apply` under the guidance of config.sample, for sampling.
 
     Raises:
-        ValueError: for guidance of a network that was not trained with and without labels, and an
-            interval that is none.
+        ValueError: for guidance of a network that was not trained with and without its condition,
+            and an interval that is none.
     """
     scale, interval = config.sample.guidance_scale, tuple(config.sample.guidance_interval)
     if scale == 1.0:
         return apply
-    if not network.label_dropout:
+    if not _knows_nothing(network, condition):
         raise ValueError(
             f"config.sample.guidance_scale = {scale:g} needs a network that was trained with and "
-            "without labels (config.model.class_conditional = True and label_dropout above 0). "
-            "Choose 1, no guidance, for this one."
+            "without labels or captions (config.model.class_conditional = True and label_dropout "
+            "above 0, or config.text with dropout above 0). Choose 1, no guidance, for this one."
         )
     if len(interval) not in (0, 2) or list(interval) != sorted(interval):
         raise ValueError(
             f"config.sample.guidance_interval = {interval} must be (first, last), timesteps at "
             "which it guides, or () for all of them."
         )
-
-    def unconditional(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"labels": jnp.full_like(inputs["labels"], network.num_classes or 0)}
-
     within = (interval[0], interval[1]) if interval else None
-    return classifier_free(apply, unconditional, float(scale), within, channels=channels)
+    return classifier_free(apply, condition.without, float(scale), within, channels=channels)
 
 
-def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, walks: Walks) -> Chain:
+def _decoder(config: ConfigDict, dataset: Dataset, encoder: Encoder, name: str) -> Any:
+    """-L_0 (DDPM Eq. 13): of levels for pixels; of latents, which have none, a density."""
+    if encoder.latents is not None:
+        return normal_log_density
+    decoder = choose(likelihood.DECODERS, name, "evaluate.decoder")
+    return functools.partial(decoder, num_levels=dataset.num_levels)
+
+
+def _check_latents(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Refuses what is meant for pixels in [-1, 1], and latents that are no image.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if len(shape) != 3:
+        raise ValueError(
+            f"config.encoder gives latents of shape {shape}, a vector, and the networks of "
+            "diffusion take images: train a `conv_vae` for it."
+        )
+    for field in ("sample.threshold.name", "evaluate.clip_denoised"):
+        value = functools.reduce(lambda section, name: section[name], field.split("."), config)
+        neutral = "none" if field == "sample.threshold.name" else False
+        if value != neutral:
+            raise ValueError(
+                f"config.{field} = {value!r} keeps estimates within [-1, 1], where latents do not "
+                f"stay: set it to {neutral!r}."
+            )
+
+
+def _chain(
+    config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Condition, walks: Walks
+) -> Chain:
     """The network of the config on its process, to be walked as config.sample says."""
     betas, process = _process(config)
-    network = _network(config, dataset, encoder.shape, 1 + process.variance.extra_channels)
+    network = _network(config, condition, encoder.shape, 1 + process.variance.extra_channels)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> Any:
         return network.apply({"params": params}, x_t, t, **condition)
 
-    def condition(labels: jax.Array) -> dict[str, jax.Array]:
-        return {} if network.num_classes is None else {"labels": labels}
-
-    decoder = choose(likelihood.DECODERS, config.evaluate.decoder, "evaluate.decoder")
     threshold = thresholds.clip if config.evaluate.clip_denoised else thresholds.none
-    guided = _guided(config, network, apply, encoder.shape[-1])
+    guided = _guided(config, network, condition, apply, encoder.shape[-1])
     chain = Chain(
         process=process,
         network=network,
         apply=apply,
         guided=guided,
-        condition=condition,
+        condition=condition.inputs,
         threshold=threshold,
         denoise=make_denoise(apply, process, threshold=threshold),
-        decoder=functools.partial(decoder, num_levels=dataset.num_levels),
+        decoder=_decoder(config, dataset, encoder, config.evaluate.decoder),
         sampler=walks.sampler,
         respaced=_respaced(betas, process, guided, walks),
     )
@@ -221,8 +261,7 @@ def largest_prior_term(schedule: Schedule) -> float:
 
 def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
     """The model and the chain, with a warning where the chain is cut short."""
-    params = jax.eval_shape(lambda: init(jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = count_parameters(init)
     schedule, prior = process.schedule, largest_prior_term(process.schedule)
     snr = np.asarray(schedule.alpha_bar) / np.asarray(schedule.one_minus_alpha_bar)
     lines = [
@@ -265,21 +304,25 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
             choices that has no meaning.
     """
-    walks = _walks(config)
-    chain = _chain(config, dataset, encoder, walks)
+    walks, condition = _walks(config), condition_of(config, dataset)
+    if encoder.latents is not None:
+        _check_latents(config, encoder.shape)
+    chain = _chain(config, dataset, encoder, condition, walks)
     process, network = chain.process, chain.network
     num_timesteps = process.schedule.num_timesteps
     timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
         num_timesteps
     )
     # The original's decoder in training, whichever one evaluation asks for.
-    decoder = functools.partial(likelihood.tanh_decoder, num_levels=dataset.num_levels)
+    decoder = _decoder(config, dataset, encoder, "tanh")
     loss_fn = losses.make_loss_fn(chain.apply, process, _loss(config), decoder)
 
     @jax.jit  # within devices.jit, or for shapes: traced once, however often it is asked
     def init(key: jax.Array) -> Any:
         example = jnp.zeros((1, *encoder.shape))
-        return network.init(key, example, jnp.zeros(1, jnp.int32))["params"]
+        labels = jnp.zeros((1, *condition.shape), jnp.int32)
+        inputs = condition.inputs(labels) if condition.tokenizer else {}
+        return network.init(key, example, jnp.zeros(1, jnp.int32), **inputs)["params"]
 
     def draw(memory: Any, x_0: jax.Array, labels: jax.Array, keys: Keys) -> Examples:
         t, weight = timesteps.sample(memory, keys("timestep"))
@@ -319,9 +362,10 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         summary=functools.partial(_summary, num_timesteps),
         sampling=sampling,
         num_steps=num_timesteps,
-        num_classes=network.num_classes or 0,
-        null_class=network.label_dropout > 0,
-        protocol=_protocol(config, chain),
+        num_classes=condition.num_classes,
+        null_class=_knows_nothing(network, condition),
+        protocol={**_protocol(config, chain), **encoder.protocol},
         description=_description(config, process, init),
         chain=chain,
+        tokenizer=condition.tokenizer,
     )

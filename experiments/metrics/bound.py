@@ -1,6 +1,6 @@
 """The variational bound over a data set: exact term by term, or estimated from some of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from diffusion import likelihood, random
 from diffusion.reverse import Denoise
 from experiments import console, devices
-from experiments.data.dataset import Source, read_images
+from experiments.data.dataset import Source
 from experiments.experiment import Experiment
 from experiments.methods.method import chain_of
 from experiments.metrics import plots
+from experiments.metrics.by_image import padded_batches
 from experiments.metrics.metric import Context, Result, image_protocol, line, number, which_images
 from experiments.metrics.parts import Parts
 
@@ -71,8 +72,13 @@ def make_terms_fn(experiment: Experiment, mesh: Mesh, denoise: Denoise) -> Terms
         params: Any, batch: dict[str, jax.Array], indices: jax.Array, t: jax.Array, draw: jax.Array
     ) -> tuple[jax.Array, likelihood.Terms]:
         key = jax.random.fold_in(random.stream(config.seed, "evaluate"), draw)
-        inputs = chain.condition(jnp.tile(batch["label"], config.evaluate.timesteps_at_once))
-        x_0 = experiment.encoder.encode(batch["image"])
+        labels, repeats = batch["label"], config.evaluate.timesteps_at_once
+        inputs = chain.condition(jnp.tile(labels, (repeats, *[1] * (labels.ndim - 1))))
+        encoder = experiment.encoder
+        own = random.stream(config.seed, "encoder")
+        if config.evaluate.num_draws > 1:
+            own = jax.random.fold_in(own, draw)
+        x_0 = encoder.draw(encoder.keep(batch["image"]), random.per_index(own, indices))
         result = likelihood.bound_terms(
             schedule,
             lambda x_t, t: denoise(params, x_t, t, **inputs),
@@ -95,21 +101,6 @@ def make_terms_fn(experiment: Experiment, mesh: Mesh, denoise: Denoise) -> Terms
         in_shardings=(everywhere, first, first, second, everywhere),
         out_shardings=everywhere,
     )
-
-
-def padded_batches(
-    source: Source, num_images: int, batch_size: int
-) -> Iterator[tuple[int, int, Callable[[], dict[str, np.ndarray]]]]:
-    """(first index, how many count, read): the last batch repeats its last image to be full."""
-    for first in range(0, num_images, batch_size):
-        stop = min(first + batch_size, num_images)
-
-        def read(first: int = first, stop: int = stop) -> dict[str, np.ndarray]:
-            batch = read_images(source, first, stop)
-            missing = batch_size - (stop - first)
-            return {k: np.concatenate([v, v[-1:].repeat(missing, 0)]) for k, v in batch.items()}
-
-        yield first, stop - first, read
 
 
 def _chunks(num_timesteps: int, per_call: int, at_once: int) -> list[tuple[np.ndarray, int]]:
@@ -336,8 +327,22 @@ def estimated_bits_per_dim(context: Context) -> Result:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuses a method without a bound; raises ValueError as `chain_of` does."""
+    """Refuses a method without a bound, and latents; raises ValueError."""
     chain_of(experiment.method, "The metric bpd")
+    check_pixels(experiment, "bpd")
+
+
+def check_pixels(experiment: Experiment, metric: str) -> None:
+    """Refuses bits per dimension of what is no image.
+
+    Raises:
+        ValueError: naming the metric that is of latents.
+    """
+    if experiment.encoder.latents is not None:
+        raise ValueError(
+            f"config.evaluate.metrics: {metric} is of the levels of pixels, and this model is of "
+            "the latents of a VAE (config.encoder). Choose latent_bound, the bound of both."
+        )
 
 
 def check_estimate(experiment: Experiment) -> None:
@@ -347,6 +352,7 @@ def check_estimate(experiment: Experiment) -> None:
         ValueError: naming the field.
     """
     chain_of(experiment.method, "The metric bpd_fast")
+    check_pixels(experiment, "bpd_fast")
     strata, last = experiment.config.evaluate.num_strata, experiment.method.num_steps - 1
     if strata > last:
         raise ValueError(

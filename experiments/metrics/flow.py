@@ -1,7 +1,6 @@
 """The likelihood of the probability-flow ODE."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,13 +10,13 @@ from jax.sharding import Mesh
 
 from diffusion import probability_flow, random
 from diffusion.forward import q_sample
-from experiments import console, devices
+from experiments import devices
 from experiments.experiment import Experiment
 from experiments.lookup import naming_field
 from experiments.methods.method import chain_of
 from experiments.metrics import bound
+from experiments.metrics.by_image import measure_images
 from experiments.metrics.metric import Context, Result, image_protocol, line, number, which_images
-from experiments.metrics.parts import Parts
 
 DEQUANTIZATIONS = MappingProxyType(  # name -> the quantity, as protocols call it
     {
@@ -46,7 +45,10 @@ def flow_bits_per_dim(context: Context) -> Result:
     if config.ode_dequantization == "decoder":
         protocol |= {"decoder": config.decoder, "clip_denoised": config.clip_denoised}
     folder = context.folder("ode", protocol | {"max_steps": config.ode_max_steps})
-    bits, evaluations, solved = solve_flows(context, folder)
+    flow_fn = make_flow_fn(context.experiment, context.mesh)
+    columns = ("bits", "evaluations", "success")
+    found = measure_images(context, flow_fn, columns, folder, "bits/dim of the flow")
+    bits, evaluations, solved = found
     total = bits.astype(np.float64)
     if not solved.any():
         raise ValueError(
@@ -70,28 +72,6 @@ def flow_bits_per_dim(context: Context) -> Result:
     if not solved.all():
         lines.append(f"  WARNING {(~solved).sum()} images were not solved and are left out.")
     return Result(values, protocol, (), lines, (folder,))
-
-
-def solve_flows(context: Context, folder: Path) -> list[np.ndarray]:
-    """bits/dim f32[N], evaluations i32[N], success bool[N]; resumed from the parts in `folder`."""
-    columns = ("bits", "evaluations", "success")
-    batch_size = devices.round_up(context.experiment.config.evaluate.batch_size, context.mesh)
-    flow_fn = make_flow_fn(context.experiment, context.mesh)
-    batches = list(bound.padded_batches(context.source, context.num_images, batch_size))
-    parts = Parts(folder, [f"images{first}+{count}" for first, count, _ in batches])
-    found = []
-    for first, count, read in console.track(batches, "bits/dim of the flow"):
-        name = f"images{first}+{count}"
-        if name in parts:
-            part = parts.read(name)
-        else:
-            indices = np.arange(first, first + batch_size, dtype=np.int32)
-            arguments = devices.put_global((read(), indices), devices.sharded(context.mesh))
-            values = devices.fetch(flow_fn(context.params, *arguments))
-            part = {key: value[:count] for key, value in zip(columns, values, strict=True)}
-            parts.write(name, part)
-        found.append(part)
-    return [np.concatenate([part[key] for part in found]) for key in columns]
 
 
 def make_flow_fn(experiment: Experiment, mesh: Mesh) -> Callable[..., Any]:
@@ -157,5 +137,6 @@ def check(experiment: Experiment) -> None:
     Raises:
         ValueError: naming the field.
     """
+    bound.check_pixels(experiment, "ode")
     with naming_field("evaluate.metrics"):
         make_flow_fn(experiment, devices.make_mesh())

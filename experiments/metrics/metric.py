@@ -102,11 +102,16 @@ def image_protocol(context: Context) -> dict[str, Any]:
         **context.origin._asdict(),
         "checkpoint": context.experiment.config.checkpoint,
         "checkpoint_step": context.step,
-        "variance": context.experiment.config.variance.name,
+        **_variance(context.experiment.config),
         "num_levels": context.experiment.dataset.num_levels,
         "precision": devices.REPORTED,
         "num_timesteps": context.experiment.method.num_steps,
     }
+
+
+def _variance(config: ConfigDict) -> dict[str, str]:
+    """That of a chain, which other methods do not have."""
+    return {"variance": config.variance.name} if "variance" in config else {}
 
 
 def check_finite(context: Context, first: int, finite: np.ndarray) -> None:

@@ -19,6 +19,8 @@ HEADLINE: dict[tuple[str, str], Callable[[Any], float]] = {
     ("samples", "is"): max,
     ("samples", "classifier_score"): max,
     ("bpd", "bits_per_dim"): min,
+    ("elbo", "bits_per_dim"): min,
+    ("latent_bound", "bits_per_dim"): min,
     ("bpd_fast", "bits_per_dim_estimate"): min,
 }
 SAMPLES = "samples/samples.png"

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from experiments.files.atomic import read_json, write_json
-from experiments.workdir.protocols import MODEL, field, flat, meaning, renewed
+from experiments.workdir.protocols import MODEL, PLACES, flat, meaning, renewed
+from experiments.workdir.protocols import fields as fields_of
 
 NONE = "absent"  # what an error calls a field that is not there
 
@@ -68,7 +69,7 @@ def check_same(
         ValueError: naming the fields that differ, and what can be done.
     """
     then, now = renewed(saved), config_to_dict(config)
-    _refuse({f: field(then, f) for f in fields}, {f: field(now, f) for f in fields}, workdir)
+    _refuse(fields_of(then, fields), fields_of(now, fields), workdir)
 
 
 def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | Path) -> None:
@@ -79,14 +80,21 @@ def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | P
     Args, Raises: as for `check_same`.
     """
     then, now = renewed(saved), config_to_dict(config)
-    before, after = ({f: meaning(f, field(c, f)) for f in MODEL} for c in (then, now))
+    before, after = (
+        {name: meaning(name, value) for name, value in fields_of(config, MODEL).items()}
+        for config in (then, now)
+    )
     _refuse(before, after, workdir)
 
 
 def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], workdir: str | Path) -> None:
     """Raises ValueError where the values of some field differ, naming each leaf that does."""
     before, after = flat(then), flat(now)
-    unlike = [f for f in {**before, **after} if before.get(f, NONE) != after.get(f, NONE)]
+    unlike = [
+        f
+        for f in {**before, **after}
+        if f not in PLACES and before.get(f, NONE) != after.get(f, NONE)
+    ]
     if unlike:
         lines = [f"  {f}: {before.get(f, NONE)} then, {after.get(f, NONE)} now" for f in unlike]
         raise ValueError(

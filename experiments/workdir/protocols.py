@@ -9,7 +9,10 @@ from typing import Any
 from experiments.workdir.origin import NOTHING
 
 # What the parameters of a checkpoint mean, and so cannot change after training.
-MODEL = ("method", "data.name", "schedule", "parameterization", "variance", "model")
+MODEL = (
+    *("method", "encoder", "data.name", "schedule", "parameterization", "variance"),
+    *("likelihood", "text", "model"),
+)
 # Variances with which the network has nothing to do, so that one may replace another.
 FIXED_VARIANCES = ("fixed_small", "fixed_large")
 # Of `model`: how the network is computed and trained, and not what its parameters mean.
@@ -21,20 +24,26 @@ TRAINING = (
 )
 # What decides which model a run trains, apart from its seed, and where its data lies.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
-PLACES = ("data.data_dir", "data.path")
+PLACES = ("data.data_dir", "data.path", "encoder.workdir")
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
     *("sampler", "num_steps", "spacing", "threshold", "guidance", "seed"),
-    *("last_step", "clip_denoised"),
+    *("last_step", "clip_denoised", "encoder"),
 )
 
 
-def field(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a path of names, such as `train.batch_size`."""
-    for part in path.split("."):
-        config = config[part]
-    return config
+def fields(config: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """The values at paths of names, such as `train.batch_size`, of those that the config has."""
+    found = {}
+    for path in paths:
+        section: Any = config
+        *sections, name = path.split(".")
+        for part in sections:
+            section = section.get(part, {})
+        if name in section:
+            found[path] = section[name]
+    return found
 
 
 def meaning(path: str, value: Any) -> Any:
@@ -50,11 +59,15 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, as JSON has it, under the names that its fields have now.
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
-    The precision of products was the default of jax before it was a field, diffusion the only
-    method, no label of a U-Net was dropped; after its warm-up the learning rate stayed, no weight
-    decayed, and the average had no warm-up. Of sampling, a flag said whether x_0 is clipped.
+    Every model was of pixels and told no words. The precision of products was the default of jax
+    before it was a field, diffusion the only method, no label of a U-Net was dropped; after its
+    warm-up the learning rate stayed, no weight decayed, and the average had no warm-up. Of
+    sampling, a flag said whether x_0 is clipped.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
+    config = {"encoder": {"name": "pixels"}, **config}
+    if "schedule" in config:
+        config = {"text": {"name": "none"}, **config}
     rate = {"cosine_steps": 0, "final_learning_rate": 0.0}
     match config:
         case {"optimizer": {"name": "adam"} as optimizer}:
@@ -66,7 +79,8 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
             config["sample"] = {"threshold": _threshold(bool(clip)), **sample}
     match config:
         case {"model": {"name": "unet"} as model}:
-            config["model"] = {"label_dropout": 0.0, **model}
+            words = {"cross_attention_resolutions": []}
+            config["model"] = {"label_dropout": 0.0, **words, **model}
     match config:
         case {
             "clip": {"images_per_core": int(images), **clip},

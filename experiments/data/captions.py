@@ -1,0 +1,125 @@
+"""Captions as numbers: words of the names of pictures, and a source that has them for labels."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from experiments import console
+from experiments.data.dataset import Source, gather
+from experiments.lookup import suggestion
+
+PAD, START = 0, 1  # behind a caption, and in front of it: alone it says "no caption"
+FIRST_WORD = 2
+WORD = re.compile(r"[^\W_]+")
+
+
+def words_of(text: str) -> list[str]:
+    """Letters and digits in lower case, without what stands between them: the words of a text."""
+    return WORD.findall(text.lower())
+
+
+def vocabulary_of(texts: Iterable[str]) -> str:
+    """Every word of the texts once, in alphabetical order, separated by spaces."""
+    return " ".join(sorted({word for text in texts for word in words_of(text)}))
+
+
+class Tokenizer(NamedTuple):
+    """Words to numbers, from FIRST_WORD on in the order of the vocabulary.
+
+    words: word -> number.
+    length: of a row, with START; longer captions are cut.
+    """
+
+    words: dict[str, int]
+    length: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return FIRST_WORD + len(self.words)
+
+    def rows(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+        """int32[n, length]: START, the words that are known, and PAD to the end."""
+        found = np.full((len(texts), self.length), PAD, np.int32)
+        found[:, 0] = START
+        for row, text in zip(found, texts, strict=True):
+            known = [self.words[word] for word in words_of(text) if word in self.words]
+            known = known[: self.length - 1]
+            row[1 : 1 + len(known)] = known
+        return found
+
+    def nothing(self, count: int) -> Int[np.ndarray, "n l"]:
+        """Rows that say nothing."""
+        return self.rows([""] * count)
+
+
+def make_tokenizer(vocabulary: str, length: int) -> Tokenizer:
+    """Of a `vocabulary_of` some texts."""
+    words = vocabulary.split()
+    return Tokenizer({word: FIRST_WORD + i for i, word in enumerate(words)}, length)
+
+
+def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+    """The rows of what a person asks for; tells which words are not known, or beyond the length.
+
+    Raises:
+        ValueError: for a prompt of which no word is known, and for none at all.
+    """
+    if not prompts:
+        raise ValueError("there is no prompt: give one at least, such as 'red apple'.")
+    for prompt in prompts:
+        words = words_of(prompt)
+        unknown = [word for word in words if word not in tokenizer.words]
+        if words and len(unknown) == len(words):
+            hints = suggestion(unknown[0], tokenizer.words).split("Choose one of")[0].strip()
+            raise ValueError(
+                f"no word of the prompt {prompt!r} is known. {hints or 'Choose others.'} The model "
+                f"knows the {len(tokenizer.words):,} words of the captions that it was trained on "
+                "(text.vocabulary in its config.json)."
+            )
+        if unknown:
+            console.log(
+                f"WARNING   the prompt {prompt!r}: {', '.join(unknown)} not known, and left out"
+            )
+        if len(words) - len(unknown) > tokenizer.length - 1:
+            console.log(
+                f"WARNING   the prompt {prompt!r} is cut after {tokenizer.length - 1} words"
+            )
+    return tokenizer.rows(prompts)
+
+
+def split_prompts(text: str) -> list[str]:
+    """Prompts separated by semicolons, or where there is none by commas."""
+    parts = text.split(";" if ";" in text else ",")
+    return [part.strip() for part in parts if part.strip()]
+
+
+class Captioned:
+    """A source whose labels are the rows of its captions; picklable where the source is.
+
+    The source has `text(index)`, the caption of an image.
+    """
+
+    def __init__(self, source: Any, tokenizer: Tokenizer):
+        self.source = source
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        [row] = self.tokenizer.rows([self.source.text(index)])
+        return {"image": self.source[index]["image"], "label": row}
+
+    def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several at once: {"image": uint8[N, H, W, C], "label": int32[N, length]}."""
+        rows = self.tokenizer.rows([self.source.text(index) for index in indices])
+        return {"image": gather(self.source, indices)["image"], "label": rows}
+
+
+def captioned(open_split: Callable[[str], Source], tokenizer: Tokenizer) -> Callable[[str], Source]:
+    """Opens a split with captions for labels."""
+    return lambda split: Captioned(open_split(split), tokenizer)

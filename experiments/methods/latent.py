@@ -1,0 +1,222 @@
+"""Diffusion in the latent space of a trained VAE (Rombach et al. 2022): the encoder of a config.
+
+A model of the latents is any model of images, on x_0 = (z - shift) * scale with z ~ q(z | x), whose
+coordinates have mean 0 and variance 1 over the data; what it draws is decoded.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion import random
+from diffusion.structs import Gaussian
+from diffusion.vae import reparameterize
+from experiments import console, devices, images
+from experiments.data.dataset import Dataset, InMemory, Source, Subset, fingerprint, gather
+from experiments.files.atomic import digest, read_json, write_json
+from experiments.methods.method import VAE, Encoder, Latents, pixels
+from experiments.methods.vae import initial, make_vae
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like, checksums
+from experiments.workdir.config import read_config
+
+MEASURED = "latents.json"  # in the working directory of a VAE: its latents over a data set
+MOST = 10_000  # images that they are measured on
+BATCH = 100
+
+
+class Trained(NamedTuple):
+    """A VAE as its working directory has it."""
+
+    vae: VAE
+    params: Any  # averaged, on the devices
+    identity: str  # hash of the parameters
+
+
+def read_vae(workdir: str, dataset: Dataset) -> Trained:
+    """The newest averaged parameters of the VAE in `workdir`, for images of `dataset`.
+
+    Raises:
+        ValueError: where there is none, saying how one is trained, and for one of other images.
+        CheckpointError: where its checkpoint cannot be read.
+    """
+    folder = Path(workdir).expanduser()
+    if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"config.encoder.workdir = {workdir!r} holds no trained VAE. Train one first, such as "
+            "python -m experiments.main --config=experiments/configs/vae_emoji.py "
+            f"--workdir={workdir}, or name the working directory of one."
+        )
+    config = read_config(folder)
+    if config.method.name != "vae":
+        raise ValueError(
+            f"config.encoder.workdir = {workdir!r} holds a model of the method "
+            f"{config.method.name!r}, and the encoder must be one of the method 'vae'."
+        )
+    if config.data.name != dataset.name:
+        raise ValueError(
+            f"config.encoder.workdir = {workdir!r} holds a VAE of {config.data.name!r}, and "
+            f"config.data.name is {dataset.name!r}: they must be the same."
+        )
+    with Checkpoints(folder) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise CheckpointError(f"{folder} holds no checkpoint yet: wait for the first one.")
+        shape = tuple(checkpoints.meta(step)["image_shape"])
+        if shape != dataset.image_shape:
+            raise ValueError(
+                f"config.encoder.workdir = {workdir!r} holds a VAE of images {shape}, and "
+                f"config.data describes {dataset.image_shape}."
+            )
+        model, network = make_vae(config, dataset)
+        abstract = abstract_like(
+            lambda: initial(network, dataset.image_shape, jax.random.key(0)),
+            devices.replicated(devices.make_mesh()),
+        )
+        params = checkpoints.restore(step, "ema", abstract)
+    return Trained(model, params, digest(checksums(params)))
+
+
+@functools.cache
+def _known(workdir: str, changed: float, dataset: Dataset) -> Trained:
+    """`read_vae`, once for each state of the folder."""
+    return read_vae(workdir, dataset)
+
+
+def _trained(workdir: str, dataset: Dataset) -> Trained:
+    folder = Path(workdir).expanduser() / "checkpoints"
+    return _known(workdir, folder.stat().st_mtime if folder.is_dir() else 0.0, dataset)
+
+
+def moments(trained: Trained, num_levels: int) -> Callable[[Any], jax.Array]:
+    """uint8[B, H, W, C] -> f32[B, ..., 2k], means and log-variances of q(z | x), compiled."""
+
+    def encode(image: jax.Array) -> jax.Array:
+        q = trained.vae.encode(trained.params, images.to_model(image, num_levels))
+        return jnp.concatenate([q.mean, q.log_variance], axis=-1)
+
+    return encode
+
+
+def kept(encode: Callable[[Any], jax.Array], source: Source) -> np.ndarray:
+    """f32[N, ...]: what training needs of the images of a source, a batch at a time."""
+    compiled = devices.jit(encode, precision=devices.REPORTED)
+    parts = []
+    for first in range(0, len(source), BATCH):
+        found = gather(source, range(first, min(first + BATCH, len(source))))["image"]
+        padded = np.resize(found, (BATCH, *found.shape[1:]))
+        parts.append(np.asarray(compiled(padded))[: len(found)])
+    return np.concatenate(parts)
+
+
+def measure(workdir: str, dataset: Dataset) -> dict[str, Any]:
+    """Identity of a VAE, and shift and scale of its latents over the train split.
+
+    Every coordinate of a latent vector, or channel of a latent image, has its own. They are kept in
+    the VAE's folder, so that a training that goes on finds the same.
+
+    Raises:
+        ValueError, CheckpointError: as `read_vae`.
+        FileNotFoundError: where the data set is missing.
+    """
+    trained, source = _trained(workdir, dataset), dataset.open("train")
+    of = {"identity": trained.identity, "fingerprint": fingerprint(dataset.name, source)}
+    path = Path(workdir).expanduser() / MEASURED
+    if path.is_file():
+        known = read_json(path)
+        if known.get("of") == of:
+            return known["found"]
+    console.log(f"latents   measuring those of {workdir}")
+    places = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST)).astype(int))
+    found = kept(moments(trained, dataset.num_levels), Subset(source, places)).astype(np.float64)
+    mean, log_variance = np.split(found, 2, axis=-1)
+    axes = tuple(range(mean.ndim - 1))
+    shift = mean.mean(axes)
+    deviation = np.sqrt((np.square(mean - shift) + np.exp(log_variance)).mean(axes))
+    result = {
+        "identity": trained.identity,
+        "shift": [float(f"{value:.6g}") for value in shift],
+        "scale": [float(f"{value:.6g}") for value in 1.0 / deviation],
+    }
+    if devices.is_main_process() and os.access(path.parent, os.W_OK):
+        write_json(path, {"of": of, "found": result, "images": len(places)})
+    return result
+
+
+def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """The config with identity, shift and scale of its encoder, where it names a VAE without.
+
+    Raises:
+        ValueError, CheckpointError, FileNotFoundError: as `measure`.
+    """
+    if config.encoder.name != "vae" or config.encoder.identity:
+        return config
+    config = config.copy_and_resolve_references()
+    found = measure(config.encoder.workdir, dataset)
+    for name, value in found.items():
+        config.encoder[name] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def latents(
+    dataset: Dataset,
+    /,
+    workdir: str,
+    identity: str = "",
+    shift: Sequence[float] = (),
+    scale: Sequence[float] = (),
+) -> Encoder:
+    """The latents of a trained VAE, shifted and scaled.
+
+    Args:
+        workdir: of the VAE's training.
+        identity: hash of its parameters, which `fill` finds.
+        shift, scale: of the latents' last axis, likewise.
+
+    Raises:
+        ValueError, CheckpointError: as `read_vae`; also for a VAE that is not the one of that
+            identity.
+    """
+    trained = _trained(workdir, dataset)
+    if trained.identity != identity:
+        raise ValueError(
+            f"config.encoder.workdir = {workdir!r} holds the VAE {trained.identity}, and this "
+            f"model was made with {identity}. Name the folder that holds that one "
+            "(--config.encoder.workdir=...), or train anew in another --workdir."
+        )
+    model, params = trained.vae, trained.params
+    minus, times = jnp.asarray(shift, jnp.float32), jnp.asarray(scale, jnp.float32)
+    encode = moments(trained, dataset.num_levels)
+
+    def read(found: jax.Array) -> Gaussian:
+        mean, log_variance = jnp.split(found, 2, axis=-1)
+        return Gaussian((mean - minus) * times, log_variance + 2.0 * jnp.log(times))
+
+    def draw(found: jax.Array, keys: jax.Array) -> jax.Array:
+        return reparameterize(read(found), random.normal(keys, 0, model.latent_shape))
+
+    return Encoder(
+        shape=model.latent_shape,
+        keep=encode,
+        draw=draw,
+        encode=lambda image: read(encode(image)).mean,
+        decode=lambda x: model.likelihood.mean(model.decode(params, x / times + minus)),
+        protocol={"encoder": {"name": "vae", "identity": identity}},
+        latents=Latents(model, params, minus, times),
+    )
+
+
+def in_memory(encoder: Encoder, source: InMemory) -> InMemory:
+    """What training needs of images that are in memory, computed once."""
+    return InMemory(kept(encoder.keep, source), source.labels)
+
+
+# name -> (dataset, **options) -> Encoder
+ENCODERS: MappingProxyType[str, Any] = MappingProxyType({"pixels": pixels, "vae": latents})
