@@ -19,7 +19,6 @@ from diffusion.networks.unet import (
     Downsample,
     ResidualBlock,
     Settings,
-    Upsample,
     conv3x3,
     group_norm,
 )
@@ -154,8 +153,9 @@ class ConvVAE(nn.Module):
         for i, (features, attends) in reversed(list(enumerate(levels))):
             stack = Stack(features, self.num_blocks, attends, settings, name=f"decoder_{i}")
             h = stack(h, train)
-            if i:
-                h = Upsample(self.dtype, name=f"decoder_up_{i}")(h)
+            if i:  # to the next level's width at once: the largest images are the dearest
+                h = h.repeat(2, axis=1).repeat(2, axis=2)
+                h = conv3x3(levels[i - 1][0], f"decoder_up_{i}", self.dtype)(h)
         single = settings._replace(dtype=jnp.float32)
         h = nn.swish(group_norm("decoder_norm", single)(h))
         return conv3x3(self.out_channels, "decoder_out", jnp.float32)(h)

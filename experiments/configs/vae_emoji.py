@@ -21,10 +21,11 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.data.image_size = 32
     config.method.kl_weight = 0.1
     config.likelihood = ConfigDict(dict(name="discretized_gaussian", deviation=0.05))
-    config.model.channels = 32
+    config.model.channels = 24
     config.model.channel_multipliers = (1, 2, 4)
     config.model.norm_groups = 8
     config.optimizer.learning_rate = 2e-3
+    config.optimizer.cosine_steps = 3_000
     config.train.batch_size = 64
     config.train.num_steps = 3_000
     config.train.checkpoint_every = 1_000
