@@ -27,6 +27,7 @@ from diffusion.structs import Schedule
 from experiments import devices, images
 from experiments.build import build
 from experiments.configs import saved
+from experiments.data.captions import prompt_rows
 from experiments.data.dataset import InMemory
 from experiments.drawing import compile_sampling, draw, requested_labels
 from experiments.editing import make_ddim, make_inpaint
@@ -68,33 +69,40 @@ class Model:
 
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         seed: int = 0,
         *,
         steps: int = 0,
         sampler: str | Mapping[str, Any] | None = None,
         labels: str | int | Sequence[int] | np.ndarray = "all",
+        prompts: str | Sequence[str] = (),
         guidance: float | None = None,
     ) -> Image:
         """`n` images, uint8[n, H, W, C]; image i is a function of (seed, i) and its label.
 
         Args:
-            n: how many.
+            n: how many; left out, one for each of the prompts.
             seed: of all noise, 0 to 2^32 - 1.
             steps: of sampling; 0 is the method's own number, every timestep of a chain.
             sampler: a name, or {"name": ..., options}; None is the config's.
             labels: of a class-conditional model: "all" in turn, "none", a class, or several, of
                 which image i gets number i mod their count.
+            prompts: of a model that is told captions: what to draw, a text or several, of which
+                image i gets number i mod their count; none is without a caption.
             guidance: scale of classifier-free guidance: 1 none, 0 as without labels; None is the
                 config's.
 
         Raises:
-            ValueError: for a number, sampler or label that cannot be.
+            ValueError: for a number, sampler, label or prompt that cannot be.
         """
-        count, seed = _whole(n, "n", 1), _whole(seed, "seed", 0, 2**32 - 1)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        count = _whole(len(texts) if n is None else n, "n", 1)
+        seed = _whole(seed, "seed", 0, 2**32 - 1)
         if not isinstance(labels, str):
             labels = ",".join(str(_whole(label, "a label", 0)) for label in np.atleast_1d(labels))
         wanted = requested_labels(labels, self.experiment.method)
+        if texts or self.experiment.method.tokenizer is not None:
+            wanted = self._captions(texts or [""])
         compiled = self._compiled(steps, sampler, guidance)
         batch = min(count, self.experiment.config.sample.batch_size)
         drawn = draw(
@@ -284,6 +292,7 @@ class Model:
             ValueError: for images of another shape or dtype, and for a method without a chain.
         """
         chain, pictures = chain_of(self.experiment.method, "bits_per_dim"), self._images(pictures)
+        bound.check_pixels(self.experiment, "bits_per_dim")
         source = InMemory(pictures, self._labels(labels, len(pictures)))
         config = self.experiment.config.copy_and_resolve_references()
         size = devices.round_up(min(len(pictures), config.evaluate.batch_size), self._mesh)
@@ -316,8 +325,25 @@ class Model:
             )
         return found.astype(np.float32)
 
-    def _labels(self, labels: Sequence[int] | None, count: int) -> Int[np.ndarray, " n"]:
+    def _captions(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+        tokenizer = self.experiment.method.tokenizer
+        if tokenizer is None:
+            raise ValueError(f"this model is told no captions, and was asked for {texts[0]!r}.")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"prompts must be texts, not {texts!r}.")
+        if any(texts):
+            return prompt_rows(tokenizer, texts)
+        if not self.experiment.method.null_class:
+            raise ValueError("this model was trained with captions only: give prompts.")
+        return tokenizer.nothing(len(texts))
+
+    def _labels(self, labels: Sequence[Any] | None, count: int) -> Int[np.ndarray, "n ..."]:
         method = self.experiment.method
+        if method.tokenizer is not None:
+            texts = [""] * count if labels is None else list(labels)
+            if len(texts) != count:
+                raise ValueError(f"labels must be {count} captions, one an image, or None.")
+            return self._captions(texts)
         if not method.num_classes:  # which heeds none, whatever the data set has
             return np.zeros(count, np.int32)
         most = method.num_classes - 1 + method.null_class
@@ -347,6 +373,7 @@ def load(
     checkpoint: str | None = None,
     config: ConfigDict | None = None,
     weights: str | None = None,
+    encoder: str | Path | None = None,
 ) -> Model:
     """The model of a working directory, or of weights that `experiments.convert` reads.
 
@@ -354,6 +381,8 @@ def load(
         where: a working directory; or a folder of diffusers, a file of weights, hf:NAME.
         checkpoint: of a working directory, "latest" or "best"; None is what its config says.
         config: of weights, what they do not say, as from experiments.configs.cifar10.get_config().
+        encoder: of a working directory whose model is of a VAE's latents: where that VAE is, if it
+            was moved since.
         weights: of weights in two sets, "ema" or "raw"; None is the average.
 
     Raises:
@@ -374,6 +403,8 @@ def load(
     if _is_workdir(path):
         run = saved.get_config(str(path))
         run.checkpoint = checkpoint or run.checkpoint
+        if encoder is not None and "workdir" in run.encoder:
+            run.encoder.workdir = str(encoder)
         experiment = build(run)
         return Model(experiment, load_ema(experiment, path, mesh), mesh)
     found = read_weights(str(where), config, weights=weights)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion import random
 from experiments import console, devices, images
+from experiments.data.captions import prompt_rows, split_prompts
 from experiments.experiment import Experiment
 from experiments.methods.method import Method
 
@@ -79,6 +80,57 @@ def requested_labels(labels: str, method: Method) -> np.ndarray:
     return np.array([int(word) for word in words], np.int32)
 
 
+def prompts_of(experiment: Experiment) -> list[str]:
+    """The prompts of config.sample, of which sample i gets number i mod their count; "" is none.
+
+    "@train" and "@test" stand for the captions of a split.
+
+    Raises:
+        ValueError: for a method that heeds none, and for none where the method was not trained
+            without.
+        FileNotFoundError: where a split's captions are asked for, and it is missing.
+    """
+    wanted, method = experiment.config.sample.prompts.strip(), experiment.method
+    if method.tokenizer is None:
+        raise ValueError(
+            f"config.sample.prompts = {wanted!r} asks in words, and this model knows none: leave "
+            "it empty, or train with config.text (experiments/configs/text_emoji.py)."
+        )
+    if wanted.startswith("@"):
+        source: Any = experiment.dataset.open(wanted[1:])
+        return [source.text(index) for index in range(len(source))]
+    if not wanted and not method.null_class:
+        raise ValueError(
+            "config.sample.prompts is empty, and this model was trained with captions only "
+            "(config.text.dropout = 0): say what it shall draw, such as 'red apple,smiling cat'."
+        )
+    return split_prompts(wanted) or [""]
+
+
+def asked_for(experiment: Experiment) -> dict[str, str]:
+    """The fields of a protocol that say what samples were asked for."""
+    config = experiment.config.sample
+    prompts = {"prompts": config.prompts} if experiment.method.tokenizer else {}
+    return {"labels": config.labels} | prompts
+
+
+def requested(experiment: Experiment) -> np.ndarray:
+    """What samples 0, 1, ... are asked for, in turn: classes i32[K], or captions i32[K, length].
+
+    Raises:
+        ValueError: as `requested_labels`, `prompts_of` and `captions.prompt_rows`.
+    """
+    method, config = experiment.method, experiment.config.sample
+    labels = requested_labels(config.labels, method)
+    if method.tokenizer is None and not config.prompts:
+        return labels
+    prompts = prompts_of(experiment)
+    assert method.tokenizer is not None  # or there are no prompts
+    if config.prompts.startswith("@") or prompts == [""]:
+        return method.tokenizer.rows(prompts)
+    return prompt_rows(method.tokenizer, prompts)
+
+
 def parts_of(num_steps: int) -> list[np.ndarray]:
     """The falling steps in at most PARTS parts, each of several steps, of one length if possible.
 
@@ -98,7 +150,7 @@ def compile_sampling(
     record: tuple[int, ...] = (),
     quantize: str = "round",
 ) -> SampleFn:
-    """(params, indices i32[B], seed u32[], labels i32[K]) -> the fields of `Drawn`.
+    """(params, indices i32[B], seed u32[], labels i32[K, ...]) -> the fields of `Drawn`.
 
     On the devices, B cut over them. Sample i is a function of (seed, i) and labels[i mod K]. A
     batch that does not fit the memory of the devices is drawn in halves, one after the other. With
@@ -182,7 +234,7 @@ def compile_sampling(
 def make_sample_fn(experiment: Experiment, mesh: Mesh, **options: Any) -> SampleFn:
     """`compile_sampling` for the seed and the labels of the config: (params, indices i32[B])."""
     compiled = compile_sampling(experiment, mesh, **options)
-    labels = requested_labels(experiment.config.sample.labels, experiment.method)
+    labels = requested(experiment)
     seed = np.uint32(experiment.config.seed)
     return lambda params, indices, **each: compiled(params, indices, seed, labels, **each)
 

@@ -11,15 +11,23 @@ from jax.sharding import Mesh
 
 from diffusion.spacings import uniform
 from experiments import console, devices, images
-from experiments.drawing import draw_indices, make_sample_fn, requested_labels, steps_taken
+from experiments.drawing import (
+    asked_for,
+    draw_indices,
+    make_sample_fn,
+    prompts_of,
+    requested,
+    steps_taken,
+)
 from experiments.experiment import Experiment
-from experiments.files.atomic import digest
+from experiments.files.atomic import digest, write_json
 from experiments.sample_files import Rows, SampleFiles, written_indices
 from experiments.workdir.checkpoint import Loaded, checksums
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 
 SHOWN = 256  # samples in the grid
+WIDEST = 16  # prompts that get a column of it each
 
 
 class Place(NamedTuple):
@@ -37,8 +45,8 @@ OWN = Place()
 
 
 def check(experiment: Experiment) -> None:
-    """Refuses a config that `sample` would fail on; raises as `requested_labels` does."""
-    requested_labels(experiment.config.sample.labels, experiment.method)
+    """Refuses a config that `sample` would fail on; raises as `requested` does."""
+    requested(experiment)
 
 
 def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
@@ -50,7 +58,7 @@ def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
         "checkpoint": experiment.config.checkpoint,
         **experiment.method.protocol,
         "num_steps": steps_taken(experiment, config.num_steps),
-        "labels": config.labels,
+        **asked_for(experiment),
         "precision": experiment.config.precision,
         "quantize": "round",
     }
@@ -71,6 +79,8 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     facts, about = facts_of(experiment, loaded), _about(experiment, loaded)
     labels = "" if facts["labels"] == "all" else f"_labels{facts['labels'].replace(' ', '')}"
     name = f"step{loaded.step}_seed{experiment.config.seed}_{facts['sampler']['name']}"
+    prompts = facts.get("prompts")
+    labels += f"_prompts{digest(prompts)[:6]}" if prompts else ""
     name += f"{facts['num_steps']}{labels}{'_best' if facts['checkpoint'] == 'best' else ''}"
     folder, number = workdir / "samples" / name, 1
     while not SampleFiles(folder, about).is_free:
@@ -196,7 +206,9 @@ def _tell(
     config = experiment.config.sample
     rows = files.rows(indices, pictures=True)
     first = files.pixels(indices[:SHOWN], config.format == "png")
-    grid = images.grid(first)
+    prompts = prompts_of(experiment) if experiment.method.tokenizer else [""]
+    by_prompt = 1 < len(prompts) <= WIDEST and len(indices) > len(prompts)
+    grid = images.grid(first, len(prompts) if by_prompt else None)  # a column for each
     images.save(files.folder / "samples.png", grid)
     show(workdir, experiment.config, step, {"eval/samples": grid})
     by_row = progress.swapaxes(0, 1).reshape(-1, *first.shape[1:])
@@ -204,6 +216,9 @@ def _tell(
     bad = int((~rows.finite).sum())
     if bad:
         console.log(f"WARNING   {bad} of {len(indices)} samples are not finite.")
+    if prompts != [""]:
+        every = {index: prompts[index % len(prompts)] for index in indices}
+        write_json(files.folder / "prompts.json", every)
     return {
         "indices": written_indices(indices),
         "not_finite": bad,

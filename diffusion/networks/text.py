@@ -43,7 +43,7 @@ def _heads(x: Float[Array, "b n c"], num_heads: int) -> Float[Array, "b heads n 
 
 
 def attend(
-    module_heads: int,
+    num_heads: int,
     x: Float[Array, "b n c"],
     context: Float[Array, "b m d"],
     mask: Bool[Array, "b m"],
@@ -58,7 +58,8 @@ def attend(
     features = x.shape[-1]
     q = dense(features, "q", dtype)(x)
     k, v = (dense(features, name, dtype)(context) for name in "kv")
-    h = attention(*(_heads(y, module_heads) for y in (q, k, v)), mask)
+    q, k, v = (_heads(y, num_heads) for y in (q, k, v))
+    h = attention(q, k, v, mask)
     return dense(features, "proj_out", dtype, scale)(h.swapaxes(1, 2).reshape(x.shape))
 
 

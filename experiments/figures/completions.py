@@ -54,7 +54,9 @@ def _pairs(context: Context, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
     """(uint8 [N, ...], [N, ...], labels i32[N]) of pairs of real images, each of one class."""
     source = context.real
     records = gather(source, range(min(len(source), 1000)))
-    labels = records["label"] if context.experiment.method.num_classes else 0 * records["label"]
+    method = context.experiment.method
+    told = method.num_classes or method.tokenizer
+    labels = records["label"] if told else 0 * records["label"]
     first, second, chosen = [], [], []
     for pair in range(count):
         kinds = np.unique(labels)

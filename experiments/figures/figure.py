@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from experiments import devices, images
 from experiments.data.dataset import Source, gather
-from experiments.drawing import Drawn, compile_sampling, draw
+from experiments.drawing import Drawn, compile_sampling, draw, requested
 from experiments.experiment import Experiment
 from experiments.methods.method import Chain
 
@@ -74,13 +74,14 @@ class Context(NamedTuple):
         Args:
             count: how many.
             record: steps whose estimates of x_0 are wanted.
-            labels: i32[K], of which sample i gets number i mod K; None is every class in turn.
+            labels: i32[K, ...], of which sample i gets number i mod K; None is every class in turn,
+                or the prompts of config.sample.
         """
-        config, classes = self.experiment.config.sample, self.experiment.method.num_classes
+        config = self.experiment.config.sample
         compiled = compile_sampling(
             self.experiment, self.mesh, num_steps=config.num_steps, record=record
         )
-        wanted = np.arange(max(classes, 1), dtype=np.int32) if labels is None else labels
+        wanted = self.labels() if labels is None else labels
         return draw(
             lambda params, indices: compiled(params, indices, np.uint32(self.seed), wanted),
             self.params,
@@ -89,6 +90,13 @@ class Context(NamedTuple):
             devices.round_up(min(config.batch_size, count), self.mesh),
             self.mesh,
         )
+
+    def labels(self) -> np.ndarray:
+        """What samples are asked for in turn: every class, or the prompts of config.sample."""
+        method = self.experiment.method
+        if method.tokenizer is not None:
+            return requested(self.experiment)
+        return np.arange(max(method.num_classes, 1), dtype=np.int32)
 
     def encode(self, pictures: Pictures) -> jax.Array:
         """What the method models of images."""

@@ -81,7 +81,8 @@ def reverse(context: Context) -> Figure:
     count = context.config.rows * context.config.rows
     indices = np.arange(count, dtype=np.int32)
     keys = random.per_index(random.stream(context.seed, "sample"), jnp.asarray(indices))
-    labels = indices % max(method.num_classes, 1)
+    every = context.labels()
+    labels = every[indices % len(every)]
     compiled = functools.partial(devices.jit, precision=experiment.config.precision)
     begin, advance = compiled(sampling.begin), compiled(sampling.advance)
     state = begin(context.params, keys, labels)

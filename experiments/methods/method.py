@@ -27,13 +27,13 @@ class VAE(NamedTuple):
 
     latent_shape: of z.
     encode: (params, x f32[B, H, W, C] in [-1, 1]) -> q(z | x), f32[B, *latent_shape].
-    decode: (params, z) -> what `likelihood` makes p(x | z) of.
+    decode: (params, z) -> what `likelihood` makes p(x | z) of. Both take train and rngs too.
     likelihood: p(x | z).
     """
 
     latent_shape: tuple[int, ...]
-    encode: Callable[[Any, jax.Array], Gaussian]
-    decode: Callable[[Any, jax.Array], jax.Array]
+    encode: Callable[..., Gaussian]
+    decode: Callable[..., jax.Array]
     likelihood: Likelihood
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.drawing import requested_labels
+from experiments.drawing import requested
 from experiments.experiment import Experiment
 from experiments.features import scores
 from experiments.features.extractors import Features, choose_extractor, features_of
@@ -162,7 +162,7 @@ def check(experiment: Experiment) -> None:
         FileNotFoundError: for a data set, weights or a reference that are named and missing.
     """
     config = experiment.config.evaluate
-    requested_labels(experiment.config.sample.labels, experiment.method)
+    requested(experiment)
     drop = protocol_fields(config)["drop"]
     choose_extractor(config.extractor, config.inception_weights, experiment.dataset)
     if config.reference is not None and not Path(config.reference).expanduser().is_file():

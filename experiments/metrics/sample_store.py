@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusion.spacings import uniform
 from experiments import console, devices
-from experiments.drawing import make_sample_fn, steps_taken
+from experiments.drawing import asked_for, make_sample_fn, steps_taken
 from experiments.experiment import Experiment
 from experiments.metrics.metric import Context, check_finite
 from experiments.metrics.parts import Parts
@@ -102,7 +102,7 @@ def sampling_protocol(context: Context) -> dict[str, Any]:
         "checkpoint_step": context.step,
         **context.experiment.method.protocol,
         "num_steps": steps_taken(context.experiment, config.sample.num_steps),
-        "labels": config.sample.labels,
+        **asked_for(context.experiment),
         "precision": config.precision,
         "seed": config.seed,
     }

@@ -79,7 +79,7 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
             config["sample"] = {"threshold": _threshold(bool(clip)), **sample}
     match config:
         case {"model": {"name": "unet"} as model}:
-            words = {"cross_attention_resolutions": []}
+            words: dict[str, Any] = {"cross_attention_resolutions": []}
             config["model"] = {"label_dropout": 0.0, **words, **model}
     match config:
         case {
