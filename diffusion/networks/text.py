@@ -106,7 +106,7 @@ class TextEncoder(nn.Module):
                 gives NaN.
             train: drop captions, with the rng stream "dropout".
         """
-        settings = self.settings
+        settings, tokens = self.settings, jnp.asarray(tokens)
         if train and settings.dropout:
             share = settings.dropout
             drop = jax.random.bernoulli(self.make_rng("dropout"), share, tokens.shape[:1])

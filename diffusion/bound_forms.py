@@ -1,0 +1,148 @@
+"""What else the variational bound can be written as, and what bounds its parts.
+
+DDPM's Eq. 5 is what training and evaluation use (`likelihood`); the forms here are for seeing why,
+and for reading texts that write the bound otherwise. Everything is in nats.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion.forward import q_sample, q_step
+from diffusion.likelihood import mean_per_example, normal_kl
+from diffusion.random import normal
+from diffusion.structs import BoundDenoise, Gaussian, Schedule
+from diffusion.vae import normal_log_density, reparameterize
+
+
+def consistency_terms(
+    schedule: Schedule,
+    denoise: BoundDenoise,
+    x_0: Float[Array, "b *x"],
+    keys: Key[Array, " b"],
+    timesteps: Int[Array, " s"],
+) -> Float[Array, "s b"]:
+    """log q(x_t | x_{t-1}) - log p(x_t | x_{t+1}), f32[S, B] nats per dimension: a step and its way
+    back, both asked for the same x_t.
+
+        L = E -log p(x_0 | x_1) + sum_{t=1}^{T-1} E log q(x_t | x_{t-1}) / p(x_t | x_{t+1})
+            + E KL(q(x_T | x_{T-1}) || p(x_T))
+
+    is DDPM's Eq. 3 with its factors paired otherwise, so that its mean is the bound's; its variance
+    is larger than that of Eq. 5, because three neighbours on a path are drawn where Eq. 5 draws
+    one. Texts write each term as KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})) under x_{t-1} and x_{t+1}
+    drawn together; that is another, larger number: given both, x_t is not q(x_t | x_{t-1}).
+
+    Args:
+        x_0: f32[B, ...] in [-1, 1].
+        keys: one an example; the path of each t is its own, a function of (key, t).
+        timesteps: i32[S] in [0, T), as the schedule counts: entry t is about x_{t+1} of the paper's
+            count, and the last, T - 1, is the divergence from N(0, I).
+    """
+    last, shape = schedule.num_timesteps - 1, x_0.shape[1:]
+
+    def term(carry: None, t: jax.Array) -> tuple[None, jax.Array]:
+        times = jnp.full(len(x_0), t)
+        before, after = jnp.maximum(times - 1, 0), jnp.minimum(times + 1, last)
+        first, second, third = (normal(keys, 3 * t + i, shape) for i in range(3))
+        x_before = jnp.where(t == 0, x_0, q_sample(schedule, x_0, before, first))
+        forward = q_step(schedule, x_before, times)
+        x_t = reparameterize(forward, second)
+        x_after = reparameterize(q_step(schedule, x_t, after), third)
+        back = denoise(x_after, after)
+        ratio = normal_log_density(x_t, forward) - normal_log_density(
+            x_t, Gaussian(back.mean, back.log_variance)
+        )
+        zero = jnp.zeros(())
+        end = normal_kl(forward, Gaussian(zero, zero))
+        return carry, mean_per_example(jnp.where(t == last, end, ratio))
+
+    _, found = jax.lax.scan(term, None, timesteps)
+    return found
+
+
+def entropy_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound of H(x_{t-1} | x_t), f64[T] nats per dimension, t = 0 left at -inf.
+
+    For data whose coordinates have variance 1 at most (Sohl-Dickstein et al. 2015, appendix A):
+    given x_0 too, x_{t-1} has the variance beta-tilde_t, and forgetting x_0 only adds entropy; the
+    normal distribution of variance beta_t has the most for its variance. These are the entropies of
+    `fixed_small` and `fixed_large`.
+    """
+    with np.errstate(divide="ignore"):
+        small = np.log(np.asarray(schedule.posterior_variance, np.float64))
+    large = np.log(np.asarray(schedule.beta, np.float64))
+    constant = np.log(2.0 * np.pi * np.e)
+    return 0.5 * (constant + small), 0.5 * (constant + large)
+
+
+def tangent(x: Float[Array, "*s"], touching: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The line lambda x - log lambda - 1 >= log x, which touches where x = 1 / lambda.
+
+    The logarithm as the least of a family of lines (Jordan et al. 1999, section 4.1): the simplest
+    variational bound, in which the parameter that is optimised is where the bound touches.
+
+    Args:
+        touching: lambda > 0.
+    """
+    return touching * x - jnp.log(touching) - 1.0
+
+
+def learned_betas(raw: Float[Array, " t"]) -> Schedule:
+    """All tables of the chain with variances sigmoid(raw), differentiable in `raw`; float32.
+
+    For forward variances that are learned with the network, by reparameterization (DDPM, section
+    2, which then holds them constant): x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+    passes the gradient of the whole bound, L_T included. The chain should not be too long: where
+    `schedules.from_betas` derives its tables in float64, this has float32 only.
+    """
+    beta = jax.nn.sigmoid(raw)
+    # log(1 - beta) and 1 - alpha_bar without subtracting near-equal numbers.
+    log_alpha_bar = jnp.cumsum(jax.nn.log_sigmoid(-raw))
+    log_alpha_bar_prev = jnp.concatenate([jnp.zeros(1), log_alpha_bar[:-1]])
+    one_minus = -jnp.expm1(log_alpha_bar)
+    one_minus_prev = jnp.concatenate([jnp.zeros(1), one_minus[:-1]])
+    posterior = beta * one_minus_prev / one_minus
+    positive = jnp.concatenate([posterior[1:2], posterior[1:]]) if len(raw) > 1 else beta
+    log_beta = jax.nn.log_sigmoid(raw)
+    return Schedule(
+        beta=beta,
+        alpha=1.0 - beta,
+        alpha_bar=jnp.exp(log_alpha_bar),
+        alpha_bar_prev=jnp.exp(log_alpha_bar_prev),
+        one_minus_alpha_bar=one_minus,
+        sqrt_alpha_bar=jnp.exp(0.5 * log_alpha_bar),
+        sqrt_one_minus_alpha_bar=jnp.sqrt(one_minus),
+        log_beta=log_beta,
+        large_log_variance=jnp.concatenate([jnp.log(positive[:1]), log_beta[1:]]),
+        posterior_variance=posterior,
+        posterior_log_variance=jnp.log(positive),
+        posterior_mean_x_0=beta * jnp.exp(0.5 * log_alpha_bar_prev) / one_minus,
+        posterior_mean_x_t=one_minus_prev * jnp.sqrt(1.0 - beta) / one_minus,
+        model_t=jnp.arange(len(raw), dtype=jnp.int32),
+    )
+
+
+def reverse_conditional(
+    weights: Float[Array, " k"],
+    means: Float[Array, " k"],
+    deviations: Float[Array, " k"],
+    x_t: float,
+    beta: float,
+    x: Float[Array, " n"],
+) -> Float[Array, " n"]:
+    """The density of q(x_{t-1} | x_t) at x, for x_{t-1} of a mixture of normal distributions.
+
+    One step of the chain of variance beta. For a small beta it is nearly a normal distribution, and
+    that is why DDPM's Eq. 1 can be one; for a large beta it has as many peaks as the mixture.
+    """
+    prior = jnp.sum(
+        weights
+        * jnp.exp(-0.5 * jnp.square((x[:, None] - means) / deviations))
+        / (deviations * jnp.sqrt(2.0 * jnp.pi)),
+        axis=1,
+    )
+    step = jnp.exp(-0.5 * jnp.square(x_t - jnp.sqrt(1.0 - beta) * x) / beta)
+    unnormalised = prior * step
+    return unnormalised / jnp.trapezoid(unnormalised, x)

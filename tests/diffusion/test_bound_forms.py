@@ -1,0 +1,192 @@
+"""The other forms of the bound: the same mean, and what their names promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import dblquad, quad
+
+from diffusion import bound_forms, thresholds
+from diffusion.forward import q_marginal, q_sample, q_step
+from diffusion.likelihood import bound_terms, exact_decoder, normal_kl, prior_term
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.random import normal
+from diffusion.reverse import predict
+from diffusion.schedules import BETAS, from_betas
+from diffusion.structs import Gaussian, Process
+from diffusion.vae import Likelihood, elbo_terms, reparameterize
+from diffusion.variances import VARIANCES
+from tests.diffusion.gaussian import DEVIATION, MEAN, best_network
+
+SHORT = from_betas(np.linspace(0.02, 0.4, 12))
+
+
+def denoiser(schedule, predicts="eps"):
+    """The best network under a variance that is not the true one."""
+    parameterization = PARAMETERIZATIONS[predicts]
+    process = Process(schedule, parameterization, VARIANCES["fixed_large"])
+    network = best_network(schedule, parameterization)
+
+    def denoise(x_t, t):
+        output = network(None, x_t, jnp.broadcast_to(t, x_t.shape[:1]))
+        return predict(process, output, x_t, t, threshold=thresholds.none)
+
+    return denoise
+
+
+def both_forms(key, count=40_000):
+    """[count] sums of the divergences of Eq. 5, with L_T, and of the consistency form."""
+    x_0 = MEAN + DEVIATION * jax.random.normal(key, (count, 1))
+    keys, times = jax.random.split(key, count), jnp.arange(SHORT.num_timesteps)
+    denoise = denoiser(SHORT)
+
+    @jax.jit
+    def sums(x_0, keys):
+        rows = times[1:, None].repeat(count, 1)
+        rearranged = bound_terms(SHORT, denoise, x_0, keys, rows).nats
+        consistent = bound_forms.consistency_terms(SHORT, denoise, x_0, keys, times)
+        return rearranged.sum(0) + prior_term(SHORT, x_0), consistent.sum(0)
+
+    return [np.asarray(found, np.float64) for found in sums(x_0, keys)]
+
+
+def test_the_consistency_form_has_the_mean_of_equation_5_and_more_variance(key) -> None:
+    rearranged, consistent = both_forms(key)
+    error = np.sqrt((rearranged.var() + consistent.var()) / len(consistent))
+    assert abs(rearranged.mean() - consistent.mean()) < 4 * error
+    assert error < 0.02
+    assert consistent.var() > 1.5 * rearranged.var()
+
+
+def test_a_chain_of_one_step_is_a_vae(key) -> None:
+    """T = 1: q(x_1 | x_0) is the encoder, the prior N(0, I), p(x_0 | x_1) the decoder."""
+    schedule = from_betas([0.7])
+    x_0 = jnp.round(jax.random.uniform(key, (64, 5), minval=-1.0, maxval=1.0) * 127.5) / 127.5
+    keys = jax.random.split(key, 64)
+    denoise = denoiser(schedule)
+    first = jnp.zeros((1, 64), jnp.int32)
+    diffusion = bound_terms(schedule, denoise, x_0, keys, first, decoder=exact_decoder).nats[0]
+    diffusion += prior_term(schedule, x_0)
+
+    def decode(x_1):
+        prediction = denoise(x_1, jnp.zeros(64, jnp.int32))
+        return jnp.stack([prediction.mean, jnp.broadcast_to(prediction.log_variance, x_1.shape)])
+
+    likelihood = Likelihood(
+        2, lambda x, p: exact_decoder(x, Gaussian(*p)), lambda p: p[0], discrete=True
+    )
+    q = q_marginal(schedule, x_0, jnp.zeros(64, jnp.int32))
+    q = Gaussian(q.mean, jnp.broadcast_to(q.log_variance, x_0.shape))
+    terms = elbo_terms(likelihood, decode, x_0, q, normal(keys, 0, (5,)))
+    np.testing.assert_allclose(
+        diffusion, (terms.reconstruction + terms.kl) / 5, rtol=2e-5, atol=1e-5
+    )
+
+
+def test_divergences_of_neighbours_are_not_the_bound(key) -> None:
+    """What texts write in its place: KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})) of a path."""
+    count, t = 40_000, 5
+    x_0 = MEAN + DEVIATION * jax.random.normal(key, (count, 1))
+    keys, times = jax.random.split(key, count), jnp.full(count, t)
+    found = bound_forms.consistency_terms(SHORT, denoiser(SHORT), x_0, keys, times[:1])[0]
+    eps = jax.random.normal(jax.random.fold_in(key, 1), (3, count, 1))
+    forward = q_step(SHORT, q_sample(SHORT, x_0, times - 1, eps[0]), times)
+    x_after = reparameterize(q_step(SHORT, reparameterize(forward, eps[1]), times + 1), eps[2])
+    back = denoiser(SHORT)(x_after, times + 1)
+    divergence = normal_kl(forward, Gaussian(back.mean, back.log_variance))
+    assert divergence.mean() > found.mean() + 0.1
+
+
+@pytest.mark.parametrize("place", [0.7, 0.9])
+def test_the_entropy_of_a_step_back_lies_between_those_of_the_fixed_variances(place: float) -> None:
+    """By quadrature, for a mixture whose variance is 1."""
+    schedule = from_betas(np.linspace(0.05, 0.3, 5))
+    t, spread = 3, np.sqrt(1.0 - place**2)
+    alpha, before = float(schedule.alpha[t]), float(schedule.alpha_bar_prev[t])
+
+    def density(x, scale, noise):
+        deviation = np.sqrt(scale * spread**2 + noise)
+        means = np.array([-place, place]) * np.sqrt(scale)
+        return np.mean(np.exp(-0.5 * ((x - means) / deviation) ** 2)) / (
+            deviation * np.sqrt(2 * np.pi)
+        )
+
+    def joint(y, x):
+        step = np.exp(-0.5 * (y - np.sqrt(alpha) * x) ** 2 / (1 - alpha))
+        p = density(x, before, 1 - before) * step / np.sqrt(2 * np.pi * (1 - alpha))
+        return -p * np.log(p + 1e-300)
+
+    of_both = dblquad(joint, -6, 6, -6, 6, epsabs=1e-6, epsrel=1e-6)[0]
+
+    def single(x):
+        p = density(x, before * alpha, 1 - before * alpha)
+        return -p * np.log(p)
+
+    entropy = of_both - quad(single, -8, 8)[0]
+    lower, upper = bound_forms.entropy_bounds(schedule)
+    assert lower[t] + 1e-3 < entropy < upper[t] - 1e-4
+
+
+def test_entropy_bounds_are_reached_by_a_point_and_by_normal_data() -> None:
+    """The variances of section 8 of docs/theory.md with s = 0 and s = 1."""
+    lower, upper = bound_forms.entropy_bounds(SHORT)
+    for name, bound in (("fixed_small", lower), ("fixed_large", upper)):
+        variance = VARIANCES[name].log_variance(SHORT, None, None)
+        np.testing.assert_allclose(
+            0.5 * (np.log(2 * np.pi * np.e) + np.asarray(variance))[1:], bound[1:], rtol=1e-5
+        )
+
+
+def test_the_logarithm_is_the_least_of_its_tangents() -> None:
+    x = jnp.linspace(0.05, 5.0, 50)
+    lines = bound_forms.tangent(x[:, None], jnp.geomspace(0.1, 30.0, 4000)[None])
+    assert (lines >= jnp.log(x)[:, None] - 1e-6).all()
+    np.testing.assert_allclose(lines.min(1), jnp.log(x), atol=1e-5)
+    np.testing.assert_allclose(bound_forms.tangent(x, 1.0 / x), jnp.log(x), atol=1e-5)
+
+
+def test_learned_betas_give_the_same_tables() -> None:
+    betas = BETAS["linear"](100, 1e-3, 0.2)
+    raw = jnp.asarray(np.log(betas) - np.log1p(-betas), jnp.float32)
+    expected, found = from_betas(betas), bound_forms.learned_betas(raw)
+    for name, table in expected._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), table, rtol=3e-5, atol=1e-7, err_msg=name)
+
+
+def test_the_gradient_of_the_bound_reaches_the_betas(key) -> None:
+    """Equal to a difference quotient, and following it lowers the bound of a network that is off.
+
+    With the best network of a fixed variance, where the reverse step is not exact.
+    """
+    x_0 = MEAN + DEVIATION * jax.random.normal(key, (512, 1))
+    keys = jax.random.split(key, 512)
+    raw = jnp.asarray(np.log(np.expm1(np.linspace(0.05, 0.9, 6))), jnp.float32)
+
+    @jax.jit
+    def bound(raw):
+        schedule = bound_forms.learned_betas(raw)
+        rows = jnp.arange(6)[:, None].repeat(512, 1)
+        terms = bound_terms(schedule, denoiser(schedule, predicts="x_0"), x_0, keys, rows).nats
+        return (terms.sum(0) + prior_term(schedule, x_0)).mean()
+
+    gradient, step = jax.jit(jax.grad(bound))(raw), 1e-2
+    for i in range(6):
+        shift = step * jnp.eye(6)[i]
+        quotient = (bound(raw + shift) - bound(raw - shift)) / (2 * step)
+        np.testing.assert_allclose(gradient[i], quotient, rtol=0.05, atol=2e-3)
+    lower = raw
+    for _ in range(50):
+        lower -= 0.1 * jax.jit(jax.grad(bound))(lower)
+    assert bound(lower) < bound(raw) - 0.01
+
+
+@pytest.mark.parametrize(("beta", "peaks"), [(0.02, 1), (0.95, 2)])
+def test_a_small_step_back_has_one_peak_and_a_large_one_several(beta: float, peaks: int) -> None:
+    """At the middle of a mixture of two, the hardest place."""
+    x = jnp.linspace(-4, 4, 4001)
+    parts = (jnp.array([0.5, 0.5]), jnp.array([-1.0, 1.0]), jnp.array([0.3, 0.3]))
+    density = np.asarray(bound_forms.reverse_conditional(*parts, 0.45, beta, x))
+    np.testing.assert_allclose(np.trapezoid(density, x), 1.0, rtol=1e-4)
+    rising = np.diff(density) > 0
+    high = density[1:-1] > 0.02 * density.max()
+    assert (rising[:-1] & ~rising[1:] & high).sum() == peaks
