@@ -77,7 +77,7 @@ def entropy_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * (constant + small), 0.5 * (constant + large)
 
 
-def tangent(x: Float[Array, "*s"], touching: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def tangent(x: Float[Array, "..."], touching: Float[Array, "..."]) -> Float[Array, "..."]:
     """The line lambda x - log lambda - 1 >= log x, which touches where x = 1 / lambda.
 
     The logarithm as the least of a family of lines (Jordan et al. 1999, section 4.1): the simplest

@@ -160,7 +160,7 @@ def test_the_gradient_of_the_bound_reaches_the_betas(key) -> None:
     """
     x_0 = MEAN + DEVIATION * jax.random.normal(key, (512, 1))
     keys = jax.random.split(key, 512)
-    raw = jnp.asarray(np.log(np.expm1(np.linspace(0.05, 0.9, 6))), jnp.float32)
+    raw = jnp.full(6, float(np.log(0.1 / 0.9)))  # a chain that does not end in noise
 
     @jax.jit
     def bound(raw):
@@ -177,7 +177,7 @@ def test_the_gradient_of_the_bound_reaches_the_betas(key) -> None:
     lower = raw
     for _ in range(50):
         lower -= 0.1 * jax.jit(jax.grad(bound))(lower)
-    assert bound(lower) < bound(raw) - 0.01
+    assert bound(lower) < bound(raw) - 0.05
 
 
 @pytest.mark.parametrize(("beta", "peaks"), [(0.02, 1), (0.95, 2)])

@@ -61,7 +61,7 @@ def test_examples_do_not_meet(key) -> None:
     [
         (dict(channel_multipliers=(1, 2, 2, 2)), "cannot be halved 3 times"),
         (dict(attention_resolutions=(3,)), "attention_resolutions names 3"),
-        (dict(norm_groups=3), "norm_groups = 3"),
+        (dict(norm_groups=3, attention_resolutions=()), "norm_groups = 3"),
     ],
 )
 def test_impossible_sizes_are_refused(change: dict, words: str) -> None:
