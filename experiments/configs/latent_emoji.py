@@ -32,9 +32,9 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.ema_decay = 0.999
     config.ema_warmup = 0.75
     config.train.batch_size = 64
-    config.train.num_steps = 15_000
+    config.train.num_steps = config.optimizer.cosine_steps = 7_000
     config.train.flip = False  # a mirrored letter, flag or clock is none
-    config.train.preview_every = 3_000
+    config.train.preview_every = 1_000
     config.train.preview_images = 16
     config.train.preview_num_steps = 50
     config.train.checkpoint_every = 1_000
