@@ -154,6 +154,22 @@ class Sampler(NamedTuple):
     continuous: bool = False
 
 
+class Likelihood(NamedTuple):
+    """p(x | z) of an autoencoder, as functions of what its decoder network gives.
+
+    outputs: values of the network for each value of x.
+    log_prob: (x f32[..., C], output f32[..., C * outputs]) -> f32[..., C] nats.
+    mean: output -> f32[..., C] in [-1, 1], the picture that is shown.
+    discrete: whether log_prob is of one of the data's levels, and so comparable with the bound of a
+        diffusion model; else it is a density, or the cross entropy of grey values.
+    """
+
+    outputs: int
+    log_prob: Callable[[jax.Array, jax.Array], jax.Array]
+    mean: Callable[[jax.Array], jax.Array]
+    discrete: bool
+
+
 class Process(NamedTuple):
     """A chain and how the network's output is read on it."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion.likelihood import bin_half_width, exact_decoder, normal_kl
-from diffusion.structs import Gaussian
+from diffusion.structs import Gaussian, Likelihood
 
 X = Float[Array, "..."]
 LOG_TWO_PI = float(np.log(2.0 * np.pi))
@@ -65,22 +65,6 @@ def normal_log_density(x: X, p: Gaussian) -> X:
 def sum_per_example(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """The sum over all axes but the first."""
     return jnp.sum(x.reshape(x.shape[0], -1), axis=1)
-
-
-class Likelihood(NamedTuple):
-    """p(x | z), as functions of what the decoder network gives.
-
-    outputs: values of the network for each value of x.
-    log_prob: (x f32[..., C], output f32[..., C * outputs]) -> f32[..., C] nats.
-    mean: output -> f32[..., C] in [-1, 1], the picture that is shown.
-    discrete: whether log_prob is of one of the data's levels, and so comparable with the bound of a
-        diffusion model; else it is a density, or the cross entropy of grey values.
-    """
-
-    outputs: int
-    log_prob: Callable[[jax.Array, jax.Array], jax.Array]
-    mean: Callable[[jax.Array], jax.Array]
-    discrete: bool
 
 
 def _location_and_scale(num_levels: int, deviation: float) -> tuple[int, Callable[..., Gaussian]]:

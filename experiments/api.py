@@ -18,16 +18,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from diffusion import random, thresholds
 from diffusion.reverse import make_denoise
 from diffusion.structs import Schedule
 from experiments import devices, images
+from experiments.arguments import (
+    Image,
+    Latent,
+    captions_of,
+    images_of,
+    labels_of,
+    latents_of,
+    whole,
+)
 from experiments.build import build
 from experiments.configs import saved
-from experiments.data.captions import prompt_rows
 from experiments.data.dataset import InMemory
 from experiments.drawing import compile_sampling, draw, requested_labels
 from experiments.editing import make_ddim, make_inpaint
@@ -39,9 +47,6 @@ from experiments.state import load_ema
 from experiments.weights.importer import read_weights
 from experiments.workdir.checkpoint import Loaded
 from experiments.workdir.origin import NOTHING, Origin
-
-Image = UInt8[np.ndarray, "n h w c"]
-Latent = Float[np.ndarray, "n ..."]
 
 
 class Model:
@@ -96,13 +101,13 @@ class Model:
             ValueError: for a number, sampler, label or prompt that cannot be.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        count = _whole(len(texts) if n is None else n, "n", 1)
-        seed = _whole(seed, "seed", 0, 2**32 - 1)
+        count = whole(len(texts) if n is None else n, "n", 1)
+        seed = whole(seed, "seed", 0, 2**32 - 1)
         if not isinstance(labels, str):
-            labels = ",".join(str(_whole(label, "a label", 0)) for label in np.atleast_1d(labels))
+            labels = ",".join(str(whole(label, "a label", 0)) for label in np.atleast_1d(labels))
         wanted = requested_labels(labels, self.experiment.method)
         if texts or self.experiment.method.tokenizer is not None:
-            wanted = self._captions(texts or [""])
+            wanted = captions_of(self.experiment, texts or [""])
         compiled = self._compiled(steps, sampler, guidance)
         batch = min(count, self.experiment.config.sample.batch_size)
         drawn = draw(
@@ -129,7 +134,7 @@ class Model:
     ) -> Experiment:
         """The model with these choices in place of its config's."""
         config = self.experiment.config.copy_and_resolve_references()
-        config.sample.num_steps = _whole(steps, "steps", 0, self.experiment.method.num_steps)
+        config.sample.num_steps = whole(steps, "steps", 0, self.experiment.method.num_steps)
         if guidance is not None:
             config.sample.guidance_scale = float(guidance)
         if sampler is not None:
@@ -191,11 +196,14 @@ class Model:
         if key not in self._sampling:
             self._sampling[key] = make_inpaint(
                 *(experiment, chain.sampler, steps),
-                jump_length=_whole(jump_length, "jump_length", 1),
-                resamplings=_whole(resamplings, "resamplings", 1),
+                jump_length=whole(jump_length, "jump_length", 1),
+                resamplings=whole(resamplings, "resamplings", 1),
             )
-        stream = random.stream(_whole(seed, "seed", 0, 2**32 - 1), "inpaint")
-        keys, wanted = random.per_index(stream, jnp.arange(count)), self._labels(labels, count)
+        stream = random.stream(whole(seed, "seed", 0, 2**32 - 1), "inpaint")
+        keys, wanted = (
+            random.per_index(stream, jnp.arange(count)),
+            labels_of(self.experiment, labels, count),
+        )
         return self.decode(self._sampling[key](self.params, known, masks, wanted, keys))
 
     def encode_noise(
@@ -211,15 +219,17 @@ class Model:
         Raises:
             ValueError: as `sample`, and for a method without a chain.
         """
-        x_0, wanted = self.encode(pictures), self._labels(labels, len(pictures))
+        x_0, wanted = self.encode(pictures), labels_of(self.experiment, labels, len(pictures))
         return np.asarray(self._ddim(steps)[0](self.params, x_0, wanted))
 
     def decode_noise(
         self, x_T: Latent, *, steps: int = 0, labels: Sequence[int] | None = None
     ) -> Image:
         """The images that DDIM, deterministic, makes of x_T; arguments as for `encode_noise`."""
-        x = self._latents(x_T, "x_T")
-        return self.decode(self._ddim(steps)[1](self.params, x, self._labels(labels, len(x))))
+        x = latents_of(self.experiment, x_T, "x_T")
+        return self.decode(
+            self._ddim(steps)[1](self.params, x, labels_of(self.experiment, labels, len(x)))
+        )
 
     def _ddim(self, steps: int) -> Any:
         """Made once for each number of steps."""
@@ -242,13 +252,13 @@ class Model:
             ValueError: for another shape, a timestep or label that cannot be, and for a method
                 without a chain.
         """
-        x = self._latents(x_t, "x_t")
+        x = latents_of(self.experiment, x_t, "x_t")
         last = self.schedule.num_timesteps - 1
         times = np.atleast_1d([t] if isinstance(t, bool | str) or t is None else np.asarray(t))
         if times.ndim != 1 or len(times) not in (1, len(x)):
             raise ValueError(f"t must be one timestep, or {len(x)} of them, one each.")
-        times = np.array([_whole(value, "t", 0, last) for value in times.tolist()], np.int32)
-        wanted = self._labels(labels, len(x))
+        times = np.array([whole(value, "t", 0, last) for value in times.tolist()], np.int32)
+        wanted = labels_of(self.experiment, labels, len(x))
         times = np.broadcast_to(times, (len(x),))
         return np.asarray(self._denoise_fn(self.params, x, times, wanted))
 
@@ -269,7 +279,7 @@ class Model:
             ValueError: for anything but uint8 of the data set's image shape.
         """
         encoder = self.experiment.encoder
-        return np.asarray(encoder.encode(jnp.asarray(self._images(pictures))))
+        return np.asarray(encoder.encode(jnp.asarray(images_of(self.experiment, pictures))))
 
     def decode(self, x: Latent) -> Image:
         """Images uint8[n, H, W, C] of what the method models, clipped and rounded to the levels.
@@ -277,7 +287,7 @@ class Model:
         Raises:
             ValueError: for another shape.
         """
-        decoded = self.experiment.encoder.decode(jnp.asarray(self._latents(x, "x")))
+        decoded = self.experiment.encoder.decode(jnp.asarray(latents_of(self.experiment, x, "x")))
         levels = self.experiment.dataset.num_levels
         return np.asarray(images.to_uint8(decoded, levels))
 
@@ -291,9 +301,12 @@ class Model:
         Raises:
             ValueError: for images of another shape or dtype, and for a method without a chain.
         """
-        chain, pictures = chain_of(self.experiment.method, "bits_per_dim"), self._images(pictures)
+        chain, pictures = (
+            chain_of(self.experiment.method, "bits_per_dim"),
+            images_of(self.experiment, pictures),
+        )
         bound.check_pixels(self.experiment, "bits_per_dim")
-        source = InMemory(pictures, self._labels(labels, len(pictures)))
+        source = InMemory(pictures, labels_of(self.experiment, labels, len(pictures)))
         config = self.experiment.config.copy_and_resolve_references()
         size = devices.round_up(min(len(pictures), config.evaluate.batch_size), self._mesh)
         config.evaluate.batch_size = size
@@ -301,70 +314,6 @@ class Model:
         arguments = (experiment, chain.denoise, self.params, source, len(pictures), self._mesh)
         with tempfile.TemporaryDirectory() as folder:
             return bound.evaluate_bound(*arguments, Path(folder), quiet=True).total
-
-    def _images(self, pictures: Any) -> Image:
-        shape, found = self.experiment.dataset.image_shape, np.asarray(pictures)
-        if found.dtype != np.uint8 or found.shape[1:] != shape or not len(found):
-            raise ValueError(
-                f"images must be uint8[n, {', '.join(map(str, shape))}], with n at least 1, not "
-                f"{found.dtype}{list(found.shape)}."
-            )
-        return found
-
-    def _latents(self, x: Any, name: str) -> Latent:
-        shape, found = self.experiment.encoder.shape, np.asarray(x)
-        real = np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer)
-        if not real or found.shape[1:] != shape or not len(found):
-            raise ValueError(
-                f"{name} must be float32[n, {', '.join(map(str, shape))}], with n at least 1, not "
-                f"{found.dtype}{list(found.shape)}."
-            )
-        if not np.isfinite(found).all():
-            raise ValueError(
-                f"{name} holds {np.sum(~np.isfinite(found))} values that are not finite."
-            )
-        return found.astype(np.float32)
-
-    def _captions(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
-        tokenizer = self.experiment.method.tokenizer
-        if tokenizer is None:
-            raise ValueError(f"this model is told no captions, and was asked for {texts[0]!r}.")
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"prompts must be texts, not {texts!r}.")
-        if any(texts):
-            return prompt_rows(tokenizer, texts)
-        if not self.experiment.method.null_class:
-            raise ValueError("this model was trained with captions only: give prompts.")
-        return tokenizer.nothing(len(texts))
-
-    def _labels(self, labels: Sequence[Any] | None, count: int) -> Int[np.ndarray, "n ..."]:
-        method = self.experiment.method
-        if method.tokenizer is not None:
-            texts = [""] * count if labels is None else list(labels)
-            if len(texts) != count:
-                raise ValueError(f"labels must be {count} captions, one an image, or None.")
-            return self._captions(texts)
-        if not method.num_classes:  # which heeds none, whatever the data set has
-            return np.zeros(count, np.int32)
-        most = method.num_classes - 1 + method.null_class
-        if labels is None and method.null_class:
-            return np.full(count, method.num_classes, np.int32)
-        found = np.asarray([] if labels is None else labels)
-        whole = np.issubdtype(found.dtype, np.integer) and found.shape == (count,)
-        if not whole or found.min() < 0 or found.max() > most:
-            raise ValueError(
-                f"this model is class-conditional: labels must be {count} whole numbers from 0 to "
-                f"{most}, one an image, not {labels!r}."
-            )
-        return found.astype(np.int32)
-
-
-def _whole(value: Any, name: str, least: int, most: int | None = None) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} = {value!r} must be a whole number {limits}.")
-    return int(value)
 
 
 def load(

@@ -19,7 +19,6 @@ from experiments import console, devices, images
 from experiments.data import loader
 from experiments.data.dataset import InMemory, load_in_memory
 from experiments.experiment import Experiment
-from experiments.methods.latent import in_memory
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
 from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
 from experiments.workdir import outcome, training_log
@@ -232,8 +231,8 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
     if config.loader.in_memory:
         source = load_in_memory(source, config.loader.num_threads)
     meta = facts(experiment, source)
-    if experiment.encoder.latents and isinstance(source, InMemory) and not config.train.flip:
-        source = in_memory(experiment.encoder, source)
+    if isinstance(source, InMemory) and not config.train.flip:
+        source = experiment.encoder.in_memory(source)
     for line in describe_data(config.train, len(source)):
         console.log(line)
 

@@ -167,9 +167,11 @@ def get_config() -> ConfigDict:
     config.evaluate.chain_points = 11  # of `chain`: times at which the estimate of x_0 is judged
 
     config.figures = ConfigDict()
-    # all, or names separated by commas: samples | classes | progressive | shared_latents |
-    # interpolation | interpolation_by_time | inpainting | quality | decoding | neighbours | forward
-    # | schedule | reverse
+    # all, or names separated by commas: samples | classes | prompts | progressive |
+    # shared_latents | interpolation | interpolation_by_time | inpainting | quality | decoding |
+    # neighbours | reconstructions | traversals | latent_grid | latent_interpolation | forward |
+    # schedule | reverse; of ideas, and no part of all: consistency | ring | tangents | one_step |
+    # pixel_error
     config.figures.names = "all"
     config.figures.rows = 6  # of a grid
     config.figures.columns = 8  # of a grid; of the sample grid also its rows

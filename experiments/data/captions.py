@@ -1,59 +1,19 @@
 """Captions as numbers: words of the names of pictures, and a source that has them for labels."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from experiments import console
-from experiments.data.dataset import Source, gather
+from experiments.data.dataset import FIRST_WORD, Source, Tokenizer, gather, words_of
 from experiments.lookup import suggestion
-
-PAD, START = 0, 1  # behind a caption, and in front of it: alone it says "no caption"
-FIRST_WORD = 2
-WORD = re.compile(r"[^\W_]+")
-
-
-def words_of(text: str) -> list[str]:
-    """Letters and digits in lower case, without what stands between them: the words of a text."""
-    return WORD.findall(text.lower())
 
 
 def vocabulary_of(texts: Iterable[str]) -> str:
     """Every word of the texts once, in alphabetical order, separated by spaces."""
     return " ".join(sorted({word for text in texts for word in words_of(text)}))
-
-
-class Tokenizer(NamedTuple):
-    """Words to numbers, from FIRST_WORD on in the order of the vocabulary.
-
-    words: word -> number.
-    length: of a row, with START; longer captions are cut.
-    """
-
-    words: dict[str, int]
-    length: int
-
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return FIRST_WORD + len(self.words)
-
-    def rows(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
-        """int32[n, length]: START, the words that are known, and PAD to the end."""
-        found = np.full((len(texts), self.length), PAD, np.int32)
-        found[:, 0] = START
-        for row, text in zip(found, texts, strict=True):
-            known = [self.words[word] for word in words_of(text) if word in self.words]
-            known = known[: self.length - 1]
-            row[1 : 1 + len(known)] = known
-        return found
-
-    def nothing(self, count: int) -> Int[np.ndarray, "n l"]:
-        """Rows that say nothing."""
-        return self.rows([""] * count)
 
 
 def make_tokenizer(vocabulary: str, length: int) -> Tokenizer:

@@ -3,14 +3,20 @@
 import contextlib
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 SPLITS = ("train", "test")
 NAMED = 50  # images at most that an error names
+
+PAD, START = 0, 1  # behind a caption, and in front of it: alone it says "no caption"
+FIRST_WORD = 2
+WORD = re.compile(r"[^\W_]+")
 
 
 class Source(Protocol):
@@ -199,3 +205,38 @@ def fingerprint(dataset_name: str, source: Source) -> str:
     digest.update(records["image"].astype(np.uint8).tobytes())
     digest.update(records["label"].astype("<i4").tobytes())
     return digest.hexdigest()[:16]
+
+
+def words_of(text: str) -> list[str]:
+    """Letters and digits in lower case, without what stands between them: the words of a text."""
+    return WORD.findall(text.lower())
+
+
+class Tokenizer(NamedTuple):
+    """Words to numbers, from FIRST_WORD on in the order of the vocabulary.
+
+    words: word -> number.
+    length: of a row, with START; longer captions are cut.
+    """
+
+    words: dict[str, int]
+    length: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return FIRST_WORD + len(self.words)
+
+    def rows(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+        """int32[n, length]: START, the words that are known, and PAD to the end."""
+        found = np.full((len(texts), self.length), PAD, np.int32)
+        found[:, 0] = START
+        for row, text in zip(found, texts, strict=True):
+            known = [self.words[word] for word in words_of(text) if word in self.words]
+            known = known[: self.length - 1]
+            row[1 : 1 + len(known)] = known
+        return found
+
+    def nothing(self, count: int) -> Int[np.ndarray, "n l"]:
+        """Rows that say nothing."""
+        return self.rows([""] * count)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import console, devices
 from experiments.experiment import Experiment
-from experiments.figures import coding, completions, process, samples
+from experiments.figures import autoencoder, coding, completions, ideas, process, samples, text
 from experiments.figures.figure import Context, Figure
 from experiments.files.atomic import write_text
 from experiments.files.templates import environment
@@ -23,6 +23,7 @@ FIGURES: MappingProxyType[str, Callable[[Context], Figure]] = MappingProxyType(
     {
         "samples": samples.sample_grid,
         "classes": samples.classes,
+        "prompts": text.prompts,
         "progressive": samples.progressive,
         "shared_latents": completions.shared_latents,
         "interpolation": completions.interpolation,
@@ -31,14 +32,36 @@ FIGURES: MappingProxyType[str, Callable[[Context], Figure]] = MappingProxyType(
         "quality": coding.quality,
         "decoding": coding.decoding,
         "neighbours": samples.neighbours,
+        "reconstructions": autoencoder.reconstructions,
+        "traversals": autoencoder.traversals,
+        "latent_grid": autoencoder.latent_grid,
+        "latent_interpolation": autoencoder.latent_interpolation,
         "forward": process.forward,
         "schedule": process.schedule,
         "reverse": samples.reverse,
+        "consistency": ideas.consistency,
+        "ring": ideas.ring,
+        "tangents": ideas.tangents,
+        "one_step": ideas.one_step,
+        "pixel_error": ideas.pixel_error,
     }
 )
-NEEDS_CHAIN = frozenset(FIGURES) - {"samples", "classes", "neighbours", "progressive", "quality"}
+# Of ideas, and no part of "all".
+IDEAS = frozenset(["consistency", "ring", "tangents", "one_step", "pixel_error"])
+NEEDS_VAE = frozenset(["reconstructions", "traversals", "latent_grid", "latent_interpolation"])
+NEEDS_CHAIN = frozenset(
+    [
+        *("shared_latents", "interpolation", "interpolation_by_time", "inpainting", "decoding"),
+        *("forward", "schedule", "reverse", "consistency"),
+    ]
+)
+NEEDS_PIXELS = frozenset(["inpainting", "decoding"])  # and not latents
 NEEDS_DATA = frozenset(
-    ["interpolation", "interpolation_by_time", "inpainting", "decoding", "neighbours", "forward"]
+    [
+        *("interpolation", "interpolation_by_time", "inpainting", "decoding", "neighbours"),
+        *("forward", "prompts", "reconstructions", "traversals", "latent_interpolation"),
+        *("consistency", "pixel_error"),
+    ]
 )
 PAGE = Path(__file__).parent / "page.jinja"
 
@@ -50,7 +73,7 @@ def figure_names(config: ConfigDict) -> list[str]:
         ValueError: for a name that is none.
     """
     if config.names == "all":
-        return list(FIGURES)
+        return [name for name in FIGURES if name not in IDEAS]
     names = [name.strip() for name in config.names.split(",")]
     for name in names:
         if name not in FIGURES:
@@ -71,15 +94,26 @@ def wanted(experiment: Experiment) -> tuple[list[str], str]:
         FileNotFoundError: for one whose data are missing.
     """
     names, method = figure_names(experiment.config.figures), experiment.method
-    possible = [name for name in names if method.chain is not None or name not in NEEDS_CHAIN]
+    cannot: set[str] = set()
+    if method.chain is None:
+        cannot |= NEEDS_CHAIN
+    if method.vae is None and experiment.encoder.latents is None:
+        cannot |= NEEDS_VAE
+    if experiment.encoder.latents is not None:
+        cannot |= NEEDS_PIXELS
     if not method.num_classes:
-        possible = [name for name in possible if name != "classes"]
+        cannot.add("classes")
+    if method.tokenizer is None:
+        cannot.add("prompts")
+    possible = [name for name in names if name not in cannot]
     missing = [name for name in names if name not in possible]
     if missing and experiment.config.figures.names != "all":
         raise ValueError(
             f"config.figures.names asks for {', '.join(missing)}, which this model cannot have: "
-            "`classes` needs a class-conditional model, and "
-            f"{', '.join(sorted(NEEDS_CHAIN))} need the method `diffusion`."
+            "`classes` needs a class-conditional model, `prompts` one that is told captions; "
+            f"{', '.join(sorted(NEEDS_CHAIN))} need the method `diffusion`, of these "
+            f"{', '.join(sorted(NEEDS_PIXELS))} one of pixels, and {', '.join(sorted(NEEDS_VAE))} "
+            "a VAE or a model of its latents."
         )
     left_out = ""
     if not NEEDS_DATA.isdisjoint(possible):
@@ -132,10 +166,10 @@ def write_page(experiment: Experiment, folder: Path, loaded: Loaded) -> Path:
     """index.html of the figures in a folder, in the order of FIGURES."""
     shown = []
     for name in FIGURES:
-        text = folder / f"{name}.txt"
-        if not text.is_file():
+        words = folder / f"{name}.txt"
+        if not words.is_file():
             continue
-        title, caption, *_ = text.read_text().splitlines()
+        title, caption, *_ = words.read_text().splitlines()
         picture = next(folder.glob(f"{name}.[pw]*[gp]"))
         shown.append({"name": name, "title": title, "caption": caption, "file": picture.name})
     about = f"{experiment.dataset.name}, {loaded.step:,} training steps, {loaded.origin.weights}"

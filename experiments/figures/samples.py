@@ -20,7 +20,7 @@ NEIGHBOURS = 4
 FRAMES = 40
 
 
-def _walked(context: Context) -> str:
+def walked(context: Context) -> str:
     """How the samples of a figure were drawn, for its caption."""
     protocol, config = context.experiment.method.protocol, context.experiment.config.sample
     name = protocol.get("sampler", {"name": "its own sampler"})["name"]
@@ -35,7 +35,7 @@ def sample_grid(context: Context) -> Figure:
     count = context.config.columns * context.config.columns
     drawn = context.samples(count)
     shape = (context.config.columns, context.config.columns, *drawn.samples.shape[1:])
-    caption = f"The first {count} samples of the seed, none left out ({_walked(context)})."
+    caption = f"The first {count} samples of the seed, none left out ({walked(context)})."
     arrays = {"samples": drawn.samples, "evaluations": drawn.evaluations}
     return Figure("Samples", caption, arrays, grid(drawn.samples.reshape(shape)))
 
@@ -53,7 +53,7 @@ def classes(context: Context) -> Figure:
     labels = np.repeat(np.arange(count, dtype=np.int32), columns)
     drawn = context.samples(count * columns, labels=labels)
     rows = drawn.samples.reshape(count, columns, *drawn.samples.shape[1:])
-    caption = f"A row for each class, the first samples asked for it ({_walked(context)})."
+    caption = f"A row for each class, the first samples asked for it ({walked(context)})."
     arrays = {"samples": drawn.samples, "labels": labels}
     return Figure("Classes", caption, arrays, grid(rows, [str(i) for i in range(count)]))
 
@@ -65,7 +65,7 @@ def progressive(context: Context) -> Figure:
     drawn = context.samples(context.config.rows, record=tuple(int(t) for t in times))
     caption = (
         "Progressive generation (DDPM Figure 6): each row is one sample, its estimate x̂_0 from "
-        f"pure noise on the left to the last step on the right ({_walked(context)}). Large-scale "
+        f"pure noise on the left to the last step on the right ({walked(context)}). Large-scale "
         "features appear first, details last."
     )
     rows = drawn.progress.swapaxes(0, 1)
@@ -104,7 +104,7 @@ def reverse(context: Context) -> Figure:
 
     caption = (
         f"The reverse process, x_T to x_0, of {count} samples in {len(frames)} frames "
-        f"({_walked(context)})."
+        f"({walked(context)})."
     )
     arrays = {"frames": pictures}
     return Figure("The reverse process", caption, arrays, draw, ".webp")
@@ -138,7 +138,7 @@ def neighbours(context: Context) -> Figure:
     rows = np.concatenate([drawn[:, None], near], axis=1)
     columns = ["sample", *(f"{name} {k + 1}" for name in found for k in range(NEIGHBOURS))]
     caption = (
-        f"Samples ({_walked(context)}) and their {NEIGHBOURS} nearest images of all {len(train):,} "
+        f"Samples ({walked(context)}) and their {NEIGHBOURS} nearest images of all {len(train):,} "
         f"training images, by squared pixel distance and by features ({features}). A model that "
         "copies shows its samples again."
     )

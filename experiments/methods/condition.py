@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion.networks.text import TextSettings
-from experiments.data.captions import PAD, START, Tokenizer, make_tokenizer
-from experiments.data.dataset import Dataset
+from experiments.data.captions import make_tokenizer
+from experiments.data.dataset import PAD, START, Dataset, Tokenizer
 from experiments.lookup import lookup
 
 Inputs = dict[str, jax.Array]

@@ -187,10 +187,18 @@ def latents(
     trained = _trained(workdir, dataset)
     if trained.identity != identity:
         raise ValueError(
-            f"config.encoder.workdir = {workdir!r} holds the VAE {trained.identity}, and this "
-            f"model was made with {identity}. Name the folder that holds that one "
-            "(--config.encoder.workdir=...), or train anew in another --workdir."
+            f"config.encoder.identity = {identity!r} is of the VAE that this model was made with, "
+            f"and config.encoder.workdir = {workdir!r} holds {trained.identity}. Name the folder "
+            "that holds that one (--config.encoder.workdir=...), or train anew in another "
+            "--workdir."
         )
+    channels = trained.vae.latent_shape[-1]
+    for name, values in (("shift", shift), ("scale", scale)):
+        if len(values) != channels:
+            raise ValueError(
+                f"config.encoder.{name} = {tuple(values)} must have {channels} values, one for "
+                "each channel of the latents; identity = '' has them measured."
+            )
     model, params = trained.vae, trained.params
     minus, times = jnp.asarray(shift, jnp.float32), jnp.asarray(scale, jnp.float32)
     encode = moments(trained, dataset.num_levels)
@@ -208,14 +216,10 @@ def latents(
         draw=draw,
         encode=lambda image: read(encode(image)).mean,
         decode=lambda x: model.likelihood.mean(model.decode(params, x / times + minus)),
+        in_memory=lambda source: InMemory(kept(encode, source), source.labels),
         protocol={"encoder": {"name": "vae", "identity": identity}},
         latents=Latents(model, params, minus, times),
     )
-
-
-def in_memory(encoder: Encoder, source: InMemory) -> InMemory:
-    """What training needs of images that are in memory, computed once."""
-    return InMemory(kept(encoder.keep, source), source.labels)
 
 
 # name -> (dataset, **options) -> Encoder

@@ -11,12 +11,10 @@ from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 from diffusion.likelihood import Decoder
 from diffusion.networks.network import Network
 from diffusion.reverse import Denoise, Threshold
-from diffusion.structs import Gaussian, Process, Sampler, Schedule
-from diffusion.vae import Likelihood
+from diffusion.structs import Gaussian, Likelihood, Process, Sampler, Schedule
 from diffusion.walk import Samples
 from experiments import images
-from experiments.data.captions import Tokenizer
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, InMemory, Tokenizer
 
 DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
 Keys = Callable[[str], Key[Array, " b"]]  # the name of a use of randomness -> a key an example
@@ -58,6 +56,8 @@ class Encoder(NamedTuple):
     draw: (what is kept [B, ...], keys [B]) -> f32[B, *shape], an example of each.
     encode: uint8[B, H, W, C] -> f32[B, *shape], without chance.
     decode: f32[B, *shape] -> f32[B, H, W, C], images in [-1, 1].
+    in_memory: a source of images that training reads from memory -> what it needs of them, `keep`
+        done once for all.
     protocol: what it adds to the protocols of numbers.
     latents: the autoencoder, where it is one.
     """
@@ -67,6 +67,7 @@ class Encoder(NamedTuple):
     draw: Callable[[Shaped[Array, "b ..."], Key[Array, " b"]], Float[Array, "b *x"]]
     encode: Callable[[UInt8[Array, "b h w c"]], Float[Array, "b *x"]]
     decode: Callable[[Float[Array, "b *x"]], Float[Array, "b h w c"]]
+    in_memory: Callable[[InMemory], InMemory] = lambda source: source
     protocol: Mapping[str, Any] = MappingProxyType({})
     latents: Latents | None = None
 

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from diffusion import random
 from diffusion.networks import AUTOENCODERS
-from diffusion.structs import Gaussian
-from diffusion.vae import LIKELIHOODS, Likelihood, Terms, elbo_terms
+from diffusion.structs import Gaussian, Likelihood
+from diffusion.vae import LIKELIHOODS, Terms, elbo_terms
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
 from experiments.methods.method import (

@@ -13,8 +13,8 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.random import normal
 from diffusion.reverse import predict
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Gaussian, Process
-from diffusion.vae import Likelihood, elbo_terms, reparameterize
+from diffusion.structs import Gaussian, Likelihood, Process
+from diffusion.vae import elbo_terms, reparameterize
 from diffusion.variances import VARIANCES
 from tests.diffusion.gaussian import DEVIATION, MEAN, best_network
 

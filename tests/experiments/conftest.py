@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from experiments import devices, train
 from experiments.build import build
-from experiments.configs import digits
+from experiments.configs import digits, vae_digits
 from experiments.experiment import Experiment
 from experiments.features import classifier
+from experiments.methods.latent import measure
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome
 
@@ -71,6 +72,46 @@ def params(trained: tuple[ConfigDict, pathlib.Path]) -> Any:
     config, workdir = trained
     params = load_ema(build(config), workdir, devices.make_mesh()).params
     return jax.tree.map(lambda x: np.asarray(x + 0.1), params)
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
+    """Makes a config of a small convolutional VAE of the digits, with latents of 4x4x2."""
+
+    def make() -> ConfigDict:
+        config = vae_digits.get_config()
+        config.data.data_dir = str(data_dir)
+        config.model = ConfigDict(
+            dict(
+                **dict(name="conv_vae", channels=8, channel_multipliers=(1, 2), num_blocks=1),
+                **dict(attention_resolutions=(), latent_channels=2, dropout=0.0, num_heads=1),
+                **dict(norm_groups=4, dtype="float32"),
+            )
+        )
+        config.method.kl_warmup_steps = 4
+        config.optimizer.warmup_steps = 2
+        config.train.batch_size = 16
+        config.train.num_steps, config.train.steps_per_call = 8, 2
+        config.train.log_every = config.train.checkpoint_every = 4
+        config.train.preview_every = 0
+        config.sample.num_images, config.sample.batch_size = 12, 8
+        config.evaluate.num_images, config.evaluate.batch_size = 10, 8
+        config.evaluate.num_importance = 3
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vae_run(
+    tiny_vae: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The run of such a VAE, its latents measured; tests may add results to it."""
+    config, workdir = tiny_vae(), tmp_path_factory.mktemp("vae")
+    experiment = build(config)
+    assert train.train(experiment, workdir) is Outcome.FINISHED
+    measure(str(workdir), experiment.dataset)
+    return workdir
 
 
 @pytest.fixture(scope="session")

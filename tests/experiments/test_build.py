@@ -20,10 +20,12 @@ DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256", "emoji"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
+VAE_CONFIGS = ("vae_digits", "vae_emoji")
+LATENT_CONFIGS = ("latent_emoji", "text_emoji")  # of a trained VAE
 NETWORK_CONFIGS = ("digits_dit", "cifar10_dit")  # a data set's config with another network
 OTHERS = (
     *("base", "images256", "ablations", "changes", "published"),
-    *("saved", "ranges", "by_size", "image_folder"),
+    *("saved", "ranges", "by_size", "image_folder", "vae_base"),
 )
 DIT = dict(
     **dict(name="dit", patch_size=2, hidden_size=16, depth=1, num_heads=2),
@@ -40,7 +42,7 @@ def get(name: str, ablation: str = "") -> ConfigDict:
 
 def test_no_config_is_forgotten() -> None:
     modules = {module.name for module in pkgutil.iter_modules(configs.__path__)}
-    assert modules == {*DATA_CONFIGS, *NETWORK_CONFIGS, *OTHERS}
+    assert modules == {*DATA_CONFIGS, *NETWORK_CONFIGS, *VAE_CONFIGS, *LATENT_CONFIGS, *OTHERS}
 
 
 @pytest.mark.parametrize(

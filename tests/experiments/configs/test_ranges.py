@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import pathlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -13,13 +14,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion import losses, samplers, schedules, spacings, thresholds
-from diffusion.networks import NETWORKS
+from diffusion.networks import AUTOENCODERS, NETWORKS
+from diffusion.vae import LIKELIHOODS
 from experiments import build, configs, devices, evaluate, hooks, images, lookup, modes
-from experiments.configs import base, ranges
+from experiments.configs import base, ranges, vae_digits
 from experiments.configs.ranges import FIELDS, Many, Range, Word
 from experiments.data.dataset import SPLITS
 from experiments.data.datasets import DATASETS
 from experiments.methods import diffusion as diffusion_method
+from experiments.methods.condition import TEXTS
+from experiments.methods.latent import ENCODERS
 from experiments.metrics import flow
 from experiments.metrics.sample_store import PROTOCOLS
 from experiments.optimizers import CLIPS, OPTIMIZERS
@@ -27,11 +31,15 @@ from experiments.optimizers import CLIPS, OPTIMIZERS
 CHOICES = MappingProxyType(
     {
         "data": DATASETS,
+        "method": build.METHODS,
+        "encoder": ENCODERS,
+        "likelihood": LIKELIHOODS,
+        "text": TEXTS,
         "schedule": schedules.BETAS,
         "loss": losses.LOSSES,
         "loss.weighting": losses.WEIGHTINGS,
         "timesteps": losses.TIMESTEP_SAMPLERS,
-        "model": NETWORKS,
+        "model": {**NETWORKS, **AUTOENCODERS},
         "optimizer": OPTIMIZERS,
         "clip": CLIPS,
         "sample.sampler": samplers.SAMPLERS,
@@ -39,6 +47,10 @@ CHOICES = MappingProxyType(
         "sample.threshold": thresholds.THRESHOLDS,
     }
 )
+SUPPLIED = {
+    "model": diffusion_method.SUPPLIED,
+    "text": ("num_classes", "tokenizer", "text"),
+}
 # What some entries need beside the keyword that is tried.
 NEEDED = MappingProxyType(
     dict(num_timesteps=8, betas=(0.1, 0.2), path="here", image_size=8, learning_rate=1e-3)
@@ -52,7 +64,7 @@ NONSENSE = (
 def keywords(field: str) -> Iterator[tuple[str, str]]:
     """(name of a choice, its keyword), those of nested choices left out."""
     for name, entry in CHOICES[field].items():
-        supplied = diffusion_method.SUPPLIED if field == "model" else ()
+        supplied = SUPPLIED.get(field, ())
         for keyword in lookup.keywords(entry, supplied):
             if f"{field}.{keyword}" not in CHOICES:
                 yield name, keyword
@@ -77,14 +89,48 @@ def changed(config: ConfigDict, field: str, value: Any) -> ConfigDict:
     return ConfigDict(content)
 
 
-def config_with(field: str) -> ConfigDict:
-    """A small config, with a choice that has the field for its keyword."""
+def config_of_words() -> dict[str, Any]:
+    return dict(
+        name="words", vocabulary="one two", length=4, width=8, depth=1, num_heads=2, dropout=0.1
+    )
+
+
+def config_with(field: str, vae_run: str) -> ConfigDict:
+    """A small config, with a choice that has the field for its keyword.
+
+    Args:
+        vae_run: the working directory of a VAE of the digits.
+    """
+    names = [name for name, keyword in keywords("model") if f"model.{keyword}" == field]
+    of_a_vae = names and not set(names) & set(NETWORKS)
+    if field.startswith(("method.", "likelihood.")) or of_a_vae:
+        config = vae_digits.get_config()
+        if "conv_vae" in names:
+            config.model = dict(
+                name="conv_vae",
+                channels=8,
+                channel_multipliers=(1,),
+                norm_groups=4,
+                dtype="float32",
+            )
+        return config
     config = base.get_config()
     config.schedule = dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
     config.model.update(channels=8, channel_multipliers=(1,), num_blocks=1, norm_groups=4)
     config.model.attention_resolutions = ()
     config.train.preview_num_steps = 0
     section, _, keyword = field.rpartition(".")
+    if section == "encoder":
+        config.encoder = dict(name="vae", workdir=vae_run, identity="", shift=(), scale=())
+        config.sample.threshold, config.evaluate.clip_denoised = dict(name="none"), False
+        config.model.update(class_conditional=False, channel_multipliers=(1,))
+        return config
+    if section == "text" or field == "sample.prompts":
+        config.data.name, config.text = "emoji", config_of_words()
+        return config
+    if field == "model.cross_attention_resolutions":
+        config.data.name, config.text = "emoji", config_of_words()
+        return config
     found = (
         [name for name, other in keywords(section) if other == keyword]
         if section in CHOICES
@@ -129,9 +175,9 @@ def test_every_field_and_every_keyword_of_a_choice_has_its_range() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_nonsense_is_refused_by_name_and_anything_else_builds(
-    field: str, caplog: pytest.LogCaptureFixture
+    field: str, caplog: pytest.LogCaptureFixture, vae_run: pathlib.Path
 ) -> None:
-    whole, allowed = config_with(field), []
+    whole, allowed = config_with(field, str(vae_run)), []
     for value in NONSENSE:
         try:
             ranges.check(changed(whole, field, value))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments import build, devices, evaluate, hooks, images
 from experiments.build import METHODS
 from experiments.data.dataset import read_images
+from experiments.data.digits import digits
 from experiments.drawing import draw, make_sample_fn
 from experiments.methods.method import Method, at_once, pixels
 from experiments.state import load_ema
@@ -137,7 +138,7 @@ def test_its_checkpoint_is_not_another_method_s(config: ConfigDict, tmp_path: pa
 
 
 def test_pixels_are_their_own_encoding() -> None:
-    encoder = pixels((4, 4, 1), 256)
+    encoder = pixels(digits()._replace(image_shape=(4, 4, 1), num_levels=256))
     stored = np.arange(256, dtype=np.uint8).reshape(16, 4, 4, 1)
     x = encoder.encode(jnp.asarray(stored))
     assert x.shape[1:] == encoder.shape and float(x.min()) == -1 and float(x.max()) == 1

@@ -1,0 +1,86 @@
+"""What is handed to a trained model in Python: arrays and numbers, checked and named in errors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from experiments.data.captions import prompt_rows
+from experiments.experiment import Experiment
+
+Image = UInt8[np.ndarray, "n h w c"]
+Latent = Float[np.ndarray, "n ..."]
+
+
+def images_of(experiment: Experiment, pictures: Any) -> Image:
+    """uint8 images of the data set's shape; raises ValueError for anything else."""
+    shape, found = experiment.dataset.image_shape, np.asarray(pictures)
+    if found.dtype != np.uint8 or found.shape[1:] != shape or not len(found):
+        raise ValueError(
+            f"images must be uint8[n, {', '.join(map(str, shape))}], with n at least 1, not "
+            f"{found.dtype}{list(found.shape)}."
+        )
+    return found
+
+
+def latents_of(experiment: Experiment, x: Any, name: str) -> Latent:
+    """float32 of what the method models, finite; raises ValueError for anything else."""
+    shape, found = experiment.encoder.shape, np.asarray(x)
+    real = np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer)
+    if not real or found.shape[1:] != shape or not len(found):
+        raise ValueError(
+            f"{name} must be float32[n, {', '.join(map(str, shape))}], with n at least 1, not "
+            f"{found.dtype}{list(found.shape)}."
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} holds {np.sum(~np.isfinite(found))} values that are not finite.")
+    return found.astype(np.float32)
+
+
+def captions_of(experiment: Experiment, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+    """Rows of captions, an empty text being none; raises ValueError where that cannot be."""
+    tokenizer = experiment.method.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"this model is told no captions, and was asked for {texts[0]!r}.")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"prompts must be texts, not {texts!r}.")
+    if any(texts):
+        return prompt_rows(tokenizer, texts)
+    if not experiment.method.null_class:
+        raise ValueError("this model was trained with captions only: give prompts.")
+    return tokenizer.nothing(len(texts))
+
+
+def labels_of(
+    experiment: Experiment, labels: Sequence[Any] | None, count: int
+) -> Int[np.ndarray, "n ..."]:
+    """Classes or captions, one an image; raises ValueError for what the model is not told."""
+    method = experiment.method
+    if method.tokenizer is not None:
+        texts = [""] * count if labels is None else list(labels)
+        if len(texts) != count:
+            raise ValueError(f"labels must be {count} captions, one an image, or None.")
+        return captions_of(experiment, texts)
+    if not method.num_classes:  # which heeds none, whatever the data set has
+        return np.zeros(count, np.int32)
+    most = method.num_classes - 1 + method.null_class
+    if labels is None and method.null_class:
+        return np.full(count, method.num_classes, np.int32)
+    found = np.asarray([] if labels is None else labels)
+    whole = np.issubdtype(found.dtype, np.integer) and found.shape == (count,)
+    if not whole or found.min() < 0 or found.max() > most:
+        raise ValueError(
+            f"this model is class-conditional: labels must be {count} whole numbers from 0 to "
+            f"{most}, one an image, not {labels!r}."
+        )
+    return found.astype(np.int32)
+
+
+def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """A whole number within limits; raises ValueError for anything else."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} = {value!r} must be a whole number {limits}.")
+    return int(value)
