@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import itertools
 import pathlib
 import re
 import subprocess
@@ -205,3 +206,56 @@ def test_an_equation_without_its_links_is_noticed() -> None:
     assert checked_equations(f"(IDDPM Eq. 15) {code}, {test}.") == {"IDDPM 15"}
     for text in (f"(Eq. 2) {code}.\n\n{test}", f"(Eq. 2) {test}.", f"{code}, {test}."):
         assert checked_equations(text) == set()
+
+
+# --- The VAE's page ---
+
+VAE = ROOT / "docs" / "vae.md"
+
+
+def rows_below(text: str, heading: str) -> list[str]:
+    """The lines of the first table below a heading, without its head."""
+    lines = text.split(f"{heading}\n", 1)[1].splitlines()
+    table = itertools.dropwhile(lambda line: not line.startswith("|"), lines)
+    return list(itertools.takewhile(lambda line: line.startswith("|"), table))[2:]
+
+
+def unchecked_rows(rows: list[str], *, code: bool) -> list[str]:
+    """Rows of a table without a test, or, where that is asked for, without a function."""
+    return [
+        row
+        for row in rows
+        if not any(name.startswith("test_") for name, _ in links(row))
+        or (code and not any("/tests/" not in to for _, to in links(row)))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("heading", "least", "code"),
+    [("### What answers to what", 8, True), ("## 7. Errors that circulate", 5, False)],
+)
+def test_every_row_of_the_vaes_tables_has_its_links(heading: str, least: int, code: bool) -> None:
+    rows = rows_below(VAE.read_text(), heading)
+    assert len(rows) >= least
+    assert unchecked_rows(rows, code=code) == []
+
+
+def test_a_row_without_its_links_is_noticed() -> None:
+    code, test = "[forward.f](../diffusion/forward.py)", "[test_f](../tests/diffusion/test_f.py)"
+    text = (
+        f"## T\n\n| a | b |\n|---|---|\n| x | {code} {test} |\n| y | {test} |\n| z | {code} |\n\n"
+    )
+    rows = rows_below(text, "## T")
+    assert len(rows) == 3
+    assert unchecked_rows(rows, code=True) == rows[1:]
+    assert unchecked_rows(rows, code=False) == rows[2:]
+
+
+def test_every_passage_of_the_vaes_page_has_a_function_and_a_test() -> None:
+    """Paragraphs that begin with a name in parentheses, as the equations of theory.md do."""
+    for paragraph in VAE.read_text().split("\n\n"):
+        for line in paragraph.splitlines():
+            if re.match(r"\([A-Z][^)]*\) Code:", line):
+                targets = links(line)
+                assert any("/tests/" not in to for _, to in targets), line
+                assert any(name.startswith("test_") for name, _ in targets), line

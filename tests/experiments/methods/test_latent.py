@@ -1,0 +1,295 @@
+"""Diffusion of the latents of a VAE: the seam, what is stored of the VAE, and the bound of both."""
+
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import experiments
+from diffusion import thresholds
+from diffusion.forward import at
+from diffusion.reverse import predict
+from diffusion.vae import elbo_terms
+from experiments import build as building
+from experiments import devices, images, train
+from experiments.build import build
+from experiments.data.dataset import InMemory, load_in_memory, read_images
+from experiments.data.fashion_mnist import fashion_mnist
+from experiments.files.atomic import read_json
+from experiments.methods.latent import ENCODERS, kept, measure, read_vae
+from experiments.methods.method import Encoder, pixels
+from experiments.modes import checked
+from experiments.state import init_state, load_ema
+from experiments.workdir.outcome import Outcome
+from experiments.workdir.results import read_results
+from tests.experiments import modes
+
+Make = Callable[[], ConfigDict]
+
+
+@pytest.fixture(scope="module")
+def of_latents(tiny: Make, vae_run: pathlib.Path) -> Make:
+    """Makes a config of a small diffusion model of the VAE's latents."""
+
+    def make() -> ConfigDict:
+        config = tiny()
+        config.encoder = ConfigDict(
+            dict(name="vae", workdir=str(vae_run), identity="", shift=(), scale=())
+        )
+        config.sample.threshold = ConfigDict(dict(name="none"))
+        config.evaluate.clip_denoised = False
+        config.evaluate.metrics = "latent_bound"
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(of_latents: Make, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("latents")
+    assert train.train(build(of_latents()), workdir) is Outcome.FINISHED
+    return workdir
+
+
+def trained_steps(config: ConfigDict, workdir: pathlib.Path) -> Any:
+    assert train.train(build(config), workdir) is Outcome.FINISHED
+    return load_ema(build(config), workdir, devices.make_mesh()).params
+
+
+def identity_encoder(dataset: Any, /) -> Encoder:
+    """Pixels as a trained encoder would have them: floats, kept in memory."""
+    plain = pixels(dataset)
+    encode = plain.encode
+    return Encoder(
+        shape=dataset.image_shape,
+        keep=encode,
+        draw=lambda found, keys: found,
+        encode=encode,
+        decode=lambda x: x,
+        in_memory=lambda source: InMemory(kept(encode, source), source.labels),
+    )
+
+
+def test_an_encoder_that_changes_nothing_is_pixel_diffusion_bit_for_bit(
+    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same training, samples and bound, through the cache in memory and without it."""
+    monkeypatch.setattr(building, "ENCODERS", {**ENCODERS, "identity": identity_encoder})
+    plain = trained_steps(tiny(), tmp_path / "pixels")
+    for in_memory in (True, False):
+        config = tiny()
+        config.encoder = ConfigDict(dict(name="identity"))
+        config.loader.in_memory = in_memory
+        config.evaluate.metrics = "bpd"
+        folder = tmp_path / f"identity{in_memory}"
+        jax.tree.map(np.testing.assert_array_equal, trained_steps(config, folder), plain)
+    bits = modes.evaluate(build(config), folder)["bpd"]["bits_per_dim"]
+    pixel_config = tiny()
+    pixel_config.evaluate.metrics = "bpd"
+    assert bits == modes.evaluate(build(pixel_config), tmp_path / "pixels")["bpd"]["bits_per_dim"]
+    samples = experiments.load(tmp_path / "pixels").sample(3)
+    np.testing.assert_array_equal(experiments.load(folder).sample(3), samples)
+
+
+def test_latents_have_mean_0_and_variance_1_over_the_data(of_latents: Make) -> None:
+    """Drawn ones, channel by channel: what the chain is meant for."""
+    experiment = build(of_latents())
+    encoder, source = experiment.encoder, experiment.dataset.open("train")
+    assert encoder.shape == (4, 4, 2)
+    memory = encoder.in_memory(load_in_memory(source))
+    assert memory.images.shape == (len(source), 4, 4, 4) and memory.images.dtype == np.float32
+    keys = jax.random.split(jax.random.key(0), len(source))
+    x_0 = np.asarray(encoder.draw(jnp.asarray(memory.images), keys), np.float64)
+    np.testing.assert_allclose(x_0.mean((0, 1, 2)), 0.0, atol=0.02)
+    np.testing.assert_allclose(x_0.std((0, 1, 2)), 1.0, atol=0.02)
+    pictures = read_images(source, 0, 20)["image"]
+    means = encoder.encode(jnp.asarray(pictures))
+    many = jnp.mean(
+        jax.vmap(lambda k: encoder.draw(encoder.keep(jnp.asarray(pictures)), k))(
+            jax.random.split(jax.random.key(1), (2000, 20))
+        ),
+        axis=0,
+    )
+    np.testing.assert_allclose(many, means, atol=0.15)
+
+
+def test_what_is_drawn_is_decoded_by_the_vae(of_latents: Make, run: pathlib.Path) -> None:
+    model = experiments.load(run)
+    drawn = model.sample(5)
+    assert drawn.shape == (5, 8, 8, 1) and drawn.dtype == np.uint8
+    encoder = model.experiment.encoder
+    vae, params = encoder.latents.vae, encoder.latents.params
+    x = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32)
+    z = x / np.asarray(encoder.latents.scale) + np.asarray(encoder.latents.shift)
+    expected = vae.likelihood.mean(vae.decode(params, jnp.asarray(z)))
+    np.testing.assert_allclose(encoder.decode(jnp.asarray(x)), expected, atol=1e-5)
+
+
+def test_the_identity_of_the_vae_is_everywhere(of_latents: Make, run: pathlib.Path) -> None:
+    config = read_json(run / "config.json")
+    identity = config["encoder"]["identity"]
+    assert len(identity) == 12 and len(config["encoder"]["scale"]) == 2
+    saved = load_ema(experiments.load(run).experiment, run, devices.make_mesh())
+    assert saved.step == 8
+    modes.sample(experiments.load(run).experiment, run)
+    told = {"name": "vae", "identity": identity}
+    assert read_json(run / "samples" / "samples.json")["encoder"] == told
+    values = modes.evaluate(experiments.load(run).experiment, run)
+    assert set(values) == {"latent_bound"}
+    assert read_results(run)["latent_bound"]["protocol"]["encoder"] == told
+
+
+def test_measuring_again_finds_the_same(vae_run: pathlib.Path, of_latents: Make) -> None:
+    """From the file, and anew."""
+    dataset = build(of_latents()).dataset
+    first = measure(str(vae_run), dataset)
+    path = vae_run / "latents.json"
+    content = path.read_text()
+    path.unlink()
+    assert measure(str(vae_run), dataset) == first
+    assert path.read_text() == content
+
+
+def test_a_training_goes_on_with_the_vae_moved(
+    of_latents: Make, vae_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = of_latents()
+    config.train.num_steps = 4
+    train.train(build(config), tmp_path / "run")
+    shutil.copytree(vae_run, tmp_path / "moved")
+    config.encoder.workdir = str(tmp_path / "moved")
+    config.train.num_steps = 8
+    assert train.train(build(config), tmp_path / "run") is Outcome.FINISHED
+    model = experiments.load(tmp_path / "run", encoder=vae_run)
+    assert model.step == 8
+
+
+def test_another_vae_is_refused_by_its_hash(
+    of_latents: Make, tiny_vae: Make, run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    other = tiny_vae()
+    other.seed = 1
+    train.train(build(other), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"encoder.identity = .* holds [0-9a-f]{12}. Name the"):
+        experiments.load(run, encoder=tmp_path / "other")
+    config = of_latents()
+    config.encoder.workdir = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="holds a run under another config:\n  encoder.identity"):
+        load_ema(build(config), run, devices.make_mesh())
+
+
+def test_what_is_no_vae_is_refused(of_latents: Make, trained: Any, tmp_path: pathlib.Path) -> None:
+    for folder, words in (
+        (tmp_path / "none", "holds no trained VAE. Train one first"),
+        (trained[1], "holds a model of the method 'diffusion'"),
+    ):
+        config = of_latents()
+        config.encoder.workdir = str(folder)
+        with pytest.raises(ValueError, match=words):
+            build(config)
+
+
+def test_a_vae_of_other_images_is_refused(of_latents: Make) -> None:
+    config = of_latents()
+    with pytest.raises(ValueError, match="holds a VAE of 'digits', and config.data.name"):
+        read_vae(config.encoder.workdir, fashion_mnist(pad_to=32))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(threshold=dict(name="clip")), "config.sample.threshold.name = 'clip' keeps"),
+        (dict(clip_denoised=True), "config.evaluate.clip_denoised = True keeps"),
+        (dict(metrics="bpd"), "bpd is of the levels of pixels"),
+        (dict(metrics="bpd_fast"), "bpd_fast is of the levels of pixels"),
+        (dict(metrics="ode"), "ode is of the levels of pixels"),
+        (dict(validate_every=4), "validate_with = 'bpd_fast' is of pixels"),
+        (dict(names="inpainting"), "inpainting, which this model cannot have"),
+    ],
+)
+def test_what_is_of_pixels_is_refused(of_latents: Make, change: dict, words: str) -> None:
+    config = of_latents()
+    for section in ("sample", "evaluate", "train", "figures"):
+        for name, value in change.items():
+            if name in config[section]:
+                config[section][name] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=words):
+        checked(config, ("evaluate", "figures"))
+
+
+def test_a_vector_of_latents_is_refused_by_networks_of_images(
+    of_latents: Make, tiny_vae: Make, tmp_path: pathlib.Path
+) -> None:
+    vae = tiny_vae()
+    vae.model = ConfigDict(
+        dict(name="mlp_vae", hidden_sizes=(8,), latent_size=3, dropout=0.0, dtype="float32")
+    )
+    train.train(build(vae), tmp_path)
+    config = of_latents()
+    config.encoder.workdir = str(tmp_path)
+    with pytest.raises(ValueError, match=r"latents of shape \(3,\), a vector"):
+        build(config)
+
+
+def test_the_bound_of_both_is_a_likelihood_where_that_is_known(
+    of_latents: Make, run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chain that knows its latents to be N(0, I) it is the ELBO of the VAE itself.
+
+    With x_0 ~ N(0, I) the best estimate of x_0 is known, and with shift 0 and scale 1 the prior of
+    the VAE is that of the chain: the bound's mean is then the ELBO's.
+    """
+    config = of_latents()
+    config.evaluate.num_draws = 60
+    config.variance = ConfigDict(dict(name="fixed_large"))
+    experiment = build(config)
+    latents = experiment.encoder.latents
+    plain = latents._replace(shift=jnp.zeros(2), scale=jnp.ones(2))
+    vae, params = latents.vae, latents.params
+
+    def draw(found: jax.Array, keys: jax.Array) -> jax.Array:
+        mean, log_variance = jnp.split(found, 2, axis=-1)
+        eps = jax.vmap(lambda k: jax.random.normal(k, (4, 4, 2)))(keys)
+        return mean + jnp.exp(0.5 * log_variance) * eps
+
+    encoder = experiment.encoder._replace(latents=plain, draw=draw)
+    chain = experiment.method.chain
+
+    def denoise(params: Any, x_t: jax.Array, t: jax.Array, **inputs: Any) -> Any:
+        process = chain.process
+        now = at(process.schedule, jnp.broadcast_to(t, x_t.shape[:1]), x_t)
+        eps = now.sqrt_one_minus_alpha_bar * x_t
+        return predict(process, eps, x_t, t, threshold=thresholds.none)
+
+    method = experiment.method._replace(chain=chain._replace(denoise=denoise))
+    experiment = experiment._replace(encoder=encoder, method=method)
+    both = modes.evaluate(experiment, run)["latent_bound"]["bits_per_dim"]
+
+    source = experiment.dataset.open("test")
+    pictures = images.to_model(jnp.asarray(read_images(source, 0, 10)["image"]), 17)
+    q = vae.encode(params, pictures)
+    keys = jax.random.split(jax.random.key(3), 400)
+    terms = jax.vmap(
+        lambda k: elbo_terms(
+            vae.likelihood,
+            lambda z: vae.decode(params, z),
+            pictures,
+            q,
+            jax.random.normal(k, q.mean.shape),
+        )
+    )(keys)
+    expected = np.asarray(terms.reconstruction + terms.kl).mean() / (64 * np.log(2))
+    assert both["value"] == pytest.approx(expected, abs=0.03)
+
+
+def test_initial_state_has_no_parameters_of_the_vae(of_latents: Make, tiny: Make) -> None:
+    """The VAE is frozen: nothing of it is trained, averaged or saved."""
+    state = jax.eval_shape(lambda: init_state(build(of_latents())))
+    names = str(jax.tree_util.tree_flatten_with_path(state.params)[0])
+    assert "encoder" not in names and "decoder" not in names

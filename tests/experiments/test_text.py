@@ -1,0 +1,229 @@
+"""A model that is told names: from a font to samples of prompts, in the program and in Python."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import experiments
+from experiments import api, devices, train
+from experiments.build import build
+from experiments.configs import text_emoji, vae_emoji
+from experiments.data import emoji
+from experiments.drawing import prompts_of, requested
+from experiments.figures import page
+from experiments.files.atomic import read_json
+from experiments.modes import checked
+from experiments.state import load_ema
+from experiments.workdir.outcome import Outcome
+from tests.experiments import emoji_font, modes
+
+Make = Callable[[], ConfigDict]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("emoji")
+    emoji.prepare(str(emoji_font.small(folder / "small.ttf")), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(prepared: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    config, workdir = vae_emoji.get_config(), tmp_path_factory.mktemp("vae")
+    config.data.data_dir = str(prepared)
+    config.model.update(dict(channels=8, channel_multipliers=(1, 1, 1)))
+    config.optimizer.update(dict(warmup_steps=2, cosine_steps=0))
+    config.train.update(dict(batch_size=8, num_steps=2, steps_per_call=2, log_every=2))
+    config.train.update(dict(checkpoint_every=2, preview_every=0))
+    assert train.train(build(config), workdir) is Outcome.FINISHED
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def told(prepared: pathlib.Path, vae: pathlib.Path) -> Make:
+    """Makes a config of a small model of names."""
+
+    def make() -> ConfigDict:
+        config = text_emoji.get_config()
+        config.data.data_dir, config.encoder.workdir = str(prepared), str(vae)
+        config.schedule = ConfigDict(
+            dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
+        )
+        config.text.update(dict(width=8, depth=1, num_heads=2, length=8))
+        config.model.update(dict(channels=8, norm_groups=4, channel_multipliers=(1,)))
+        config.model.update(dict(num_blocks=1, num_heads=2, dropout=0.0))
+        config.model.attention_resolutions = ()
+        config.model.cross_attention_resolutions = (8,)
+        config.optimizer.update(dict(warmup_steps=2, cosine_steps=0))
+        config.train.update(dict(batch_size=8, num_steps=4, steps_per_call=2, log_every=2))
+        config.train.update(dict(checkpoint_every=4, preview_every=0, preview_num_steps=4))
+        config.sample.update(dict(num_images=6, batch_size=8, num_steps=4, prompts=""))
+        config.sample.update(dict(progress_images=2))
+        config.figures.update(dict(names="prompts"))
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(told: Make, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("text")
+    assert train.train(build(told()), workdir) is Outcome.FINISHED
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def model(run: pathlib.Path) -> api.Model:
+    """With parameters for which words matter."""
+    found = experiments.load(run)
+    moved = jax.tree.map(lambda p: np.asarray(p) + 0.1, found.params)
+    found.params = jax.device_put(moved, devices.replicated(devices.make_mesh()))
+    return found
+
+
+def test_the_words_of_the_train_split_are_in_the_config(
+    run: pathlib.Path, prepared: pathlib.Path
+) -> None:
+    words = read_json(run / "config.json")["text"]["vocabulary"].split()
+    source: Any = emoji.emoji(str(prepared)).open("train")
+    texts = " ".join(source.text(i) for i in range(len(source)))
+    assert {"grinning", "face"} <= set(words)
+    assert all(word in texts for word in words)
+
+
+def test_a_training_goes_on_with_its_own_words(told: Make, run: pathlib.Path) -> None:
+    """The vocabulary is found again, and is the same."""
+    config = told()
+    before = read_json(run / "config.json")["text"]
+    assert build(config).config.text.to_dict() == before
+
+
+def test_captions_are_what_it_is_told_in_training(told: Make) -> None:
+    experiment = build(told())
+    source: Any = experiment.open("train")
+    named: Any = experiment.dataset.open("train")
+    rows = experiment.method.tokenizer.rows([named.text(0), named.text(3)])
+    np.testing.assert_array_equal(source[0]["label"], rows[0])
+    np.testing.assert_array_equal(source[3]["label"], rows[1])
+    assert named[0]["label"].shape == ()  # classifiers of features still learn the groups
+
+
+def test_a_sample_is_a_function_of_its_key_and_prompt(model: api.Model) -> None:
+    alone = model.sample(prompts=["grinning face"])
+    several = model.sample(prompts=["grinning face", "thumbs up sign", "grinning face"])
+    assert alone.shape == (1, 32, 32, 3) and several.shape[0] == 3
+    np.testing.assert_array_equal(alone[0], several[0])
+    assert not np.array_equal(several[1], model.sample(3, prompts=["grinning face"])[1])
+    assert not np.array_equal(several, model.sample(3))
+    np.testing.assert_array_equal(model.sample(prompts="grinning face"), alone)
+
+
+def test_guidance_of_1_is_the_conditional_model_and_of_0_the_other(model: api.Model) -> None:
+    prompts = ["grinning face", "thumbs up sign"]
+    unconditional = model.sample(2, guidance=1.0)
+    np.testing.assert_array_equal(model.sample(prompts=prompts, guidance=0.0), unconditional)
+    one, three = (model.sample(prompts=prompts, guidance=g) for g in (1.0, 3.0))
+    assert not np.array_equal(one, three)
+
+
+def test_prompts_of_the_command_line(told: Make, run: pathlib.Path) -> None:
+    config = told()
+    config.sample.prompts = "grinning face,thumbs up sign"
+    experiment = build(config)
+    rows = requested(experiment)
+    assert rows.shape == (2, 8) and rows[0, 0] == rows[1, 0] == 1
+    results = modes.sample(experiment, run)
+    assert results["prompts"] == "grinning face,thumbs up sign"
+    told_of = read_json(run / "samples" / "prompts.json")
+    assert told_of["0"] == told_of["4"] == "grinning face" and told_of["5"] == "thumbs up sign"
+    with np.load(run / "samples" / "samples.npz") as found:
+        drawn = experiments.load(run).sample(6, prompts=["grinning face", "thumbs up sign"])
+        np.testing.assert_array_equal(found["arr_0"], drawn)
+
+
+def test_the_captions_of_a_split_stand_for_prompts(told: Make) -> None:
+    config = told()
+    config.sample.prompts = "@test"
+    experiment = build(config)
+    source: Any = experiment.dataset.open("test")
+    assert prompts_of(experiment) == [source.text(i) for i in range(len(source))]
+    config.sample.prompts = "@valid"
+    with pytest.raises(ValueError, match="no split 'valid'"):
+        checked(config, ("sample",))
+
+
+def test_no_prompt_is_no_caption(told: Make) -> None:
+    experiment = build(told())
+    np.testing.assert_array_equal(requested(experiment), [[1, 0, 0, 0, 0, 0, 0, 0]])
+    config = told()
+    config.text.dropout, config.sample.guidance_scale = 0.0, 1.0
+    with pytest.raises(ValueError, match="trained with captions only"):
+        checked(config, ("sample",))
+
+
+def test_guidance_needs_captions_that_were_left_out(told: Make) -> None:
+    config = told()
+    config.text.dropout = 0.0
+    with pytest.raises(ValueError, match="with and without labels or captions"):
+        build(config)
+
+
+def test_the_figure_of_prompts_marks_what_was_held_out(
+    told: Make, run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    experiment = build(told())
+    loaded = load_ema(experiment, run, devices.make_mesh())
+    [path] = page.figures(experiment, tmp_path, loaded, devices.make_mesh())
+    arrays = np.load(path.with_suffix(".npz"))
+    known: Any = experiment.dataset.open("train")
+    trained = {known.text(i) for i in range(len(known))}
+    assert [text not in trained for text in arrays["prompts"]] == arrays["held_out"].tolist()
+    assert arrays["held_out"].any() and not arrays["held_out"].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.data.update(name="digits"), "needs captions, which 'digits' does not have"),
+        (lambda c: c.model.update(class_conditional=True), "two conditions: choose one"),
+        (lambda c: c.text.update(num_heads=3), "config.text.width = 8 must be divisible"),
+        (lambda c: c.model.update(cross_attention_resolutions=(5,)), "names 5, which no level"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(told: Make, change: Any, words: str) -> None:
+    config = told()
+    config.encoder = ConfigDict(dict(name="pixels"))
+    config.text.vocabulary = "one two"
+    config.data = ConfigDict(dict(name=config.data.name, data_dir=config.data.data_dir))
+    change(config)
+    with pytest.raises(ValueError, match=words):
+        build(config)
+
+
+def test_words_for_a_model_that_knows_none_are_refused(
+    tiny: Make, trained: tuple[ConfigDict, pathlib.Path]
+) -> None:
+    config = tiny()
+    config.sample.prompts = "red apple"
+    with pytest.raises(ValueError, match="asks in words, and this model knows none"):
+        checked(config, ("sample",))
+    with pytest.raises(ValueError, match="told no captions"):
+        experiments.load(trained[1]).sample(prompts=["red apple"])
+
+
+def test_python_says_what_is_wrong_with_prompts(model: api.Model) -> None:
+    for wrong, words in ((["qwertz"], "no word of the prompt"), ([3], "prompts must be texts")):
+        with pytest.raises(ValueError, match=words):
+            model.sample(prompts=wrong)
+    with pytest.raises(ValueError, match="n = 0 must be a whole number"):
+        model.sample()
+    with pytest.raises(ValueError, match="labels must be 2 captions"):
+        model.denoise(np.zeros((2, 8, 8, 4)), 0, labels=["one"])
+    estimate = model.denoise(np.ones((2, 8, 8, 4)), 3, labels=["grinning face", "thumbs up sign"])
+    assert estimate.shape == (2, 8, 8, 4)
+    assert not np.array_equal(estimate[0], estimate[1])
