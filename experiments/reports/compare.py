@@ -12,7 +12,7 @@ from typing import Any
 from experiments.files import markdown
 from experiments.files.atomic import read_json
 from experiments.reports.averages import show
-from experiments.workdir.protocols import FREE, differences, written
+from experiments.workdir.protocols import FREE, differences, renewed_protocol, written
 from experiments.workdir.results import Section, measured
 
 Sections = Mapping[str, Section]
@@ -59,6 +59,32 @@ def _rows(name: str, runs: Sequence[Sections]) -> list[list[str]]:
     return rows
 
 
+# Metrics that bound -log p(x) of the same images, each of its kind of model.
+BOUNDS = ("bpd", "elbo", "latent_bound")
+# Of their protocols, what must agree before bounds of unlike models may be compared.
+OF_IMAGES = (
+    *("dataset", "fingerprint", "split", "num_images", "split_images"),
+    *("num_levels", "precision", "held_out"),
+)
+
+
+def _bound_row(runs: Sequence[Sections]) -> list[list[str]]:
+    """One row of the bounds of unlike models, where there are some."""
+    found = [
+        next((sections[name] for name in BOUNDS if name in sections), None) for sections in runs
+    ]
+    kinds = {name for sections in runs for name in BOUNDS if name in sections}
+    if len(kinds) < 2 or sum(section is not None for section in found) < 2:
+        return []
+    values = [section and section.values.get("bits_per_dim") for section in found]
+    protocols = [section and renewed_protocol(section.protocol) for section in found]
+    of_images = [p and {field: p.get(field) for field in OF_IMAGES} for p in protocols]
+    unlike = differences(of_images)
+    why = "; ".join(f"{field}: {' / '.join(map(str, v))}" for field, v in unlike.items())
+    label = f"bits_per_dim ({' or '.join(name for name in BOUNDS if name in kinds)})"
+    return [[label, *map(_cell, values), f"NOT comparable: {why}" if why else "bounds of models"]]
+
+
 def compare(names: Sequence[str], runs: Sequence[Sections]) -> str:
     """A Markdown table: quantities down, runs across, and what stands against comparing them."""
     sections = dict.fromkeys(name for found in runs for name in found)
@@ -69,5 +95,5 @@ def compare(names: Sequence[str], runs: Sequence[Sections]) -> str:
             values = [written(protocol.get(field, "–")) for protocol in protocols]
             if len(set(values)) > 1:
                 lines.append(f"{name}: {field} = {' / '.join(values)}")
-    rows = [row for name in sections for row in _rows(name, runs)]
+    rows = _bound_row(runs) + [row for name in sections for row in _rows(name, runs)]
     return "\n".join([*lines, "", markdown.table(["quantity", *names, "comparable?"], rows)])

@@ -20,7 +20,7 @@ DATA_CONFIGS = (
     *("digits", "fashion_mnist", "cifar10", "celebahq256", "emoji"),
     *("lsun_bedroom", "lsun_church", "lsun_cat"),
 )
-VAE_CONFIGS = ("vae_digits", "vae_emoji")
+VAE_CONFIGS = ("vae_digits", "vae_fashion", "vae_emoji")
 LATENT_CONFIGS = ("latent_emoji", "text_emoji")  # of a trained VAE
 NETWORK_CONFIGS = ("digits_dit", "cifar10_dit")  # a data set's config with another network
 OTHERS = (
@@ -234,3 +234,22 @@ def test_the_start_up_lines_warn_of_a_chain_cut_short() -> None:
     config.schedule.num_timesteps = 100
     bad = main.describe_start(build(config))
     assert any(line.startswith("WARNING") and "1000 / T" in line for line in bad)
+
+
+@pytest.mark.parametrize("name", VAE_CONFIGS)
+def test_every_config_of_a_vae_builds_without_data(name: str) -> None:
+    experiment = build(get(name))
+    assert experiment.method.vae is not None and experiment.method.chain is None
+    params = jax.eval_shape(experiment.method.init, jax.random.key(0))
+    assert 10_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 2_000_000
+
+
+@pytest.mark.parametrize("name", LATENT_CONFIGS)
+def test_configs_of_latents_say_how_their_vae_is_trained(name: str, tmp_path: pathlib.Path) -> None:
+    config = get(name)
+    config.encoder.workdir = str(tmp_path)
+    config.text.pop("vocabulary", None)
+    if config.text.name == "words":
+        config.text.vocabulary = "one two"
+    with pytest.raises(ValueError, match=r"Train one first, such as python -m experiments.main"):
+        build(config)

@@ -111,3 +111,17 @@ def test_a_choice_of_code_is_written_by_its_name() -> None:
     assert written({"name": "ancestral"}) == "ancestral"
     assert written({"name": "ddim", "eta": 0.5}) == "ddim(eta=0.5)"
     assert written(1000) == "1000"
+
+
+def test_bounds_of_unlike_models_stand_in_one_row_where_their_images_agree() -> None:
+    """A VAE's ELBO beside a chain's bound; not where either is of other images."""
+    runs = [{"bpd": section(1.9)}, {"elbo": section(2.1, likelihood="logistic")}]
+    label = "bits_per_dim (bpd or elbo)"
+    text = compare(["a", "b"], runs)
+    cells = next(line for line in text.splitlines() if line.startswith(f"| {label}"))
+    assert [cell.strip() for cell in cells.strip("|").split("|")] == [
+        *(label, "1.9", "2.1", "bounds of models")
+    ]
+    runs[1]["elbo"]["protocol"]["num_images"] = 50
+    assert "NOT comparable: num_images: 100 / 50" in compare(["a", "b"], runs)
+    assert "bpd or" not in compare(["a", "b"], [runs[0], runs[0]])

@@ -1,0 +1,37 @@
+"""A VAE of Fashion-MNIST, by its bound: bits per dimension beside those of a diffusion model.
+
+    python -m experiments.prepare --dataset=fashion_mnist
+    python -m experiments.main --config=experiments/configs/vae_fashion.py \\
+        --workdir=runs/vae_fashion
+
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import ablations, vae_base
+
+
+def get_config(ablation: str = "") -> ConfigDict:
+    """Latents of 7x7 with 8 channels, and a discretized logistic of learned scale."""
+    config = vae_base.get_config()
+    config.data.name = "fashion_mnist"
+    config.data.pad_to = 28
+    config.model.channels = 24
+    config.model.channel_multipliers = (1, 2, 4)
+    config.model.latent_channels = 8
+    config.model.norm_groups = 8
+    config.method.kl_warmup_steps = 500
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.cosine_steps = 3_000
+    config.train.batch_size = 64
+    config.train.num_steps = 3_000
+    config.train.checkpoint_every = 1_000
+    config.train.preview_every = 1_000
+    config.train.preview_images = 16
+    config.sample.num_images = 64
+    config.sample.batch_size = 64
+    config.evaluate.metrics = "elbo"
+    config.evaluate.num_images = 1_000  # of 10,000
+    config.evaluate.num_importance = 16
+    config.evaluate.batch_size = 100
+    return ablations.apply(config, ablation)
