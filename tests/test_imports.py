@@ -20,7 +20,7 @@ LAYERS = tuple(
         "methods features configs",
         "experiment command_line reports sample_files",
         "build",
-        "drawing editing",
+        "drawing editing arguments",
         "state sample compare prepare",
         "train metrics weights",
         "evaluate hooks api convert figures fid",
