@@ -365,5 +365,5 @@ def load(
 def _is_workdir(path: Path) -> bool:
     file = path / "config.json"
     return (path / "checkpoints").is_dir() or (
-        file.is_file() and "parameterization" in read_json(file)
+        file.is_file() and not {"parameterization", "likelihood"}.isdisjoint(read_json(file))
     )

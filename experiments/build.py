@@ -16,10 +16,18 @@ from experiments.lookup import lookup
 from experiments.methods import latent
 from experiments.methods.diffusion import diffusion
 from experiments.methods.latent import ENCODERS
-from experiments.methods.method import Encoder, Method
+from experiments.methods.method import Encoder, Method, chain_of
 from experiments.methods.vae import vae
 from experiments.optimizers import CLIPS, OPTIMIZERS
 
+# What a method needs of a config that not every config has, and one that has it.
+NEEDED = MappingProxyType(
+    {
+        "diffusion": ("schedule", "parameterization", "variance", "loss", "timesteps", "text"),
+        "vae": ("likelihood",),
+    }
+)
+EXAMPLES = MappingProxyType({"diffusion": "digits.py", "vae": "vae_digits.py"})
 BOUND = "bpd_fast"  # of validations
 # name -> (config, dataset, encoder) -> Method
 METHODS: MappingProxyType[str, Any] = MappingProxyType({"diffusion": diffusion, "vae": vae})
@@ -36,10 +44,18 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     dataset = lookup(DATASETS, config.data, "data")()
     config = latent.fill(with_vocabulary(config, dataset), dataset)
     encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
-    method = lookup(METHODS, config.method, "method")(config, dataset, encoder)
+    make_method = lookup(METHODS, config.method, "method")
+    lacking = [section for section in NEEDED.get(config.method.name, ()) if section not in config]
+    if lacking:
+        raise ValueError(
+            f"config.method.name = {config.method.name!r} needs "
+            f"config.{', config.'.join(lacking)}, which this config does not have: begin with one of that method, such as "
+            f"experiments/configs/{EXAMPLES[config.method.name]}."
+        )
+    method = make_method(config, dataset, encoder)
     optimizer = lookup(OPTIMIZERS, config.optimizer, "optimizer")()
     gradients = lookup(CLIPS, config.clip, "clip")()
-    _check_validation(config, encoder)
+    _check_validation(config, encoder, method)
     jax.eval_shape(lambda: _one_loss(method, encoder.shape))  # refuses what has no meaning
     opener = dataset.open
     if method.tokenizer is not None:
@@ -61,14 +77,17 @@ def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
     return config
 
 
-def _check_validation(config: ml_collections.ConfigDict, encoder: Encoder) -> None:
+def _check_validation(config: ml_collections.ConfigDict, encoder: Encoder, method: Method) -> None:
     """Refuses to choose a checkpoint by a number that the method does not have."""
     train = config.train
-    if train.validate_every and train.validate_with == BOUND and encoder.latents is not None:
+    if not train.validate_every or train.validate_with != BOUND:
+        return
+    if encoder.latents is not None:
         raise ValueError(
             f"config.train.validate_with = {BOUND!r} is of pixels, and this model is of latents: "
             "choose 'samples', or config.train.validate_every = 0."
         )
+    chain_of(method, f"config.train.validate_with = {BOUND!r}")
 
 
 def _one_loss(method: Method, shape: tuple[int, ...]) -> jax.Array:

@@ -73,7 +73,7 @@ def convert() -> None:
     if out is None:
         raise ValueError("--to=diffusers needs --out=FOLDER, where to write.")
     config = read_config(source)
-    if "parameterization" not in config:
+    if "method" not in config:
         raise ValueError(f"--from={source} is no working directory of this program.")
     config = saved.complete(config)
     folder = Path(os.path.expanduser(out))

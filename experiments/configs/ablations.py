@@ -267,12 +267,19 @@ def apply(config: ConfigDict, ablation: str) -> ConfigDict:
     """`config` with the named ablation applied; unchanged where the name is empty.
 
     Raises:
-        ValueError: for an unknown name, listing those that exist.
+        ValueError: for an unknown name, listing those that exist, and for one that changes what the
+            config does not have.
     """
     if not ablation:
         return config
     if ablation not in ABLATIONS:
         raise _unknown(ablation, ABLATIONS, "ablation")
+    lacking = {key.split(".")[0] for key in ABLATIONS[ablation].keys} - set(config)
+    if lacking:
+        raise ValueError(
+            f"The ablation {ablation!r} is of diffusion: it changes config."
+            f"{', config.'.join(sorted(lacking))}, which this config does not have."
+        )
     ABLATIONS[ablation].change(config)
     return config
 

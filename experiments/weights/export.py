@@ -100,6 +100,11 @@ def write_diffusers(experiment: Experiment, workdir: Path, out: Path, weights: s
     """
     check_new(out, "--out")
     chain = chain_of(experiment.method, "--to=diffusers")
+    if experiment.encoder.latents is not None or experiment.method.tokenizer is not None:
+        raise ValueError(
+            "--to=diffusers: DDPMPipeline is of pixels and told no words, and this model is of "
+            "latents (config.encoder) or of captions (config.text), so that it cannot be written."
+        )
     network = as_unet(chain.network, experiment.config.model.name)
     shape = experiment.dataset.image_shape
     unet = diffusers_config.unet_config(network, shape)

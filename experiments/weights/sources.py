@@ -149,7 +149,7 @@ def read_folder(folder: Path) -> Source:
     """
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     config = read_json(unet / "config.json")
-    if "parameterization" in config:
+    if not {"parameterization", "likelihood"}.isdisjoint(config):
         raise ValueError(
             f"{folder} is a working directory of this program already. --to=diffusers --out=FOLDER "
             "writes it for diffusers."

@@ -248,7 +248,6 @@ def test_every_config_of_a_vae_builds_without_data(name: str) -> None:
 def test_configs_of_latents_say_how_their_vae_is_trained(name: str, tmp_path: pathlib.Path) -> None:
     config = get(name)
     config.encoder.workdir = str(tmp_path)
-    config.text.pop("vocabulary", None)
     if config.text.name == "words":
         config.text.vocabulary = "one two"
     with pytest.raises(ValueError, match=r"Train one first, such as python -m experiments.main"):

@@ -28,6 +28,10 @@ from tests.experiments.test_main import program
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
+# Of a chain of pixels that is told nothing.
+MADE = [name for name in page.FIGURES if name not in {"classes", "prompts"} | set(page.NEEDS_VAE)]
+
+
 def small(config: ConfigDict, **fields: object) -> ConfigDict:
     other = ConfigDict(config.to_dict())
     other.figures.update(dict(rows=4, columns=4, num_samples=8, resamplings=2) | fields)
@@ -53,11 +57,12 @@ def folder(
 ) -> pathlib.Path:
     """All of them, as --mode=figures makes them."""
     out = tmp_path_factory.mktemp("figures")
-    page.figures(build(small(trained[0])), out, loaded, devices.make_mesh())
+    for names in ("all", ",".join(page.IDEAS)):
+        page.figures(build(small(trained[0], names=names)), out, loaded, devices.make_mesh())
     return out
 
 
-@pytest.mark.parametrize("name", [name for name in page.FIGURES if name != "classes"])
+@pytest.mark.parametrize("name", MADE)
 def test_every_figure_is_a_picture_with_arrays_and_a_caption(
     name: str, folder: pathlib.Path
 ) -> None:
@@ -73,8 +78,13 @@ def test_every_figure_is_a_picture_with_arrays_and_a_caption(
 
 def test_the_page_has_them_in_one_order_and_no_other(folder: pathlib.Path) -> None:
     html = (folder / "index.html").read_text()
-    places = [html.index(f'id="{name}"') for name in page.FIGURES if name != "classes"]
+    places = [html.index(f'id="{name}"') for name in MADE]
     assert places == sorted(places) and 'id="classes"' not in html
+
+
+def test_a_consistency_term_varies_more_than_a_divergence(folder: pathlib.Path) -> None:
+    with np.load(folder / "consistency.npz") as arrays:
+        assert arrays["consistency"].mean() > arrays["divergence"].mean()
 
 
 def test_only_what_is_asked_for_is_drawn(trained: tuple, loaded: Loaded, tmp_path) -> None:

@@ -142,7 +142,8 @@ def test_prompts_of_the_command_line(told: Make, run: pathlib.Path) -> None:
     told_of = read_json(run / "samples" / "prompts.json")
     assert told_of["0"] == told_of["4"] == "grinning face" and told_of["5"] == "thumbs up sign"
     with np.load(run / "samples" / "samples.npz") as found:
-        drawn = experiments.load(run).sample(6, prompts=["grinning face", "thumbs up sign"])
+        prompts = ["grinning face", "thumbs up sign"]
+        drawn = experiments.load(run).sample(6, steps=4, prompts=prompts)
         np.testing.assert_array_equal(found["arr_0"], drawn)
 
 

@@ -26,6 +26,7 @@ from experiments.methods.latent import ENCODERS, kept, measure, read_vae
 from experiments.methods.method import Encoder, pixels
 from experiments.modes import checked
 from experiments.state import init_state, load_ema
+from experiments.weights import export
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
 from tests.experiments import modes
@@ -298,3 +299,8 @@ def test_initial_state_has_no_parameters_of_the_vae(of_latents: Make, tiny: Make
     state = jax.eval_shape(lambda: init_state(experiment))
     names = str(jax.tree_util.tree_flatten_with_path(state.params)[0])
     assert "encoder" not in names and "decoder" not in names
+
+
+def test_it_is_not_written_for_diffusers(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="this model is of latents"):
+        export.write_diffusers(experiments.load(run).experiment, run, tmp_path / "out", "ema")

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import experiments
 from experiments import devices, train
 from experiments.build import build
+from experiments.configs import vae_digits
 from experiments.data.dataset import read_images
 from experiments.figures import page
 from experiments.figures.autoencoder import psnr
@@ -20,6 +21,7 @@ from experiments.figures.ideas import altered, ring_of
 from experiments.metrics import elbo
 from experiments.modes import checked
 from experiments.state import load_ema
+from experiments.weights import export
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
 from tests.experiments import modes
@@ -234,3 +236,29 @@ def test_a_shift_is_far_in_pixels_and_a_hole_is_near() -> None:
     }
     assert errors["shifted by a pixel"] > 5 * errors["a hole in the middle"]
     assert psnr(stripes, stripes)[0] == 100.0
+
+
+def test_a_config_of_the_other_method_is_told_what_it_lacks(tiny: Make, tiny_vae: Make) -> None:
+    config = tiny()
+    config.method = ConfigDict(dict(name="vae"))
+    with pytest.raises(ValueError, match="'vae' needs config.likelihood, .*vae_digits.py"):
+        build(config)
+    config = tiny_vae()
+    config.method = ConfigDict(dict(name="diffusion"))
+    with pytest.raises(ValueError, match="'diffusion' needs config.schedule, config.param"):
+        build(config)
+    with pytest.raises(ValueError, match="'mu_mse' is of diffusion: it changes config.loss"):
+        vae_digits.get_config("mu_mse")
+
+
+def test_a_checkpoint_is_not_chosen_by_a_number_that_it_has_not(tiny_vae: Make) -> None:
+    config = tiny_vae()
+    config.train.validate_every = 4
+    with pytest.raises(ValueError, match="validate_with = 'bpd_fast' needs the timesteps"):
+        build(config)
+
+
+def test_it_is_not_written_for_diffusers(vae_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    experiment = experiments.load(vae_run).experiment
+    with pytest.raises(ValueError, match="--to=diffusers needs the timesteps"):
+        export.write_diffusers(experiment, vae_run, tmp_path / "out", "ema")
