@@ -44,15 +44,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     dataset = lookup(DATASETS, config.data, "data")()
     config = latent.fill(with_vocabulary(config, dataset), dataset)
     encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
-    make_method = lookup(METHODS, config.method, "method")
-    lacking = [section for section in NEEDED.get(config.method.name, ()) if section not in config]
-    if lacking:
-        raise ValueError(
-            f"config.method.name = {config.method.name!r} needs "
-            f"config.{', config.'.join(lacking)}, which this config does not have: begin with one of that method, such as "
-            f"experiments/configs/{EXAMPLES[config.method.name]}."
-        )
-    method = make_method(config, dataset, encoder)
+    method = _method(config, dataset, encoder)
     optimizer = lookup(OPTIMIZERS, config.optimizer, "optimizer")()
     gradients = lookup(CLIPS, config.clip, "clip")()
     _check_validation(config, encoder, method)
@@ -61,6 +53,21 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     if method.tokenizer is not None:
         opener = captioned(opener, method.tokenizer)
     return Experiment(config, dataset, opener, encoder, method, optimizer, gradients)
+
+
+def _method(config: ml_collections.ConfigDict, dataset: Dataset, encoder: Encoder) -> Method:
+    """The method of config.method; refuses a config that lacks what it needs."""
+    make = lookup(METHODS, config.method, "method")
+    name = config.method.name
+    lacking = [section for section in NEEDED.get(name, ()) if section not in config]
+    if lacking:
+        raise ValueError(
+            f"config.method.name = {name!r} needs config.{', config.'.join(lacking)}, which this "
+            "config does not have: begin with one of that method, such as "
+            f"experiments/configs/{EXAMPLES[name]}."
+        )
+    made: Method = make(config, dataset, encoder)
+    return made
 
 
 def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
