@@ -65,34 +65,33 @@ def read_vae(workdir: str, dataset: Dataset) -> Trained:
             f"config.encoder.workdir = {workdir!r} holds a VAE of {config.data.name!r}, and "
             f"config.data.name is {dataset.name!r}: they must be the same."
         )
+    changed = (folder / "checkpoints").stat().st_mtime
+    return _read(folder, changed, dataset.image_shape, dataset.num_levels)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(
+    folder: Path, changed: float, image_shape: tuple[int, int, int], num_levels: int
+) -> Trained:
+    """The newest checkpoint in `folder`, read once for each time that the folder changed."""
+    config = read_config(folder)
     with Checkpoints(folder) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise CheckpointError(f"{folder} holds no checkpoint yet: wait for the first one.")
         shape = tuple(checkpoints.meta(step)["image_shape"])
-        if shape != dataset.image_shape:
+        if shape != image_shape:
             raise ValueError(
-                f"config.encoder.workdir = {workdir!r} holds a VAE of images {shape}, and "
-                f"config.data describes {dataset.image_shape}."
+                f"config.encoder.workdir = {str(folder)!r} holds a VAE of images {shape}, and "
+                f"config.data describes {image_shape}."
             )
-        model, network = make_vae(config, dataset)
+        model, network = make_vae(config, image_shape, num_levels)
         abstract = abstract_like(
-            lambda: initial(network, dataset.image_shape, jax.random.key(0)),
+            lambda: initial(network, image_shape, jax.random.key(0)),
             devices.replicated(devices.make_mesh()),
         )
         params = checkpoints.restore(step, "ema", abstract)
     return Trained(model, params, digest(checksums(params)))
-
-
-@functools.cache
-def _known(workdir: str, changed: float, dataset: Dataset) -> Trained:
-    """`read_vae`, once for each state of the folder."""
-    return read_vae(workdir, dataset)
-
-
-def _trained(workdir: str, dataset: Dataset) -> Trained:
-    folder = Path(workdir).expanduser() / "checkpoints"
-    return _known(workdir, folder.stat().st_mtime if folder.is_dir() else 0.0, dataset)
 
 
 def moments(trained: Trained, num_levels: int) -> Callable[[Any], jax.Array]:
@@ -126,7 +125,7 @@ def measure(workdir: str, dataset: Dataset) -> dict[str, Any]:
         ValueError, CheckpointError: as `read_vae`.
         FileNotFoundError: where the data set is missing.
     """
-    trained, source = _trained(workdir, dataset), dataset.open("train")
+    trained, source = read_vae(workdir, dataset), dataset.open("train")
     of = {"identity": trained.identity, "fingerprint": fingerprint(dataset.name, source)}
     path = Path(workdir).expanduser() / MEASURED
     if path.is_file():
@@ -184,7 +183,7 @@ def latents(
         ValueError, CheckpointError: as `read_vae`; also for a VAE that is not the one of that
             identity.
     """
-    trained = _trained(workdir, dataset)
+    trained = read_vae(workdir, dataset)
     if trained.identity != identity:
         raise ValueError(
             f"config.encoder.identity = {identity!r} is of the VAE that this model was made with, "

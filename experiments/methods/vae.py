@@ -58,33 +58,34 @@ def _check(config: ConfigDict, encoder: Encoder) -> None:
             )
 
 
-def make_vae(config: ConfigDict, dataset: Dataset) -> tuple[VAE, Any]:
+def make_vae(
+    config: ConfigDict, image_shape: tuple[int, int, int], num_levels: int
+) -> tuple[VAE, Any]:
     """The autoencoder of config.model and config.likelihood, and its network.
 
     Raises:
         ValueError: for an unknown name, a stale keyword or an impossible size.
     """
-    likelihood: Likelihood = lookup(LIKELIHOODS, config.likelihood, "likelihood")(
-        dataset.num_levels
-    )
+    likelihood: Likelihood = lookup(LIKELIHOODS, config.likelihood, "likelihood")(num_levels)
     spec = config.model.to_dict()
     dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
-    shape = dataset.image_shape
     network = lookup(AUTOENCODERS, spec, "model", SUPPLIED)(
-        out_channels=shape[-1] * likelihood.outputs, dtype=dtype
+        out_channels=image_shape[-1] * likelihood.outputs, dtype=dtype
     )
     with naming_field("model"):
-        network.check(shape)
+        network.check(image_shape)
 
     def encode(params: Any, x: jax.Array, **how: Any) -> Gaussian:
         found: Gaussian = network.apply({"params": params}, x, method="encode", **how)
         return found
 
     def decode(params: Any, z: jax.Array, **how: Any) -> jax.Array:
-        output: jax.Array = network.apply({"params": params}, z, shape, method="decode", **how)
+        output: jax.Array = network.apply(
+            {"params": params}, z, image_shape, method="decode", **how
+        )
         return output
 
-    return VAE(network.latent_shape(shape), encode, decode, likelihood), network
+    return VAE(network.latent_shape(image_shape), encode, decode, likelihood), network
 
 
 def initial(network: Any, image_shape: tuple[int, ...], key: jax.Array) -> Any:
@@ -111,7 +112,7 @@ def vae(
             only diffusion heeds.
     """
     _check(config, encoder)
-    model, network = make_vae(config, dataset)
+    model, network = make_vae(config, dataset.image_shape, dataset.num_levels)
     values = float(math.prod(dataset.image_shape))
 
     @jax.jit  # within devices.jit, or for shapes: traced once, however often it is asked
