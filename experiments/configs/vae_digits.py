@@ -2,6 +2,9 @@
 
 python -m experiments.main --config=experiments/configs/vae_digits.py --workdir=runs/vae_digits
 
+Measured on 2 cores of an AMD EPYC that other programs used too, jax 0.10.2: 35 seconds; 1.907 +-
+0.013 bits/dim on the 300 test images, 1.869 +- 0.013 by 64 importance draws (diffusion: 1.882 +-
+0.014): docs/latent.md.
 """
 
 from ml_collections import ConfigDict
