@@ -74,11 +74,10 @@ def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str
 
 
 class InMemory:
-    """A Source over images uint8[N, H, W, C] (or f32[N, ...] of them) and labels int32[N, ...]."""
+    """A Source over images uint8[N, H, W, C] and labels int32[N, ...]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        whole = images.dtype == np.uint8 and images.ndim == 4
-        if not whole and images.dtype != np.float32:
+        if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"uint8[N, H, W, C] is needed, got {images.dtype}{images.shape}")
         if labels.dtype != np.int32 or labels.shape[:1] != images.shape[:1]:
             raise ValueError(f"int32[{len(images)}] is needed, got {labels.dtype}{labels.shape}")
@@ -94,6 +93,14 @@ class InMemory:
     def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
         return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+class Encoded(InMemory):
+    """As InMemory, of what an encoder keeps of images: float32[N, ...] in their place."""
+
+    def __init__(self, found: np.ndarray, labels: np.ndarray):
+        self.images = found
+        self.labels = labels
 
 
 def gather(source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:

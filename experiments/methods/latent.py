@@ -20,7 +20,7 @@ from diffusion import random
 from diffusion.structs import Gaussian
 from diffusion.vae import reparameterize
 from experiments import console, devices, images
-from experiments.data.dataset import Dataset, InMemory, Source, Subset, fingerprint, gather
+from experiments.data.dataset import Dataset, Encoded, Source, Subset, fingerprint, gather
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import VAE, Encoder, Latents, pixels
 from experiments.methods.vae import initial, make_vae
@@ -215,7 +215,7 @@ def latents(
         draw=draw,
         encode=lambda image: read(encode(image)).mean,
         decode=lambda x: model.likelihood.mean(model.decode(params, x / times + minus)),
-        in_memory=lambda source: InMemory(kept(encode, source), source.labels),
+        in_memory=lambda source: Encoded(kept(encode, source), source.labels),
         protocol={"encoder": {"name": "vae", "identity": identity}},
         latents=Latents(model, params, minus, times),
     )

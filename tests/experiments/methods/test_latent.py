@@ -19,7 +19,7 @@ from diffusion.vae import elbo_terms
 from experiments import build as building
 from experiments import devices, images, train
 from experiments.build import build
-from experiments.data.dataset import InMemory, load_in_memory, read_images
+from experiments.data.dataset import Encoded, load_in_memory, read_images
 from experiments.data.fashion_mnist import fashion_mnist
 from experiments.files.atomic import read_json
 from experiments.methods.latent import ENCODERS, kept, measure, read_vae
@@ -73,7 +73,7 @@ def identity_encoder(dataset: Any, /) -> Encoder:
         draw=lambda found, keys: found,
         encode=encode,
         decode=lambda x: x,
-        in_memory=lambda source: InMemory(kept(encode, source), source.labels),
+        in_memory=lambda source: Encoded(kept(encode, source), source.labels),
     )
 
 
