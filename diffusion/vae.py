@@ -67,7 +67,9 @@ def sum_per_example(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
     return jnp.sum(x.reshape(x.shape[0], -1), axis=1)
 
 
-def _location_and_scale(num_levels: int, deviation: float) -> tuple[int, Callable[..., Gaussian]]:
+def _location_and_scale(
+    num_levels: int, deviation: float | int
+) -> tuple[int, Callable[..., Gaussian]]:
     """How many outputs, and output -> a Gaussian: of one deviation, or each with its own.
 
     A learned deviation does not fall below half the distance of two levels.
@@ -83,7 +85,7 @@ def _location_and_scale(num_levels: int, deviation: float) -> tuple[int, Callabl
     return 1 if deviation else 2, read
 
 
-def gaussian(num_levels: int, /, deviation: float = 0.0) -> Likelihood:
+def gaussian(num_levels: int, /, deviation: float | int = 0.0) -> Likelihood:
     """A density: the squared error, in units of the deviation; 0 learns one for every value."""
     outputs, read = _location_and_scale(num_levels, deviation)
     return Likelihood(
@@ -94,7 +96,7 @@ def gaussian(num_levels: int, /, deviation: float = 0.0) -> Likelihood:
     )
 
 
-def discretized_gaussian(num_levels: int, /, deviation: float = 0.0) -> Likelihood:
+def discretized_gaussian(num_levels: int, /, deviation: float | int = 0.0) -> Likelihood:
     """The Gaussian's mass in the level's bin, as in DDPM's Eq. 13; 0 learns the deviation."""
     outputs, read = _location_and_scale(num_levels, deviation)
     return Likelihood(
@@ -105,7 +107,7 @@ def discretized_gaussian(num_levels: int, /, deviation: float = 0.0) -> Likeliho
     )
 
 
-def discretized_logistic(num_levels: int, /, deviation: float = 0.0) -> Likelihood:
+def discretized_logistic(num_levels: int, /, deviation: float | int = 0.0) -> Likelihood:
     """The mass of a logistic distribution in the level's bin (Kingma et al. 2016, appendix C).
 
     `deviation` is the scale s of 1 / (1 + exp(-(x - mu) / s)); 0 learns it. The first bin reaches

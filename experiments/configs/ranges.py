@@ -65,6 +65,16 @@ class Range(NamedTuple):
         )
 
 
+class Finite(NamedTuple):
+    """Any finite number; a boolean is none."""
+
+    def refusal(self, value: Any) -> str | None:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if number and abs(float(value)) <= FLOAT32_MAX:
+            return None
+        return "must be a finite number."
+
+
 class Flag(NamedTuple):
     """True or False."""
 
@@ -137,7 +147,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "encoder.name": Text(),
         "encoder.workdir": Text(),
         "encoder.identity": Text(empty=True),
-        "encoder.shift": Many(Range(-FLOAT32_MAX, FLOAT32_MAX, whole=False), most=CHANNELS),
+        "encoder.shift": Many(Finite(), most=CHANNELS),
         "encoder.scale": Many(POSITIVE, most=CHANNELS),
         "likelihood.name": Text(),
         "likelihood.deviation": Range(0, FLOAT32_MAX, whole=False, above=True, zero="learned"),

@@ -19,6 +19,7 @@ from diffusion.vae import LIKELIHOODS
 from experiments import build, configs, devices, evaluate, hooks, images, lookup, modes
 from experiments.configs import base, ranges, vae_digits
 from experiments.configs.ranges import FIELDS, Many, Range, Word
+from experiments.data import emoji
 from experiments.data.dataset import SPLITS
 from experiments.data.datasets import DATASETS
 from experiments.methods import diffusion as diffusion_method
@@ -27,6 +28,7 @@ from experiments.methods.latent import ENCODERS
 from experiments.metrics import flow
 from experiments.metrics.sample_store import PROTOCOLS
 from experiments.optimizers import CLIPS, OPTIMIZERS
+from tests.experiments import emoji_font
 
 CHOICES = MappingProxyType(
     {
@@ -95,11 +97,12 @@ def config_of_words() -> dict[str, Any]:
     )
 
 
-def config_with(field: str, vae_run: str) -> ConfigDict:
+def config_with(field: str, vae_run: str, emoji_dir: str) -> ConfigDict:
     """A small config, with a choice that has the field for its keyword.
 
     Args:
         vae_run: the working directory of a VAE of the digits.
+        emoji_dir: where emoji are prepared.
     """
     names = [name for name, keyword in keywords("model") if f"model.{keyword}" == field]
     of_a_vae = names and not set(names) & set(NETWORKS)
@@ -126,10 +129,12 @@ def config_with(field: str, vae_run: str) -> ConfigDict:
         config.model.update(class_conditional=False, channel_multipliers=(1,))
         return config
     if section == "text" or field == "sample.prompts":
-        config.data.name, config.text = "emoji", config_of_words()
+        config.data = dict(name="emoji", data_dir=emoji_dir)
+        config.text = config_of_words()
         return config
     if field == "model.cross_attention_resolutions":
-        config.data.name, config.text = "emoji", config_of_words()
+        config.data = dict(name="emoji", data_dir=emoji_dir)
+        config.text = config_of_words()
         return config
     found = (
         [name for name, other in keywords(section) if other == keyword]
@@ -173,11 +178,26 @@ def test_every_field_and_every_keyword_of_a_choice_has_its_range() -> None:
     assert fields == set(FIELDS)
 
 
+@pytest.fixture(scope="module")
+def emoji_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the emoji of a small font are prepared."""
+    folder = tmp_path_factory.mktemp("emoji")
+    emoji.prepare(str(emoji_font.small(folder / "small.ttf")), str(folder))
+    return str(folder)
+
+
+def test_a_finite_number_may_be_negative_and_is_no_flag() -> None:
+    rule = ranges.Finite()
+    assert all(rule.refusal(number) is None for number in (-1, 0.5, 0, -3e38, np.float32(2)))
+    wrong: tuple[Any, ...] = (math.nan, math.inf, -math.inf, True, "1", None, (1,), 1e39)
+    assert all(rule.refusal(value) == "must be a finite number." for value in wrong)
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_nonsense_is_refused_by_name_and_anything_else_builds(
-    field: str, caplog: pytest.LogCaptureFixture, vae_run: pathlib.Path
+    field: str, caplog: pytest.LogCaptureFixture, vae_run: pathlib.Path, emoji_dir: str
 ) -> None:
-    whole, allowed = config_with(field, str(vae_run)), []
+    whole, allowed = config_with(field, str(vae_run), emoji_dir), []
     for value in NONSENSE:
         try:
             ranges.check(changed(whole, field, value))
