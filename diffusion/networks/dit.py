@@ -112,7 +112,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, condition: jax.Array, context: Context | None, train: bool
+        self, x: jax.Array, condition: jax.Array, train: bool, context: Context | None = None
     ) -> jax.Array:
         features = x.shape[-1]
         num_heads, mlp_ratio, dropout, dtype = self.settings
@@ -224,9 +224,9 @@ class DiT(nn.Module):
         places = position_embedding(height // patch, width // patch, features)
         h = (h + jnp.asarray(places, jnp.float32)).astype(self.dtype)
         settings = Settings(self.num_heads, self.mlp_ratio, self.dropout, self.dtype)
-        block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for i in range(self.depth):
-            h = block(settings, name=f"block_{i}")(h, condition, context, train)
+            h = block(settings, name=f"block_{i}")(h, condition, train, context)
 
         shift, scale = modulation(condition, 2, features, "modulation_out")
         h = modulated_norm(h, shift, scale, jnp.float32)

@@ -4,6 +4,7 @@
     python -m experiments.main --config=experiments/configs/vae_fashion.py \\
         --workdir=runs/vae_fashion
 
+Not measured yet.
 """
 
 from ml_collections import ConfigDict
