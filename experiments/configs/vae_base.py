@@ -36,5 +36,11 @@ def get_config() -> ConfigDict:
     config.ema_decay = 0.999
     config.ema_warmup = 0.75
     config.train.flip = False
+
+    config.train.batch_size = 64
+    config.train.num_steps = 3_000
+    config.train.checkpoint_every = config.train.preview_every = 1_000
+    config.train.preview_images = 16
+    config.sample.num_images = config.sample.batch_size = 64
     config.evaluate.metrics = "elbo,baselines"
     return config

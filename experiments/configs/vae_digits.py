@@ -26,13 +26,8 @@ def get_config(ablation: str = "") -> ConfigDict:
         )
     )
     config.method.kl_warmup_steps = 1_000
-    config.train.batch_size = 64
     config.train.num_steps = 6_000
-    config.train.checkpoint_every = 2_000
-    config.train.preview_every = 2_000
-    config.train.preview_images = 16
-    config.sample.num_images = 64
-    config.sample.batch_size = 64
+    config.train.checkpoint_every = config.train.preview_every = 2_000
     config.evaluate.num_images = 0  # all 300
     config.evaluate.batch_size = 150
     return ablations.apply(config, ablation)

@@ -98,7 +98,8 @@ def one_step(context: Context) -> Figure:
             axis.plot(x, normal, linestyle=":", linewidth=1.2, label="normal, same moments")
             axis.set_title(f"β = {b:g}", fontsize="small")
             axis.set(yticks=[])
-        axis.legend(fontsize=7)
+            if b == betas[0]:  # whose one peak leaves room
+                axis.legend(fontsize=6, loc="upper left")
         canvas.savefig(path, dpi=DPI)
 
     caption = (
