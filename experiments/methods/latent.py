@@ -95,7 +95,7 @@ def _read(
 
 
 def moments(trained: Trained, num_levels: int) -> Callable[[Any], jax.Array]:
-    """uint8[B, H, W, C] -> f32[B, ..., 2k], means and log-variances of q(z | x), compiled."""
+    """uint8[B, H, W, C] -> f32[B, ..., 2k], means and log-variances of q(z | x)."""
 
     def encode(image: jax.Array) -> jax.Array:
         q = trained.vae.encode(trained.params, images.to_model(image, num_levels))
