@@ -111,7 +111,7 @@ def one_step(context: Context) -> Figure:
 
 
 def altered(pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """uint8[n, H, W, C] shifted by a pixel to the right, and with a sixteenth in the middle lost."""
+    """uint8[n, H, W, C] shifted by a pixel to the right, and without a sixteenth in the middle."""
     shifted = np.concatenate([pictures[:, :, :1], pictures[:, :, :-1]], axis=2)
     cropped = pictures.copy()
     height, width = (max(1, size // 4) for size in pictures.shape[1:3])
