@@ -42,6 +42,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
+    _check_balance(config.train.balance, dataset)
     config = latent.fill(with_vocabulary(config, dataset), dataset)
     encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
     method = _method(config, dataset, encoder)
@@ -82,6 +83,21 @@ def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
     config = config.copy_and_resolve_references()
     config.text.vocabulary = vocabulary_of(source.text(index) for index in range(len(source)))
     return config
+
+
+def _check_balance(balance: str, dataset: Dataset) -> None:
+    """Refuses to draw evenly what the images of a data set do not have."""
+    has = {
+        "images": True,
+        "labels": dataset.num_classes is not None,
+        "subjects": dataset.subject_of is not None,
+    }
+    if not has[balance]:
+        allowed = " or ".join(repr(name) for name, one in has.items() if one)
+        raise ValueError(
+            f"config.train.balance = {balance!r}: the images of {dataset.name!r} have no "
+            f"{balance}. Choose {allowed}."
+        )
 
 
 def _check_validation(config: ml_collections.ConfigDict, encoder: Encoder, method: Method) -> None:

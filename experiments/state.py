@@ -1,5 +1,6 @@
 """What a training changes, what it is of, and its way in and out of a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,14 +66,19 @@ def held_out(experiment: Experiment) -> int:
     return train.validate_images if train.validate_every and train.validate_with == BOUND else 0
 
 
-def training_images(experiment: Experiment) -> Source:
+def training_images(
+    experiment: Experiment, opener: Callable[[str], Source] | None = None
+) -> Source:
     """The train split without what is held out of it for validations.
+
+    Args:
+        opener: opens a split; None is the experiment's own, with labels as the method takes them.
 
     Raises:
         ValueError: if there is nothing left, or nothing to validate on.
         FileNotFoundError: if the data set is missing.
     """
-    source, train = experiment.open("train"), experiment.config.train
+    source, train = (opener or experiment.open)("train"), experiment.config.train
     if not (train.validate_every and train.validate_with == BOUND):
         return source
     if train.validate_images >= len(source):

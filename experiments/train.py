@@ -18,6 +18,7 @@ from diffusion import random
 from experiments import console, devices, images
 from experiments.data import loader
 from experiments.data.dataset import InMemory, load_in_memory
+from experiments.data.loader import Groups
 from experiments.experiment import Experiment
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
 from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
@@ -171,18 +172,24 @@ def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
-def describe_data(config: ConfigDict, num_images: int) -> list[str]:
+def describe_data(config: ConfigDict, num_images: int, groups: Groups | None = None) -> list[str]:
     """How many images there are and how often each is seen, and what is odd about that.
 
     Args:
         config: the section `train`.
         num_images: of the train split without what is held out.
+        groups: that are drawn evenly, and not the images.
     """
     epochs = config.num_steps * config.batch_size / num_images
     lines = [
         f"training  {num_images:,} images, {config.num_steps:,} steps of {config.batch_size}: "
         f"{epochs:,.3g} epochs"
     ]
+    if groups is not None:
+        lines.append(
+            f"balance   {len(groups):,} {config.balance} evenly, each "
+            f"{epochs * num_images / len(groups):,.3g} times"
+        )
     if config.batch_size > num_images:
         lines.append(
             f"WARNING   config.train.batch_size = {config.batch_size} is more than there are "
@@ -228,12 +235,16 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
     source = training_images(experiment)
+    groups = None
+    if config.train.balance != "images":
+        pictures = training_images(experiment, experiment.dataset.open)
+        groups = loader.groups_of(config.train.balance, experiment.dataset, pictures)
     if config.loader.in_memory:
         source = load_in_memory(source, config.loader.num_threads)
     meta = facts(experiment, source)
     if isinstance(source, InMemory) and not config.train.flip:
         source = experiment.encoder.in_memory(source)
-    for line in describe_data(config.train, len(source)):
+    for line in describe_data(config.train, len(source), groups):
         console.log(line)
 
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
@@ -269,6 +280,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             num_workers=config.loader.num_workers,
             num_threads=config.loader.num_threads,
             prefetch=config.loader.prefetch,
+            groups=groups,
         )
 
         def save_step(step: int, state: TrainState) -> dict[str, float]:

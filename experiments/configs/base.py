@@ -89,6 +89,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 128  # over all devices and processes
     config.train.accumulate_steps = 1  # parts of a batch, one after the other, to save memory
     config.train.num_steps = 800_000  # optimizer steps in all
+    config.train.balance = "images"  # drawn evenly: images | labels | subjects (of captions)
     config.train.flip = True  # mirror each training image with probability 1/2
     config.train.steps_per_call = 10  # steps per dispatch; the other cadences are its multiples
     config.train.log_every = 100  # steps between lines of metrics; every save has one too

@@ -26,7 +26,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.model.num_blocks = 2
     config.model.attention_resolutions = (8, 4)
     config.model.num_heads = 4
-    config.model.dropout = 0.1
+    config.model.dropout = 0.0
 
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 500
@@ -35,6 +35,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.ema_warmup = 0.75
     config.train.batch_size = 64
     config.train.num_steps = config.optimizer.cosine_steps = 7_000
+    config.train.balance = "subjects"  # else two of three are people, in every tone, and flags
     config.train.flip = False  # a mirrored letter, flag or clock is none
     config.train.preview_every = 1_000
     config.train.preview_images = 16

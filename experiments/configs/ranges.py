@@ -229,6 +229,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "train.batch_size": Range(1, BATCH),
         "train.accumulate_steps": Range(1, BATCH),
         "train.num_steps": Range(1, STEPS),
+        "train.balance": Word(("images", "labels", "subjects")),
         "train.flip": Flag(),
         "train.steps_per_call": Range(1, 10_000),
         "train.log_every": Range(1, STEPS),

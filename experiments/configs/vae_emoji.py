@@ -26,6 +26,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.model.channels = 24
     config.model.channel_multipliers = (1, 2, 4)
     config.model.norm_groups = 8
+    config.train.balance = "subjects"  # else two of three are people, in every tone, and flags
     config.optimizer.learning_rate = 2e-3
     config.optimizer.cosine_steps = 3_000
     config.evaluate.metrics = "elbo"

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -49,6 +49,7 @@ class Dataset(NamedTuple):
         needed.
     prepared_from: what `prepare` takes, and what it does without, as the help of --from says it.
     has_captions: whether `text(index)` of its sources is the caption of an image.
+    subject_of: a caption -> what the image shows, the same for all variants of a thing.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset(NamedTuple):
     prepare: Callable[[str | None], str] | None = None
     prepared_from: str = ""
     has_captions: bool = False
+    subject_of: Callable[[str], str] | None = None
 
 
 def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
@@ -114,7 +116,7 @@ def gather(source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:
 class Subset:
     """The images of a source at `indices` int[N], in this order; picklable where the source is."""
 
-    def __init__(self, source: Source, indices: np.ndarray):
+    def __init__(self, source: Any, indices: np.ndarray):
         self.source = source
         self.indices = indices
 
@@ -123,6 +125,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.source[int(self.indices[index])]
+
+    def text(self, index: int) -> str:
+        """The caption of an image, where the source has captions."""
+        return self.source.text(int(self.indices[index]))
 
     def gather(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""

@@ -108,6 +108,7 @@ MODIFIERS = MappingProxyType(
         "➡": "facing right",
     }
 )
+_OF_VARIANTS = frozenset((*MODIFIERS.values(), "adult"))  # 🧑 is neither woman nor man
 # What stands for each character in a base. Couples and the family are spelled out.
 _NEUTRAL = str.maketrans(
     {
@@ -186,6 +187,15 @@ def name(sequence: str) -> str:
         return f"keycap {character_name(first)}"
     others = (MODIFIERS.get(character) or character_name(character) for character in rest)
     return ", ".join([character_name(first), *others])
+
+
+def subject(text: str) -> str:
+    """A `name` without tone, hair, gender and direction, which are all that tell its variants.
+
+    A person alone, such as "woman, curly hair", is a subject by that word.
+    """
+    parts = text.split(", ")
+    return ", ".join(sorted(set(parts) - _OF_VARIANTS)) or parts[0]
 
 
 def choose_sequence(sequences: Iterable[str]) -> str:
@@ -383,6 +393,7 @@ def emoji(data_dir: str | None = None, image_size: int = 32) -> Dataset:
         image_shape=(image_size, image_size, 3),
         num_classes=NUM_CLASSES,
         has_captions=True,
+        subject_of=subject,
         open=partial(
             open_named_split, open_split, {"data_dir": data_dir, "image_size": image_size}
         ),

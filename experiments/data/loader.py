@@ -2,11 +2,59 @@
 
 import signal
 from functools import partial
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
-from experiments.data.dataset import Source, gather
+from experiments.data.dataset import Dataset, Source, gather
+
+READ = 1_000  # labels at a time
+
+
+class Groups(NamedTuple):
+    """Images in groups.
+
+    order: int[N], the images, those of a group side by side.
+    starts: int[G + 1], where in `order` each group begins, and N.
+    """
+
+    order: Int[np.ndarray, " n"]
+    starts: Int[np.ndarray, " g_plus_1"]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def member(self, group: int, draw: np.random.Generator) -> int:
+        """An image of a group, each as likely as the others."""
+        return int(self.order[draw.integers(self.starts[group], self.starts[group + 1])])
+
+
+def grouped(names: Any) -> Groups:
+    """Images with equal names, [N] of any kind, in groups."""
+    _, group = np.unique(names, return_inverse=True)
+    sizes = np.bincount(group)
+    return Groups(np.argsort(group, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def groups_of(balance: str, dataset: Dataset, source: Any) -> Groups | None:
+    """The groups that training draws evenly; None of "images".
+
+    Args:
+        balance: images | labels | subjects.
+        source: images of the data set, with its own labels; for "subjects" it has `text(index)`.
+    """
+    if balance == "subjects" and dataset.subject_of is not None:
+        return grouped([dataset.subject_of(source.text(i)) for i in range(len(source))])
+    return grouped(_labels(source)) if balance == "labels" else None
+
+
+def _labels(source: Source) -> Int[np.ndarray, " n"]:
+    """Those of all images."""
+    starts = range(0, len(source), READ)
+    parts = [range(start, min(start + READ, len(source))) for start in starts]
+    return np.concatenate([gather(source, part)["label"] for part in parts])
 
 
 def _gather_steps(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,6 +75,7 @@ def batches(
     num_workers: int = 0,
     num_threads: int = 4,
     prefetch: int = 4,
+    groups: Groups | None = None,
 ) -> grain.DatasetIterator:
     """Endless shuffled batches; the n-th item holds training steps start_step + n * k ... + k - 1.
 
@@ -34,6 +83,8 @@ def batches(
     images i * batch_size ... of it (a batch may straddle two epochs). So a run resumed at
     start_step goes on exactly, and the batches of processes 0, 1, ... concatenated are the
     one-process batch, in its order.
+
+    With groups an epoch is a permutation of the groups, and has one image of each, drawn anew.
 
     Args:
         seed: 0 <= seed < 2**32; decides the whole stream.
@@ -45,6 +96,7 @@ def batches(
             of `source`; the program needs a `__main__` guard and must have parsed its absl flags.
         num_threads: reading threads, in each worker if there are any; 0 reads when asked.
         prefetch: items read ahead, in each worker if there are any, which holds at least one.
+        groups: of the images of `source`, to be drawn evenly; None draws images evenly.
     Returns:
         Iterator of {"image": uint8[k, B / process_count, H, W, C], "label": int32[k, B /
         process_count]}; its `close()` stops the threads and workers.
@@ -63,7 +115,10 @@ def batches(
         raise ValueError(f"start_step {start_step} must be >= 0.")
     if len(source) == 0:
         raise ValueError("The source is empty: there is nothing to batch.")
-    stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    drawn = len(source) if groups is None else len(groups)
+    stream = grain.MapDataset.range(drawn).seed(seed).shuffle().repeat()
+    if groups is not None:
+        stream = stream.random_map(groups.member)
     shares = stream.batch(batch_size // process_count, drop_remainder=True)
     mine = shares[start_step * process_count + process_index :: process_count]
     items = mine.batch(steps_per_call, drop_remainder=True).map(partial(_gather_steps, source))

@@ -20,7 +20,7 @@ COMPUTED = ("dtype", "remat", "dropout")
 # What cannot change between the start of a training run and its continuation.
 TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
-    *("ema_warmup", "precision", "train.batch_size", "train.flip"),
+    *("ema_warmup", "precision", "train.batch_size", "train.balance", "train.flip"),
 )
 # What decides which model a run trains, apart from its seed, and where its data lies.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
@@ -59,13 +59,16 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, as JSON has it, under the names that its fields have now.
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
-    Every model was of pixels and told no words. The precision of products was the default of jax
-    before it was a field, diffusion the only method, no label of a U-Net was dropped; after its
-    warm-up the learning rate stayed, no weight decayed, and the average had no warm-up. Of
-    sampling, a flag said whether x_0 is clipped.
+    Every model was of pixels and told no words, and trained on all images alike. The precision of
+    products was the default of jax before it was a field, diffusion the only method, no label of a
+    U-Net was dropped; after its warm-up the learning rate stayed, no weight decayed, and the
+    average had no warm-up. Of sampling, a flag said whether x_0 is clipped.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, **config}
+    match config:
+        case {"train": {**train}}:
+            config["train"] = {"balance": "images", **train}
     if "schedule" in config:
         config = {"text": {"name": "none"}, **config}
     rate = {"cosine_steps": 0, "final_learning_rate": 0.0}
