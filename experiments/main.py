@@ -16,6 +16,7 @@ from experiments import console
 if __name__ == "__main__":
     console.watch_signals()  # before the imports, which take seconds
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from experiments.sample import Place, folder_apart
 from experiments.sample_files import parse_indices
 from experiments.state import load_ema
 from experiments.workdir.checkpoint import CheckpointError
+from experiments.workdir.lock import only_writer
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.results import measured, read_results
 
@@ -107,10 +109,23 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     for line in describe_start(experiment):
         console.log(line)
     training = MODE.value == "train"
+    with contextlib.ExitStack() as stack:
+        if training:
+            stack.enter_context(only_writer(workdir, "training"))
+            outcome = train_with_hooks(experiment, workdir)
+            if outcome is not Outcome.FINISHED:
+                return EXIT_STATUS[outcome]
+        _after_training(experiment, workdir, modes, training)
     if training:
-        outcome = train_with_hooks(experiment, workdir)
-        if outcome is not Outcome.FINISHED:
-            return EXIT_STATUS[outcome]
+        for line in describe_end(workdir, time.perf_counter() - begin):
+            console.log(line, wrap=False)
+    return 0
+
+
+def _after_training(
+    experiment: Experiment, workdir: Path, modes: Sequence[str], training: bool
+) -> None:
+    """What is done with the model of the newest checkpoint."""
     console.doing("reading the checkpoint")
     if modes:
         loaded = load_ema(experiment, workdir, devices.make_mesh())
@@ -123,10 +138,6 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
             evaluate.evaluate(experiment, workdir, loaded, again=not training)
         if "figures" in modes:
             figures(experiment, figures_folder(workdir), loaded, devices.make_mesh())
-    if training:
-        for line in describe_end(workdir, time.perf_counter() - begin):
-            console.log(line, wrap=False)
-    return 0
 
 
 def main(argv: list[str]) -> int:

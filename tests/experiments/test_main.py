@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.workdir.lock import only_writer
 from tests.experiments.processes import ROOT, in_two_processes
 
 TINY = {
@@ -219,3 +220,18 @@ def test_convert_writes_a_folder_for_diffusers_and_reads_it_again(run, tmp_path)
     }.items():
         result = program(f"--from={out}", *arguments, module="convert", code=2)
         assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_second_training_is_refused_and_a_sampling_is_not(
+    run: tuple, tmp_path: pathlib.Path
+) -> None:
+    workdir = shutil.copytree(run[0].with_name("untouched"), tmp_path / "run")
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with only_writer(workdir, "training"):
+        again = (*run[1].args[3:], f"--workdir={workdir}", "--config.train.num_steps=10")
+        refused = program(*again, code=2)
+        program("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=4")
+    assert f"in use: process {os.getpid()} on" in refused.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert program(*again).stdout.count("resuming") == 1
+    assert not (workdir / "lock").exists()

@@ -1,0 +1,238 @@
+"""One writer of a working directory at a time: who holds it, and whether that one still lives.
+
+The lock is a file that says which process made it. On the same machine the process is asked for;
+from elsewhere, where only the file is seen, its time is watched, which the holder renews every few
+seconds, so that no two clocks are compared. A holder that is gone loses the lock.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments import console, devices
+from experiments.files.atomic import read_json
+
+NAME = "lock"
+BEAT = 5.0  # seconds after which a holder renews the time of its file
+PATIENCE = 30.0  # seconds without a sign of life after which a holder elsewhere is gone
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK)
+
+
+class InUse(ValueError):
+    """A working directory that another process writes to."""
+
+
+class Holder(NamedTuple):
+    """A process, so that another can tell whether it lives.
+
+    space: the machine since its start, and the process numbers that are seen there; empty where
+        the system does not tell.
+    began: when the process did, in the system's count; a number can be given again.
+    token: tells this lock from any other.
+    """
+
+    host: str
+    space: str
+    pid: int
+    began: str
+    since: str
+    doing: str
+    token: str
+
+
+def _space() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> str:
+    """When a process began; "" where it is not there, or only waits for its parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _myself(doing: str) -> Holder:
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    pid = os.getpid()
+    return Holder(
+        socket.gethostname(), _space(), pid, _began(pid), now, doing, secrets.token_hex(8)
+    )
+
+
+def _read(path: Path) -> Holder | None:
+    """Who holds a lock; None of one that is gone or says nothing."""
+    try:
+        content = read_json(path)
+        return Holder(**{name: content[name] for name in Holder._fields})
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _time(path: Path) -> int | None:
+    """When a lock was renewed, as the file system has it; None where it is gone.
+
+    The file is opened, for then a network file system asks its server.
+    """
+    try:
+        with path.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _make(path: Path, holder: Holder) -> bool:
+    """Makes the file, whole, unless it is there."""
+    content = json.dumps(holder._asdict()) + "\n"
+    temporary = path.with_name(f".{path.name}.{holder.token}")
+    temporary.write_text(content)
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with contextlib.suppress(FileExistsError), path.open("x") as stream:
+            stream.write(content)
+            return True
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path, holder: Holder | None) -> None:
+    """Removes the lock of `holder`, and no other that has taken its place."""
+    if _read(path) != holder:
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _read(aside) != holder:  # somebody was faster, and this is theirs
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _lives(path: Path, holder: Holder | None) -> bool:
+    """Whether the holder of a lock does; waits for a sign of life where nobody can be asked."""
+    if holder is not None and holder.space and holder.space == _space():
+        return _began(holder.pid) == holder.began
+    before, end = _time(path), time.monotonic() + PATIENCE
+    if before is None:
+        return False
+    who = "somebody" if holder is None else f"process {holder.pid} on {holder.host}"
+    console.log(f"waiting   up to {PATIENCE:.0f} s for a sign of life of {who}, who holds {path}")
+    while time.monotonic() < end:
+        time.sleep(min(BEAT, PATIENCE) / 5)
+        now = _time(path)
+        if now != before:
+            return now is not None
+    return False
+
+
+def _in_use(workdir: Path, holder: Holder | None) -> InUse:
+    path = workdir / NAME
+    if holder is None:
+        who, how = f"somebody holds {path}", "Wait until that has ended"
+    else:
+        who = (
+            f"process {holder.pid} on {holder.host} writes to it since {holder.since} "
+            f"({holder.doing})"
+        )
+        how = "Wait until it has ended, end it"
+    return InUse(
+        f"--workdir={workdir} is in use: {who}, and one program at a time may. {how}, or choose "
+        f"another --workdir."
+    )
+
+
+def _acquire(workdir: Path, holder: Holder) -> None:
+    """Takes the lock of a working directory.
+
+    Raises:
+        InUse: somebody else holds it and lives.
+    """
+    path = workdir / NAME
+    while not _make(path, holder):
+        found = _read(path)
+        if _lives(path, found):
+            raise _in_use(workdir, found)
+        if found is not None:
+            console.log(
+                f"lock      of process {found.pid} on {found.host} ({found.since}), which is "
+                "gone, taken over"
+            )
+        _remove(path, found)
+
+
+def _renew(path: Path, holder: Holder, ended: threading.Event) -> None:
+    """Shows that the holder lives, until it has ended; ends the program where the lock is lost.
+
+    That happens to a process that was cut off from the file system, or stood still, for longer
+    than others wait.
+    """
+    while not ended.wait(BEAT):
+        try:
+            os.utime(path)
+            found = _read(path)
+        except OSError:
+            found = _read(path)
+            if found is None and path.parent.is_dir() and not path.exists():
+                _make(path, holder)
+            continue
+        if found is not None and found.token != holder.token:
+            os.write(2, f"error: {_in_use(path.parent, found)}\n".encode())
+            os._exit(console.STOPPED)
+
+
+@contextlib.contextmanager
+def only_writer(workdir: Path, doing: str) -> Iterator[None]:
+    """Nobody else is in here for this working directory, on any machine that sees it.
+
+    To be entered by every process of a program; the main one holds the lock.
+
+    Args:
+        doing: what others are told.
+
+    Raises:
+        InUse: in every process, if another program is.
+    """
+    holder, refusal = _myself(doing), None
+    if devices.is_main_process():
+        try:
+            _acquire(workdir, holder)
+        except InUse as error:
+            refusal = error
+    if not devices.all_agree(refusal is None):
+        raise refusal or InUse(f"--workdir={workdir} is in use, as the main process tells.")
+    ended = threading.Event()
+    path = workdir / NAME
+    thread = threading.Thread(target=_renew, args=(path, holder, ended), daemon=True, name="lock")
+    if devices.is_main_process():
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if devices.is_main_process():
+            thread.join()
+            _remove(path, holder)
