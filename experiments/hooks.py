@@ -16,13 +16,13 @@ from experiments.drawing import draw, make_sample_fn
 from experiments.experiment import Experiment
 from experiments.features.references import make_judge
 from experiments.metrics import bound
-from experiments.state import BOUND, TrainState, facts, save, training_images
+from experiments.state import BOUND, Start, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import check_same
 from experiments.workdir.outcome import Outcome
-from experiments.workdir.protocols import TRAINING
+from experiments.workdir.protocols import MODEL, TRAINING
 
 Validate = Callable[[Any], float]  # EMA parameters -> a number, the smaller the better
 BEST = "best"  # folder in the working directory
@@ -89,7 +89,9 @@ class Validation:
             another number.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh) -> None:
+    def __init__(
+        self, experiment: Experiment, workdir: Path, mesh: Mesh, new_settings: bool = False
+    ) -> None:
         config = experiment.config
         self.name = config.train.validate_with
         self.selected_on = selected_on(experiment)
@@ -99,7 +101,7 @@ class Validation:
         self.step = self._checkpoints.latest_step()
         if self.step is not None:
             meta = self._checkpoints.meta(self.step)
-            fields = (*TRAINING, *MEASURED_BY[self.name])
+            fields = (*(MODEL if new_settings else TRAINING), *MEASURED_BY[self.name])
             check_same(meta["config"], config, fields, workdir / BEST)
             before = origin.of_checkpoint(meta, {}).selected_on
             if before != self.selected_on:
@@ -158,7 +160,11 @@ def make_preview(
     return preview
 
 
-def train_with_hooks(experiment: Experiment, workdir: Path) -> Outcome:
+def train_with_hooks(
+    experiment: Experiment,
+    workdir: Path,
+    start: Start = Start(),  # noqa: B008
+) -> Outcome:
     """`train` with the previews and validations that config.train asks for.
 
     Raises:
@@ -171,7 +177,7 @@ def train_with_hooks(experiment: Experiment, workdir: Path) -> Outcome:
             preview = make_preview(experiment, workdir / "previews", mesh)
             hooks.append(Hook(config.preview_every, preview))
         if config.validate_every:
-            validation = Validation(experiment, workdir, mesh)
+            validation = Validation(experiment, workdir, mesh, start.diverged)
             stack.callback(validation.close)
             hooks.append(Hook(config.validate_every, validation, validation.wait))
-        return train(experiment, workdir, hooks)
+        return train(experiment, workdir, hooks, start)

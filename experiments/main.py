@@ -35,8 +35,8 @@ from experiments.hooks import train_with_hooks
 from experiments.modes import CHECKS, checked
 from experiments.sample import Place, folder_apart
 from experiments.sample_files import parse_indices
-from experiments.state import load_ema
-from experiments.workdir.checkpoint import CheckpointError
+from experiments.state import Start, load_ema
+from experiments.workdir.checkpoint import CheckpointError, Which
 from experiments.workdir.lock import only_writer
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.results import measured, read_results
@@ -66,6 +66,16 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     "auto",
     "Where compiled functions are kept: auto (the cache folder), off, or a folder.",
+)
+RESTORE_STEP = flags.DEFINE_string(
+    "restore_step",
+    "auto",
+    "Which checkpoint: auto, the newest that is not damaged; latest, the newest; or a step.",
+)
+CONTINUE_DIVERGED = flags.DEFINE_bool(
+    "continue_diverged",
+    False,
+    "Train on after a divergence, from the last sound checkpoint and with other settings.",
 )
 flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config", "workdir"])
@@ -103,6 +113,22 @@ def figures_folder(workdir: Path) -> Path:
     return Path(OUT.value).expanduser() if OUT.value else workdir / "figures"
 
 
+def parse_step(value: str) -> Which:
+    """What --restore_step says.
+
+    Raises:
+        ValueError: for anything but auto, latest and a number.
+    """
+    if value in ("auto", "latest"):
+        return value
+    if not value.isascii() or not value.isdigit():
+        raise ValueError(
+            f"--restore_step={value} must be auto, latest, or the step of a checkpoint, such as "
+            "4000."
+        )
+    return int(value)
+
+
 def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     """Trains where --mode says so, then does `modes`; returns the exit status."""
     begin = time.perf_counter()
@@ -112,10 +138,12 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if training:
             stack.enter_context(only_writer(workdir, "training"))
-            outcome = train_with_hooks(experiment, workdir)
+            start = Start(parse_step(RESTORE_STEP.value), CONTINUE_DIVERGED.value)
+            outcome = train_with_hooks(experiment, workdir, start)
             if outcome is not Outcome.FINISHED:
                 return EXIT_STATUS[outcome]
-        _after_training(experiment, workdir, modes, training)
+        step = "latest" if training else parse_step(RESTORE_STEP.value)
+        _after_training(experiment, workdir, modes, step)
     if training:
         for line in describe_end(workdir, time.perf_counter() - begin):
             console.log(line, wrap=False)
@@ -123,12 +151,13 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
 
 
 def _after_training(
-    experiment: Experiment, workdir: Path, modes: Sequence[str], training: bool
+    experiment: Experiment, workdir: Path, modes: Sequence[str], restore_step: Which
 ) -> None:
-    """What is done with the model of the newest checkpoint."""
+    """What is done with the model of a checkpoint."""
+    training = MODE.value == "train"
     console.doing("reading the checkpoint")
     if modes:
-        loaded = load_ema(experiment, workdir, devices.make_mesh())
+        loaded = load_ema(experiment, workdir, devices.make_mesh(), restore_step)
         if "sample" in modes:
             apart = OUT.value or folder_apart(experiment, workdir, loaded)
             out = None if training else Path(apart).expanduser()

@@ -1,20 +1,27 @@
 """What a training changes, what it is of, and its way in and out of a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
+from ml_collections import ConfigDict
 
 from diffusion import random
 from experiments import devices
 from experiments.data.dataset import Source, fingerprint, hold_out
 from experiments.experiment import Experiment
 from experiments.workdir import origin
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, Loaded, abstract_like
-from experiments.workdir.config import check_same, check_same_model, config_to_dict
+from experiments.workdir.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Loaded,
+    Which,
+    abstract_like,
+)
+from experiments.workdir.config import changed, check_same, check_same_model, config_to_dict
 from experiments.workdir.protocols import TRAINING
 from experiments.workdir.results import read_results
 
@@ -29,6 +36,18 @@ class TrainState(NamedTuple):
     ema_params: Any
     opt_state: Any
     memory: Any  # what the method remembers for drawing examples
+
+
+class Start(NamedTuple):
+    """Where a training goes on that was begun before.
+
+    step: as in `Checkpoints.newest`; what is newer than that step is set aside.
+    diverged: whether one that diverged goes on, from a step before that; the settings of its
+        updates may be others now, and checkpoints and results say so.
+    """
+
+    step: Which = "auto"
+    diverged: bool = False
 
 
 class SavedState(NamedTuple):
@@ -113,11 +132,13 @@ def restore(
     step: int,
     now: dict[str, Any],
     sharding: Sharding,
+    new_settings: bool = False,
 ) -> TrainState:
     """The training state of a step, verified.
 
     Args:
         now: `facts` of the training that goes on from it.
+        new_settings: whether all but the model may be other than before.
 
     Raises:
         ValueError: if it was trained on other data, or under a config of another run.
@@ -125,7 +146,7 @@ def restore(
     """
     meta, workdir = checkpoints.meta(step), checkpoints.folder.parent
     saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
-    if saved is None:
+    if saved is None or new_settings:
         check_same_model(meta["config"], experiment.config, workdir)
     else:
         check_same(meta["config"], experiment.config, TRAINING, workdir)
@@ -161,14 +182,48 @@ def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Sharding) ->
     return SavedState(*layout)
 
 
-def load_ema(experiment: Experiment, workdir: Path, mesh: Mesh) -> Loaded:
+def history(
+    meta: Mapping[str, Any], config: ConfigDict, diverged: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What is kept of a training's past: from where it went on after it had diverged, and how.
+
+    Args:
+        meta: of the checkpoint that it goes on from.
+        config: in force.
+        diverged: the section "train" of results.json, where the training goes on after that.
+    """
+    past = list(meta.get("continued", []))
+    if diverged is not None:
+        past.append(
+            {
+                "step": meta["step"],
+                "diverged_at": diverged["step"],
+                "reason": diverged["reason"],
+                "changed": changed(meta["config"], config, TRAINING),
+            }
+        )
+    return {"continued": past} if past else {}
+
+
+def load_ema(
+    experiment: Experiment, workdir: Path, mesh: Mesh, restore_step: Which = "auto"
+) -> Loaded:
     """The EMA parameters of the newest checkpoint, or of the best where the config says so.
+
+    Args:
+        restore_step: of the newest ones, which: as in `Checkpoints.newest`.
 
     Raises:
         CheckpointError: if there is none, or it cannot be read.
-        ValueError: if it was trained under a config that describes another model.
+        ValueError: if it was trained under a config that describes another model, and for a step
+            of the best, which is one.
     """
     which = experiment.config.checkpoint
+    if which == "best" and restore_step != "auto":
+        raise ValueError(
+            f"--restore_step={restore_step} is one of the newest checkpoints, and "
+            "config.checkpoint = 'best' asks for the best: leave one of the two out."
+        )
     folder = workdir / "best" if which == "best" else workdir
     missing = CheckpointError(
         f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, or set "
@@ -181,21 +236,24 @@ def load_ema(experiment: Experiment, workdir: Path, mesh: Mesh) -> Loaded:
     if not (folder / "checkpoints").is_dir():  # which opening it would make
         raise missing
     with Checkpoints(folder) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
+        if checkpoints.latest_step() is None:
             raise missing
-        meta = checkpoints.meta(step)
-        check_same_model(meta["config"], experiment.config, workdir)
-        if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
-            raise ValueError(
-                f"{workdir} was trained on images {tuple(meta['image_shape'])}, and config.data "
-                f"describes {experiment.dataset.image_shape}."
-            )
         abstract = abstract_like(
             lambda: experiment.method.init(jax.random.key(0)), devices.replicated(mesh)
         )
-        where_from = origin.of_checkpoint(meta, read_results(workdir))
-        return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
+
+        def read(step: int) -> Loaded:
+            meta = checkpoints.meta(step)
+            check_same_model(meta["config"], experiment.config, workdir)
+            if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
+                raise ValueError(
+                    f"{workdir} was trained on images {tuple(meta['image_shape'])}, and "
+                    f"config.data describes {experiment.dataset.image_shape}."
+                )
+            where_from = origin.of_checkpoint(meta, read_results(workdir))
+            return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
+
+        return checkpoints.newest(read, "latest" if which == "best" else restore_step)[1]
 
 
 def load_raw(experiment: Experiment, workdir: Path, step: int, mesh: Mesh) -> Any:

@@ -21,7 +21,16 @@ from experiments.data.dataset import InMemory, load_in_memory
 from experiments.data.loader import Groups
 from experiments.experiment import Experiment
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
-from experiments.state import TrainState, facts, fresh_state, restore, save, training_images
+from experiments.state import (
+    Start,
+    TrainState,
+    facts,
+    fresh_state,
+    history,
+    restore,
+    save,
+    training_images,
+)
 from experiments.workdir import outcome, training_log
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import write_config
@@ -209,14 +218,22 @@ def record(workdir: Path, ended: Outcome, config: ConfigDict, **what: Any) -> No
         write_results(workdir, "train", {"state": ended.value} | what, config)
 
 
-def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> Outcome:
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    hooks: Sequence[Hook] = (),
+    start: Start = Start(),  # noqa: B008
+) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
     Finished and diverged trainings are recorded in the section "train" of results.json; one that
     was stopped by a signal has saved a checkpoint first. No hook runs and nothing is saved before
     the losses that led to it and the state itself were found in order, so that every checkpoint is
     sound; only the last one, of a training that ends or is stopped, may have a loss above
-    diverged_above. A training that diverged before is left alone.
+    diverged_above. A training that diverged before is left alone, unless `start` says otherwise.
+
+    Args:
+        start: where one goes on that was begun before.
 
     Raises:
         ValueError, FileNotFoundError: for a config, data set or working directory that cannot be.
@@ -228,8 +245,8 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
     check_cadence(config.train, mesh)
     watch = Watch(config.train)
     before = outcome.diverged_before(workdir)
-    if before is not None:
-        console.log(before)
+    if before is not None and not start.diverged:
+        console.log(outcome.why_not_on(workdir, before))
         return Outcome.DIVERGED
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
 
@@ -249,11 +266,18 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
 
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
         # State: restored where there is one.
-        step = checkpoints.latest_step()
-        if step is None:
+        if before is not None:
+            checkpoints.set_aside(before["step"] - 1)
+        if checkpoints.latest_step() is None:
             step, state = 0, fresh_state(experiment, everywhere)
         else:
-            state = restore(experiment, checkpoints, step, meta, everywhere)
+            step, state = checkpoints.newest(
+                lambda step: restore(
+                    experiment, checkpoints, step, meta, everywhere, before is not None
+                ),
+                start.step,
+            )
+            meta |= history(checkpoints.meta(step), config, before)
             if step < num_steps:
                 console.log(f"resuming  step {step:,} of {num_steps:,} from {workdir}")
         if step >= num_steps:
@@ -269,6 +293,7 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
                 f"config.train.steps_per_call = {steps_per_call}. Continue with a "
                 f"divisor of {step}, such as the one before."
             )
+        checkpoints.set_aside(step)
         batches = loader.batches(
             source,
             seed=config.seed,
@@ -305,6 +330,10 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
             train_call, look = compiled_step(experiment, mesh, state, batch)
             if devices.is_main_process():
                 write_config(workdir, config)
+            past = {"continued": meta["continued"]} if "continued" in meta else {}
+            if before is not None:
+                record(workdir, Outcome.STOPPED, config, step=step, **past)
+                console.log(outcome.describe_continuation(past, before))
             log = training_log.TrainingLog(workdir, step, config, len(source))
             stack.enter_context(log)
             stop = stack.enter_context(console.stop_requested(jax.process_count() == 1))
@@ -353,11 +382,12 @@ def train(experiment: Experiment, workdir: Path, hooks: Sequence[Hook] = ()) -> 
                 if last:
                     break
     if divergence is not None:
-        record(workdir, Outcome.DIVERGED, config, **divergence._asdict())
+        record(workdir, Outcome.DIVERGED, config, **divergence._asdict(), **past)
         console.log(f"DIVERGED  at step {divergence.step:,}: {divergence.reason}")
         return Outcome.DIVERGED
     if step == num_steps:
-        record(workdir, Outcome.FINISHED, config, step=step, metrics={"step": step} | seen)
+        seen = {"step": step} | seen
+        record(workdir, Outcome.FINISHED, config, step=step, metrics=seen, **past)
     if ending or stop:
         console.log(f"stopped   at step {step:,}, which is saved; the same command continues")
         return Outcome.STOPPED

@@ -5,6 +5,7 @@ damaged file is an error and never a silently different model.
 """
 
 import errno
+import itertools
 import os
 import shutil
 import zlib
@@ -12,14 +13,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import console, devices
 from experiments.workdir.origin import Origin
+
+Found = TypeVar("Found")
+Which = int | str  # of the steps of a folder: one, "latest", or "auto"
 
 
 def layout(tree: Any) -> dict[str, str]:
@@ -57,6 +62,10 @@ class Loaded(NamedTuple):
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is absent, damaged or of another shape than the config's model."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose files do not hold what was saved, or whose training had diverged."""
 
 
 class Checkpoints:
@@ -100,6 +109,59 @@ class Checkpoints:
         """The steps that were saved completely and are still there, rising."""
         return sorted(self._manager.all_steps())
 
+    def newest(self, read: Callable[[int], Found], which: Which = "auto") -> tuple[int, Found]:
+        """A step, the same in every process, and what `read` makes of it.
+
+        Args:
+            read: raises DamagedCheckpoint for a step that cannot be used.
+            which: "auto", the newest step that is not damaged, which is said where it is not the
+                newest of all; "latest", that one; or a step.
+
+        Raises:
+            CheckpointError: there is no such step, or it is damaged; of "auto", if all are.
+        """
+        steps = self.steps()
+        if which not in ("auto", "latest", *steps):
+            raise CheckpointError(f"{self.folder} has no step {which}: it has {steps}.")
+        tried = [step for step in steps if which in ("auto", "latest", step)][::-1]
+        if which == "latest":
+            tried = tried[:1]
+        refusals: list[CheckpointError] = []
+        for step in tried:
+            found: Found | None = None
+            refusal = DamagedCheckpoint(f"{self.folder / str(step)}: another process refused it.")
+            try:
+                found = read(step)
+            except DamagedCheckpoint as error:
+                refusal = error
+            if devices.all_agree(found is not None) and found is not None:
+                if refusals:
+                    console.log(f"WARNING   using step {step:,}, the newest that is sound")
+                return step, found
+            refusals.append(refusal)
+            if len(tried) > 1:
+                console.log(f"WARNING   {refusal}")
+        raise refusals[0] if refusals else CheckpointError(f"{self.folder} holds no checkpoint.")
+
+    def set_aside(self, after: int) -> None:
+        """Moves what is newer than a step away, for a training that goes on from there.
+
+        Nothing is deleted: the steps are in `set_aside`, beside the folder of the checkpoints.
+        """
+        newer = [step for step in self.steps() if step > after]
+        if not newer:
+            return
+        aside = self.folder.with_name("set_aside")
+        if devices.is_main_process():
+            aside.mkdir(exist_ok=True)
+            for step in newer:
+                names = (aside / f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
+                place = next(name for name in names if not name.exists())
+                (self.folder / str(step)).rename(place)
+                console.log(f"set aside step {step:,}: {place}")
+        devices.all_agree(True)  # none looks before the files have moved
+        self._manager.reload()
+
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster has announced the end of this job; the same in every process.
 
@@ -139,7 +201,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{what: item}))[what]
         except Exception as error:
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} cannot be read ({what}): {error}\n"
                 f"{self._remedy(step)}"
             ) from error
@@ -149,15 +211,21 @@ class Checkpoints:
         others = [other for other in self._manager.all_steps() if other != step]
         if not others:
             return "No other step exists; start again in another --workdir."
-        return f"Older steps exist: {others}. To use one, move {self.folder / str(step)} away."
+        return f"Older steps exist: {others}; --restore_step={others[-1]} uses one."
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a step.
 
         Raises:
-            CheckpointError: if it cannot be read.
+            DamagedCheckpoint: if it cannot be read.
         """
-        return self._read(step, "meta", ocp.args.JsonRestore())
+        found = self._read(step, "meta", ocp.args.JsonRestore())
+        if not isinstance(found, dict) or not {"layout", "checksums"} <= found.keys():
+            raise DamagedCheckpoint(
+                f"checkpoint {self.folder / str(step)} is damaged: its meta lacks what was saved. "
+                f"{self._remedy(step)}"
+            )
+        return found
 
     def restore(self, step: int, what: str, abstract: Any) -> Any:
         """The item `what` ("state" or "ema") of a step, laid out like `abstract`.
@@ -185,12 +253,12 @@ class Checkpoints:
         expected, actual = meta["checksums"][what], checksums(tree)
         damaged = [name for name in actual if actual[name] != expected[name]]
         if damaged:
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} is damaged: {what} differs from what was "
-                f"saved in {damaged[:3]}. Move the folder away to use an older step."
+                f"saved in {damaged[:3]}. {self._remedy(step)}"
             )
         if not all(np.isfinite(leaf).all() for leaf in _floats(tree)):
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} was saved with numbers that are not finite "
                 f"({what}): its training had diverged. {self._remedy(step)}"
             )

@@ -87,16 +87,27 @@ def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | P
     _refuse(before, after, workdir)
 
 
+def changed(
+    saved: dict[str, Any], config: ConfigDict, fields: Sequence[str]
+) -> dict[str, list[Any]]:
+    """The leaves that differ, [then, now] by name.
+
+    Args: as for `check_same`.
+    """
+    then, now = renewed(saved), config_to_dict(config)
+    return _unlike(fields_of(then, fields), fields_of(now, fields))
+
+
+def _unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    before, after = flat(then), flat(now)
+    pairs = {f: [before.get(f, NONE), after.get(f, NONE)] for f in {**before, **after}}
+    return {f: pair for f, pair in pairs.items() if f not in PLACES and pair[0] != pair[1]}
+
+
 def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], workdir: str | Path) -> None:
     """Raises ValueError where the values of some field differ, naming each leaf that does."""
-    before, after = flat(then), flat(now)
-    unlike = [
-        f
-        for f in {**before, **after}
-        if f not in PLACES and before.get(f, NONE) != after.get(f, NONE)
-    ]
-    if unlike:
-        lines = [f"  {f}: {before.get(f, NONE)} then, {after.get(f, NONE)} now" for f in unlike]
+    if unlike := _unlike(then, now):
+        lines = [f"  {f}: {before} then, {after} now" for f, (before, after) in unlike.items()]
         raise ValueError(
             f"{workdir} holds a run under another config:\n" + "\n".join(lines) + "\n"
             "Choose another --workdir, or the config that the run was started with."

@@ -5,6 +5,7 @@ Launchers read this without jax, which is imported where it is used.
 
 import enum
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,20 +128,37 @@ def finite_fields(state: Any) -> dict[str, "jax.Array"]:
     return {name: finite(tree) for name, tree in state._asdict().items()}
 
 
-def diverged_before(workdir: Path) -> str | None:
-    """Of a training that results.json records as diverged, what to say instead of training on."""
+def diverged_before(workdir: Path) -> dict[str, Any] | None:
+    """The section "train" of results.json, of a training that it records as diverged."""
+    section = read_results(workdir).get("train", {})
+    return section if section.get("state") == Outcome.DIVERGED.value else None
+
+
+def why_not_on(workdir: Path, section: Mapping[str, Any]) -> str:
+    """What to say instead of training on after the divergence in `section`."""
     from experiments.workdir.checkpoint import Checkpoints  # needs jax
 
-    section = read_results(workdir).get("train", {})
-    if section.get("state") != Outcome.DIVERGED.value:
-        return None
     step = section["step"]
     with Checkpoints(workdir) as checkpoints:
         sound = [saved for saved in checkpoints.steps() if saved < step]
     where = f"of step {sound[-1]:,}, in {workdir / 'checkpoints'}" if sound else "none at all"
     return (
         f"DIVERGED  at step {step:,} when it was last trained: {section['reason']}. The last sound "
-        f"checkpoint is {where}. The same settings would diverge again, and others need another "
-        "--workdir: a smaller config.optimizer.learning_rate for instance. To go on from that "
-        "checkpoint all the same, move results.json and later checkpoints away."
+        f"checkpoint is {where}. The same settings would diverge again: begin anew with others in "
+        "another --workdir, or go on from that checkpoint with others, such as "
+        "--continue_diverged --config.optimizer.learning_rate=..., which is recorded."
     )
+
+
+def describe_continuation(past: Mapping[str, Any], section: Mapping[str, Any]) -> str:
+    """That a training goes on after the divergence in `section`, and what is other now.
+
+    Args:
+        past: what its checkpoints keep of that; empty where it begins anew.
+    """
+    after = f"continued after it diverged at step {section['step']:,}"
+    if not past:
+        return f"{after}, before anything was saved: anew"
+    changes = past["continued"][-1]["changed"].items()
+    listed = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in changes)
+    return f"{after}, with {listed or 'the same settings'}"

@@ -245,13 +245,14 @@ def test_nothing_is_saved_while_a_loss_is_above_its_bound(
     assert section["step"] == 28 and section["metrics"]["step"] == 12
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [8, 12]
-    assert "of step 12" in (outcome.diverged_before(tmp_path) or "")
+    assert outcome.diverged_before(tmp_path) == section
+    assert "of step 12" in outcome.why_not_on(tmp_path, section)
 
 
 def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(
-    tiny: Make, tmp_path: pathlib.Path
+    tiny: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """As older versions saved them; the message leads to the one before."""
+    """As older versions saved them; the one before is used, and that is said."""
     config = tiny()
     config.train.num_steps = 8
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
@@ -261,7 +262,9 @@ def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(
         broken = jax.tree.map(lambda x: x.at[...].set(jnp.nan), ema)
         save(checkpoints, 12, state._replace(ema_params=broken), meta)
     with pytest.raises(CheckpointError, match=r"(?s)/12 was saved with .*not finite.*\[8\]"):
-        load_ema(build(config), tmp_path, devices.make_mesh())
+        load_ema(build(config), tmp_path, devices.make_mesh(), "latest")
+    assert load_ema(build(config), tmp_path, devices.make_mesh()).step == 8
+    assert "using step 8" in capsys.readouterr().out
 
 
 def test_a_signal_saves_nothing_that_diverged(
