@@ -10,8 +10,8 @@ from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
 from diffusion import random
-from experiments import devices
-from experiments.data.dataset import Source, fingerprint, hold_out
+from experiments import console, devices
+from experiments.data.dataset import Source, contents, fingerprint, hold_out
 from experiments.experiment import Experiment
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import (
@@ -23,7 +23,7 @@ from experiments.workdir.checkpoint import (
 )
 from experiments.workdir.config import changed, check_same, check_same_model, config_to_dict
 from experiments.workdir.protocols import TRAINING
-from experiments.workdir.results import read_results
+from experiments.workdir.results import UNKNOWN, git_commit, read_results
 
 BOUND = "bpd_fast"  # the validation that is of images held out of train
 
@@ -116,6 +116,8 @@ def facts(experiment: Experiment, source: Source) -> dict[str, Any]:
         "fingerprint": fingerprint(experiment.dataset.name, source),
         "image_shape": experiment.dataset.image_shape,
         "held_out": held_out(experiment),
+        "contents": contents(source),
+        "commit": git_commit(),
         "weights": origin.EMA,  # of whatever it began from, a training goes on averaging
     }
 
@@ -165,11 +167,39 @@ def restore(
             "config.data (test_fraction, where it has one) as they were, or choose another "
             "--workdir."
         )
+    _check_contents(meta, now, workdir)
     state = TrainState(*checkpoints.restore(step, "state", _layout(experiment, meta, sharding)))
     if saved is None:
         state = fresh_state(experiment, sharding)._replace(step=state.step, params=state.params)
     abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
     return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
+
+
+def _check_contents(then: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
+    """Refuses to go on with images of which one is another, and tells of what may be.
+
+    Args:
+        then, now: `facts`; of an older training without what is compared here.
+    """
+    before, after = then.get("contents", {}), now["contents"]
+    unlike = [kind for kind in after if before.get(kind, after[kind]) != after[kind]]
+    if "bytes" in unlike or "files" in unlike:
+        what = "pixels or labels" if "bytes" in unlike else "names or sizes of files"
+        raise ValueError(
+            f"{workdir} was trained on other images: the {what} of the train split are not what "
+            "they were. Restore the data set, or choose another --workdir."
+        )
+    if unlike:
+        console.log(
+            "WARNING   files of the train split have been written again since this training "
+            "began, with the same names and sizes. If pictures were changed, begin anew."
+        )
+    commits = then.get("commit", UNKNOWN), now["commit"]
+    if UNKNOWN not in commits and commits[0] != commits[1]:
+        console.log(
+            f"WARNING   the code is another than that of the checkpoint: commit {commits[0]} then, "
+            f"{commits[1]} now"
+        )
 
 
 def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Sharding) -> SavedState:

@@ -7,7 +7,15 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments import console
-from experiments.data.dataset import FIRST_WORD, Source, Tokenizer, gather, words_of
+from experiments.data.dataset import (
+    FIRST_WORD,
+    FileFacts,
+    Source,
+    Tokenizer,
+    files_of,
+    gather,
+    words_of,
+)
 from experiments.lookup import suggestion
 
 
@@ -78,6 +86,10 @@ class Captioned:
         """Several at once: {"image": uint8[N, H, W, C], "label": int32[N, length]}."""
         rows = self.tokenizer.rows([self.source.text(index) for index in indices])
         return {"image": gather(self.source, indices)["image"], "label": rows}
+
+    def files(self) -> list[FileFacts]:
+        """Those of the source."""
+        return files_of(self.source)
 
 
 def captioned(open_split: Callable[[str], Source], tokenizer: Tokenizer) -> Callable[[str], Source]:

@@ -19,13 +19,26 @@ FIRST_WORD = 2
 WORD = re.compile(r"[^\W_]+")
 
 
+class FileFacts(NamedTuple):
+    """Of a file that images are read from, or of an entry of an archive.
+
+    size: in bytes; or whatever says more of what is in it, such as a checksum.
+    time: when it was last changed, in nanoseconds; 0 where nobody says.
+    """
+
+    name: str
+    size: Any
+    time: int
+
+
 class Source(Protocol):
     """Picklable random access: [i] is {"image": uint8[H, W, C], "label": int32[]}.
 
     Where captions are the labels, a label is a row of them, int32[L]; where a data set has captions
     its source has `text(index)`.
 
-    A source that reads many at once faster also has `gather`, see the function of that name.
+    A source that reads many at once faster also has `gather`, see the function of that name; one
+    that reads files has `files`, see `files_of`.
     """
 
     def __len__(self) -> int: ...
@@ -134,6 +147,10 @@ class Subset:
         """Several at once: {"image": uint8[N, H, W, C], "label": int32[N]}."""
         return gather(self.source, self.indices[np.asarray(indices, int)].tolist())
 
+    def files(self) -> list[FileFacts]:
+        """Those of the whole source, and which images are in here."""
+        return [*files_of(self.source), FileFacts("subset", self.indices.tolist(), 0)]
+
 
 def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
     """All images but `count` evenly spaced ones, and these; each in the order of `source`.
@@ -218,6 +235,33 @@ def fingerprint(dataset_name: str, source: Source) -> str:
     digest.update(records["image"].astype(np.uint8).tobytes())
     digest.update(records["label"].astype("<i4").tobytes())
     return digest.hexdigest()[:16]
+
+
+def files_of(source: Source) -> list[FileFacts]:
+    """What is known of the files that a source reads, without reading them; [] where nothing is."""
+    found: list[FileFacts] = source.files() if hasattr(source, "files") else []
+    return found
+
+
+def contents(source: Source) -> dict[str, str]:
+    """What tells all images of a source from others; empty where nothing is known.
+
+    Of images in memory "bytes", a hash of all pixels and labels. Of those that are read from files
+    "files", a hash of all names and sizes (in an archive: checksums), and "times", one of when they
+    were last changed, which copying changes too.
+    """
+    if isinstance(source, InMemory):
+        digest = hashlib.sha256(np.ascontiguousarray(source.images).data)
+        digest.update(np.ascontiguousarray(source.labels).data)
+        return {"bytes": digest.hexdigest()[:32]}
+    files = files_of(source)
+    if not files:
+        return {}
+    facts = {"files": [(name, size) for name, size, _ in files], "times": [f.time for f in files]}
+    return {
+        name: hashlib.sha256(repr(values).encode()).hexdigest()[:32]
+        for name, values in facts.items()
+    }
 
 
 def words_of(text: str) -> list[str]:

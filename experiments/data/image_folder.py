@@ -9,12 +9,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from experiments.data.dataset import SPLITS, Dataset, open_named_split
+from experiments.data.dataset import SPLITS, Dataset, FileFacts, open_named_split
 from experiments.data.pictures import Pictures, open_pictures
 from experiments.lookup import choose
 
 Decode = Callable[[str | BinaryIO, str], np.ndarray]  # file, name for messages -> uint8[S, S, C]
 
+MOST_FILES = 100_000  # that are asked for their size
 BACKGROUNDS = MappingProxyType({"white": 255, "black": 0})
 
 
@@ -95,6 +96,12 @@ class ImageFolder:
         image = self._decode(self._pictures.open(index), name)
         label = self._pictures.label(index) if self._labelled else 0
         return {"image": image, "label": np.asarray(label, np.int32)}
+
+    def files(self) -> list[FileFacts]:
+        """Those of the pictures; of more than MOST_FILES every so many are looked at."""
+        names = [FileFacts("names", [self._pictures.names[i] for i in self._indices], 0)]
+        every = -(-len(self._indices) // MOST_FILES)
+        return names + [self._pictures.facts(index) for index in self._indices[::every]]
 
 
 def open_split(

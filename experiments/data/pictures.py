@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
+from experiments.data.dataset import FileFacts
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 HUB = "hf:"  # how the path of a data set of the hub begins
 LARGEST = 2**28  # bytes of a picture in an archive, which may claim to unpack to anything
@@ -37,6 +39,9 @@ class Pictures(Protocol):
 
     def label(self, index: int) -> int:
         """The number of its class; there are classes."""
+
+    def facts(self, index: int) -> FileFacts:
+        """Of its file, without reading it."""
 
 
 def is_picture(name: str) -> bool:
@@ -80,6 +85,11 @@ class Folder:
 
     def label(self, index: int) -> int:
         return self.classes.index(top_folder(self.names[index]))
+
+    def facts(self, index: int) -> FileFacts:
+        name = self.names[index]
+        found = os.stat(os.path.join(self._path, name))
+        return FileFacts(name, found.st_size, found.st_mtime_ns)
 
 
 class Zip:
@@ -135,6 +145,10 @@ class Zip:
     def label(self, index: int) -> int:
         return self.classes.index(top_folder(self.names[index]))
 
+    def facts(self, index: int) -> FileFacts:
+        name = self._members[index]
+        return FileFacts(name, self._archive.getinfo(name).CRC, 0)
+
 
 class HubDataset:
     """The pictures of a split of a data set in the format of Hugging Face's `datasets`."""
@@ -169,6 +183,9 @@ class HubDataset:
 
     def label(self, index: int) -> int:
         return int(self._labels[index])
+
+    def facts(self, index: int) -> FileFacts:
+        return FileFacts(self.names[index], 0, 0)  # of what the hub keeps nothing is asked
 
 
 def _download(name: str) -> Any:

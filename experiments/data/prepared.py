@@ -16,6 +16,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from experiments import console
+from experiments.data.dataset import FileFacts
 
 FILE_FORMAT = "array_record"
 CONNECT_SECONDS = 20
@@ -143,6 +144,7 @@ class Prepared:
             file_format=FILE_FORMAT,
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         )
+        self._folder = folder
         self.image_shape = tuple(builder.info.features["image"].shape)
 
     def __len__(self) -> int:
@@ -167,6 +169,12 @@ class Prepared:
         if "text" not in features:
             raise ValueError("The images of this data set have labels at most: there is no text.")
         return features["text"].bytes_list.value[0].decode()
+
+    def files(self) -> list[FileFacts]:
+        """Those of the prepared folder."""
+        found = sorted(self._folder.iterdir(), key=lambda path: path.name)
+        stats = [(path.name, path.stat()) for path in found]
+        return [FileFacts(name, stat.length, int(stat.mtime * 1e9)) for name, stat in stats]
 
     def _decode(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
         features = tf_example_pb2.Example.FromString(record).features.feature

@@ -1,6 +1,7 @@
 """results.json of a working directory: its one reader, its one writer, where numbers come from."""
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -15,6 +16,7 @@ from experiments.files.atomic import read_json, write_json
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.protocols import renewed_protocol
 
+UNKNOWN = "unknown"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
 
 
@@ -66,8 +68,9 @@ def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]
     return found, problems
 
 
-def _git_commit() -> str:
-    """The commit of this code, marked where files differ from it; "unknown" outside git."""
+@functools.cache
+def git_commit() -> str:
+    """The commit of this code, marked where files differ from it; UNKNOWN outside git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -80,7 +83,7 @@ def _git_commit() -> str:
         commit = git("rev-parse", "HEAD")
         return commit + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN
 
 
 def _processor() -> str:
@@ -104,7 +107,7 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
     return {
         "config": config_to_dict(config),
         "seed": config.seed,
-        "commit": _git_commit(),
+        "commit": git_commit(),
         "precision": {
             "training and sampling": config.precision,
             "likelihoods and distances": REPORTED,
