@@ -10,7 +10,6 @@ and the cache folder (docs/evaluation.md); without them, --classifier=NAME judge
 of a data set, and then the numbers are no FID. --json prints one object.
 """
 
-import json
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from experiments.features.extractors import (
     make_feature_fn,
 )
 from experiments.features.references import Statistics, read_statistics, statistics
+from experiments.files.atomic import strict_json
 from experiments.files.tensors import read_npz
 from experiments.lookup import lookup
 from experiments.sample_files import ABOUT, WRITTEN
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--batch_size={arguments.batch_size} must be at least 1.")
     found = compare(arguments.a, arguments.b, arguments.classifier, arguments.batch_size)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(strict_json(found, indent=2))
         return 0
     for key, value in found["values"].items():
         print(f"{key:<36} {value:.6g}")

@@ -3,12 +3,17 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+# What JSON has no numbers for, under the names that protocol buffers give them.
+NOT_FINITE = MappingProxyType({"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf})
 
 
 def digest(facts: Any) -> str:
@@ -32,9 +37,29 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes: a number that is not finite is its name in NOT_FINITE."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: named(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [named(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return next(name for name, number in NOT_FINITE.items() if repr(number) == repr(value))
+        return value
+
+    return json.dumps(named(content), indent=indent, allow_nan=False)
+
+
+def number(value: Any) -> Any:
+    """What was a number before `strict_json`; everything else as it is."""
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
 def write_json(path: Path, content: Any) -> None:
-    """`write_text` of `content` as JSON."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """`write_text` of `content` as JSON that any reader takes."""
+    write_text(path, strict_json(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

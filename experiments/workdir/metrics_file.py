@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.files.atomic import write_text
+from experiments.files.atomic import number, strict_json, write_text
 
 Record = dict[str, Any]
 
@@ -35,9 +35,9 @@ def read_records(path: Path, last_bytes: int | None = None) -> tuple[list[Record
     records, damaged = [], 0
     for line in lines[start > 0 :]:
         try:
-            record = json.loads(line)
+            record = {name: number(value) for name, value in json.loads(line).items()}
             records.append(record | {"step": int(record["step"])})
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged += 1
     return records, damaged
 
@@ -52,7 +52,7 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in read_records(path)[0] if record["step"] <= step]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(path, "".join(strict_json(record) + "\n" for record in kept))
 
 
 class Progress(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.files.atomic import read_json, write_json
+from experiments.files.atomic import number, read_json, write_json
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.protocols import renewed_protocol
 
@@ -36,7 +36,12 @@ class Section(NamedTuple):
 def read_results(workdir: Path) -> dict[str, Any]:
     """The sections of the run's results.json; empty where nothing was recorded."""
     path = workdir / "results.json"
-    return read_json(path) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    for section in found.values():
+        match section:
+            case {"metrics": {**metrics}}:
+                section["metrics"] = {name: number(value) for name, value in metrics.items()}
+    return found
 
 
 def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]:
@@ -55,10 +60,15 @@ def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]
             problems.append(f"section {name}: one of {words} is no object with fields.")
             continue
         values, protocol, provenance = parts
+        numbers = {
+            quantity: {name: number(item) for name, item in entry.items()}
+            for quantity, entry in values.items()
+            if isinstance(entry, dict)
+        }
         good = {
-            quantity: number
-            for quantity, number in values.items()
-            if isinstance(number, dict) and isinstance(number.get("value"), int | float)
+            quantity: entry
+            for quantity, entry in numbers.items()
+            if isinstance(entry.get("value"), int | float)
         }
         lost = ", ".join(sorted(values.keys() - good)) if protocol else "its protocol"
         if lost:

@@ -1,7 +1,6 @@
 """What a run says: lines or a progress bar for people, JSONL and TensorBoard for programs."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from experiments.console import WIDTH, format_duration
+from experiments.files.atomic import strict_json
 from experiments.workdir.metrics_file import drop_lines_after
 from experiments.workdir.sinks import open_sinks
 
@@ -188,7 +188,7 @@ class TrainingLog:
 
     def _record(self, step: int, values: Mapping[str, float], group: str) -> None:
         if values:
-            self._jsonl.write(json.dumps({"step": step} | dict(values)) + "\n")
+            self._jsonl.write(strict_json({"step": step} | dict(values)) + "\n")
             self._sinks.scalars(step, {f"{group}/{name}": v for name, v in values.items()})
 
     def advance(self, step: int) -> None:

@@ -18,6 +18,7 @@ from experiments.build import build
 from experiments.state import SavedState, TrainState, init_state, load_ema, save
 from experiments.workdir import outcome, training_log
 from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
+from experiments.workdir.metrics_file import read_records
 from experiments.workdir.outcome import EXIT_STATUS, Outcome, Watch
 from experiments.workdir.results import read_results
 
@@ -89,10 +90,13 @@ def test_a_training_that_diverges_stops_and_is_recorded(
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     section = read_results(tmp_path)["train"]
     assert section["state"] == "diverged" and "loss is" in section["reason"]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines, _ = read_records(tmp_path / "metrics.jsonl")
     finite = [line for line in lines if math.isfinite(line["loss"])]
     assert section["metrics"] == finite[-1]
     assert section["step"] == lines[-1]["step"] == finite[-1]["step"] + 2 < 40
+    assert not math.isfinite(lines[-1]["loss"])
+    for path in (tmp_path / "metrics.jsonl", tmp_path / "results.json"):
+        assert not {"NaN,", "Infinity,"} & set(path.read_text().split())  # which is no JSON
     assert "DIVERGED" in capsys.readouterr().out
     assert (
         hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
