@@ -15,6 +15,7 @@ from typing import Any, NoReturn, ParamSpec
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments import console
 from experiments.configs import ablations, by_size, ranges
 from experiments.lookup import suggestion
 from experiments.workdir.outcome import EXIT_STATUS, USER_ERROR, Outcome
@@ -53,6 +54,13 @@ def check_writable(folder: Path, make: bool) -> None:
     Raises:
         ValueError: saying what is in the way.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"--workdir={folder} has a name that is not UTF-8, which checkpoints cannot have. Name "
+            "another folder."
+        ) from error
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +112,7 @@ def reported(program: Callable[Arguments, int]) -> Callable[Arguments, int]:
 
     @functools.wraps(program)
     def run(*arguments: Arguments.args, **more: Arguments.kwargs) -> int:
+        console.steady_output()
         try:
             return program(*arguments, **more)
         except (ValueError, OSError) as error:

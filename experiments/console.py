@@ -1,6 +1,7 @@
 """What a program says to people at a terminal, and how they tell it to stop."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -61,6 +62,45 @@ def log(text: str, wrap: bool = True) -> None:
     """
     if _processes()[0] == 0:
         print(wrapped(text) if wrap else text, flush=True)
+
+
+class _Steady:
+    """A stream that nobody may read any more; what is written to it then goes nowhere."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except BrokenPipeError:
+            self._nowhere()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._nowhere()
+            self._stream.flush()
+
+
+def steady_output() -> None:
+    """From now on no print ends this program: neither `| head -1` nor a letter of a path.
+
+    What the encoding of standard output does not have is written as an escape.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout = _Steady(sys.stdout)
 
 
 @contextlib.contextmanager

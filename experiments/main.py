@@ -15,6 +15,7 @@ from experiments import console
 
 if __name__ == "__main__":
     console.watch_signals()  # before the imports, which take seconds
+    console.steady_output()
 
 import contextlib
 import logging

@@ -1,6 +1,7 @@
 """Own pictures: held-out split, decoding to a square."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
@@ -21,7 +22,7 @@ BACKGROUNDS = MappingProxyType({"white": 255, "black": 0})
 
 def is_test(path: str, test_fraction: float) -> bool:
     """Whether a picture is held out; a hash of its relative path decides, so others move none."""
-    digest = hashlib.sha256(path.encode()).digest()
+    digest = hashlib.sha256(os.fsencode(path)).digest()
     return int.from_bytes(digest[:8], "big") < test_fraction * 2**64
 
 

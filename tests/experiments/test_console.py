@@ -1,5 +1,7 @@
 """How programs end that are asked to; those here import no jax, so that each takes no time."""
 
+import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -98,3 +100,41 @@ def test_ctrl_c_in_a_program_without_a_training_is_one_line(capsys) -> None:
 
     assert program() == console.STOPPED
     assert capsys.readouterr().err == "stopped   the same command begins again\n"
+
+
+def run_unread(program: str, first: int, **environ: str) -> subprocess.CompletedProcess:
+    """A program whose standard output is closed after so many lines, as by `| head`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from experiments import console\n" + program],
+        **dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE),
+        env=os.environ | environ,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    lines = [process.stdout.readline() for _ in range(first)]
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    return subprocess.CompletedProcess("", process.wait(timeout=60), b"".join(lines), errors)
+
+
+@pytest.mark.parametrize(
+    "say",
+    ["print(i)", "print(i, flush=True)", "Console().print(i)", "sys.stdout.write(f'{i}' * 9999)"],
+)
+def test_a_reader_that_leaves_does_not_end_the_program(say: str, tmp_path: pathlib.Path) -> None:
+    done = tmp_path / "done"
+    program = "import sys\nfrom rich.console import Console\nconsole.steady_output()\n"
+    program += "print('first', flush=True)\n"
+    program += f"for i in range(5000): {say}\nopen({str(done)!r}, 'w').close()"
+    result = run_unread(program, 1)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"first\n", b"")
+    assert done.exists()
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_letters_that_the_locale_has_not_are_escaped(locale: str) -> None:
+    program = "console.steady_output(); print('a \\ud55c \\udcff', flush=True)"
+    plain = {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    result = run_unread(program, 1, **plain, PYTHONIOENCODING="")
+    expected = "a \\ud55c \\udcff\n" if locale == "C" else "a \ud55c \\udcff\n"
+    assert (result.returncode, result.stdout) == (0, expected.encode())
