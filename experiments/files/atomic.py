@@ -6,12 +6,14 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+LARGEST = int(sys.float_info.max)
 # What JSON has no numbers for, under the names that protocol buffers give them.
 NOT_FINITE = MappingProxyType({"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf})
 
@@ -53,7 +55,12 @@ def strict_json(content: Any, indent: int | None = None) -> str:
 
 
 def number(value: Any) -> Any:
-    """What was a number before `strict_json`; everything else as it is."""
+    """What was a number before `strict_json`, and an integer beyond all floats as infinity.
+
+    Everything else is as it is.
+    """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return math.inf if value > 0 else -math.inf
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 

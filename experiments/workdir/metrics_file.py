@@ -36,8 +36,10 @@ def read_records(path: Path, last_bytes: int | None = None) -> tuple[list[Record
     for line in lines[start > 0 :]:
         try:
             record = {name: number(value) for name, value in json.loads(line).items()}
+            if not 0 <= record["step"] < 2**53:
+                raise ValueError("no step")
             records.append(record | {"step": int(record["step"])})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             damaged += 1
     return records, damaged
 

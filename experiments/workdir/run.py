@@ -81,13 +81,15 @@ class Run(NamedTuple):
     @property
     def hardware(self) -> str:
         """As "1 x cpu (AMD EPYC, 2 cores)"."""
-        found = self.origin.get("hardware", {})
-        return f"{found['devices']} ({found.get('host', '')})" if "devices" in found else ""
+        match self.origin:
+            case {"hardware": {"devices": devices, **others}}:
+                return f"{devices} ({others.get('host', '')})"
+        return ""
 
     @property
     def device_hours(self) -> float | None:
         """Hours of training, times the devices of the first numbers; None where not known."""
-        devices = str(self.origin.get("hardware", {}).get("devices", "")).partition(" x ")[0]
+        devices = self.hardware.partition(" x ")[0]
         if self.training_seconds is None or not devices.isdecimal():
             return None
         return self.training_seconds * int(devices) / 3600

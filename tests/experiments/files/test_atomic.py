@@ -39,5 +39,6 @@ def test_numbers_that_json_has_not_have_names() -> None:
     }
     back = [number(value) for value in (*found["a"][:2], *found["a"][2], *found["b"].values())]
     assert [repr(value) for value in back] == [*("nan", "1.5", "inf", "None", "-inf", "'NaN-like'")]
+    assert [number(10**400), number(-(10**400)), number(10**300)] == [math.inf, -math.inf, 10**300]
     plain = {"x": [1, 2.5, "text", True, None], "y": {"z": 1e300}}
     assert strict_json(plain, indent=2) == json.dumps(plain, indent=2)

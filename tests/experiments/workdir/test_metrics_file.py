@@ -47,7 +47,12 @@ def test_a_last_line_that_is_cut_off_is_left_out_wherever_it_is_cut(tmp_path: pa
 
 
 @pytest.mark.parametrize(
-    "line", ["{]", "3", "[]", "null", '{"loss": 1.0}', '{"step": "x", "loss": 1.0}', "\0\0", ""]
+    "line",
+    [
+        *("{]", "3", "[]", "null", '{"loss": 1.0}', '{"step": "x", "loss": 1.0}', "\0\0", ""),
+        *('{"step": Infinity, "loss": 1.0}', '{"step": "Infinity"}', '{"step": 1e308, "loss": 1}'),
+        *(f'{{"step": {10**400}, "loss": 1}}', '{"step": -1, "loss": 1.0}', '{"step": NaN}'),
+    ],
 )
 def test_a_damaged_line_is_counted_and_the_others_are_read(
     tmp_path: pathlib.Path, line: str
