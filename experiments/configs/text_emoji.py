@@ -5,8 +5,8 @@
     python -m experiments.main --mode=sample --workdir=runs/text_emoji \\
         --config.sample.prompts="red apple,smiling cat"
 
-Measured on 2 cores of an AMD EPYC that other programs used too, jax 0.10.2: 70 minutes to a loss of
-0.082; docs/latent.md shows what it draws.
+Measured on 2 cores of an AMD EPYC that other programs used too, jax 0.10.2: 59 minutes to a loss of
+0.075; docs/latent.md shows what it draws.
 """
 
 from ml_collections import ConfigDict

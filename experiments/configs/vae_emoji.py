@@ -3,8 +3,8 @@
 python -m experiments.prepare --dataset=emoji
 python -m experiments.main --config=experiments/configs/vae_emoji.py --workdir=runs/vae_emoji
 
-Measured on 2 cores of an AMD EPYC that other programs used too, jax 0.10.2: 24 minutes; 25.9 +- 0.2
-dB and 7.07 +- 0.22 bits/dim on the 333 held-out emoji: docs/latent.md.
+Measured on 2 cores of an AMD EPYC that other programs used too, jax 0.10.2: 24 minutes; 25.7 +- 0.2
+dB and 7.20 +- 0.21 bits/dim on the 333 held-out emoji: docs/latent.md.
 """
 
 from ml_collections import ConfigDict
