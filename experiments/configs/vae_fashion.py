@@ -4,8 +4,8 @@
     python -m experiments.main --config=experiments/configs/vae_fashion.py \\
         --workdir=runs/vae_fashion
 
-Measured on 2 cores of an AMD EPYC, jax 0.10.2: 13 minutes; 3.348 +- 0.030 bits/dim on the first 1,000
-test images (16 importance draws: 3.303 +- 0.029), 24.1 dB: docs/latent.md.
+Measured on 2 cores of an AMD EPYC, jax 0.10.2: 13 minutes; 3.348 +- 0.030 bits/dim on the first
+1,000 test images (16 importance draws: 3.303 +- 0.029), 24.1 dB: docs/latent.md.
 """
 
 from ml_collections import ConfigDict
