@@ -158,7 +158,8 @@ def with_saved_config(argv: list[str]) -> list[str]:
 
 
 def as_meant(argv: Sequence[str]) -> list[str]:
-    """argv with a config's short name as its file, and 1e3 for a field of the config as 1000.
+    """argv with a config's short name as its file, 1e3 for a field of the config as 1000, and a
+    choice, such as sampler=ddim, as its name.
 
     Raises:
         ValueError: for a config that is not there, with what it may have been meant to be.
@@ -172,6 +173,8 @@ def as_meant(argv: Sequence[str]) -> list[str]:
             word = f"{name}={_config_file(value)}"
         elif given and name.lstrip("-").startswith("config.") and WHOLE.fullmatch(value):
             word = f"{name}={int(float(value))}"
+        elif given and f"{name.lstrip('-').removeprefix('config.')}.name" in ranges.FIELDS:
+            word = word if value.lstrip().startswith("{") else f"{name}.name={value}"
         words.append(word)
     return words
 

@@ -87,8 +87,8 @@ def test_options_in_parentheses_make_a_whole_choice() -> None:
         [
             "--config=digits:eps_simple",
             "--config.sample.sampler.name=dpm_solver_pp(order=3)",
-            "--config.loss.weighting.name=min_snr(gamma=4.0)",
-            "--config.schedule.name=cosine(num_timesteps=200)",
+            "--config.loss.weighting=min_snr(gamma=4.0)",
+            "--config.schedule=cosine(num_timesteps=200)",
         ]
     )
     assert config.sample.sampler.to_dict() == {"name": "dpm_solver_pp", "order": 3}
