@@ -213,23 +213,28 @@ def stop_requested(heed: bool = True) -> Iterator[list[float]]:
     What is ignored stays so: a script starts background programs deaf to Ctrl-C.
 
     Args:
-        heed: False collects nothing, where a cluster announces the end in another way.
+        heed: False collects nothing, where a cluster announces the end by SIGTERM to those who
+            agree on a step then; Ctrl-C is passed on to them as that.
     """
     received: list[float] = []
+    heard: list[float] = []
 
     def handler(number: int, frame: Any) -> None:
-        received.append(time.monotonic())
-        if received[-1] - received[0] > REPEATED:
+        heard.append(time.monotonic())
+        if heard[-1] - heard[0] > REPEATED:
             signal.signal(number, before[number])
             signal.raise_signal(number)
+        elif heed:
+            received.append(heard[-1])
+        elif len(heard) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     untouched = (signal.SIG_IGN, None)  # None: a handler that is not Python's
-    before: dict[int, Any] = {}
-    if heed:
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {number: old for number, old in before.items() if old not in untouched}
-        for number in before:
-            signal.signal(number, handler)
+    numbers = SIGNALS if heed else (signal.SIGINT,)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in untouched}
+    for number in before:
+        signal.signal(number, handler)
     _watch.patient += 1
     try:
         yield received

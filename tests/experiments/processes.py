@@ -9,12 +9,12 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def in_two_processes(*command: str) -> list[str]:
-    """Runs Python with `command` twice, each with one device, and returns what each printed."""
+def two_processes(*command: str) -> list[subprocess.Popen]:
+    """Python with `command` twice, each with one device; what they print is to be read."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    both = [
+    return [
         subprocess.Popen(
             [sys.executable, *command, f"--config.distributed={address},2,{i}"],
             cwd=ROOT,
@@ -25,6 +25,11 @@ def in_two_processes(*command: str) -> list[str]:
         )
         for i in range(2)
     ]
+
+
+def in_two_processes(*command: str) -> list[str]:
+    """Runs `two_processes` to their end, and returns what each printed."""
+    both = two_processes(*command)
     outputs = [process.communicate(timeout=400)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
     return outputs

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.workdir.lock import only_writer
-from tests.experiments.processes import ROOT, in_two_processes
+from tests.experiments.processes import ROOT, in_two_processes, two_processes
 
 TINY = {
     "config.schedule.num_timesteps": "8",
@@ -235,3 +236,28 @@ def test_a_second_training_is_refused_and_a_sampling_is_not(
     assert all(path.read_bytes() == content for path, content in before.items())
     assert program(*again).stdout.count("resuming") == 1
     assert not (workdir / "lock").exists()
+
+
+@pytest.mark.parametrize("whom", [(0, 1), (1,)])
+def test_ctrl_c_lets_two_processes_agree_save_and_stop(
+    whom: tuple[int, ...], tmp_path: pathlib.Path, data_dir: pathlib.Path
+) -> None:
+    """As a terminal sends it, to both, and where only one is reached."""
+    options = TINY | {"config.train.num_steps": "100000", "config.train.checkpoint_every": "100000"}
+    options["config.train.preview_every"] = "0"
+    both = two_processes(
+        *("-m", "experiments.main", f"--workdir={tmp_path}"),
+        *("--config=experiments/configs/digits.py", f"--config.data.data_dir={data_dir}"),
+        *(f"--{name}={value}" for name, value in options.items()),
+    )
+    assert both[0].stdout is not None
+    said = iter(both[0].stdout.readline, "")
+    assert any(line.startswith("step") for line in said)
+    for index in whom:
+        both[index].send_signal(signal.SIGINT)
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [75, 75], "\n".join(outputs)
+    assert "which is saved; the same command continues" in outputs[0]
+    assert not any("Traceback" in output for output in outputs)
+    [step] = (tmp_path / "checkpoints").iterdir()
+    assert f"stopped   at step {step.name}," in outputs[0]
