@@ -16,7 +16,7 @@ from experiments.drawing import draw, make_sample_fn
 from experiments.experiment import Experiment
 from experiments.features.references import make_judge
 from experiments.metrics import bound
-from experiments.state import BOUND, Start, TrainState, facts, save, training_images
+from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import Checkpoints
@@ -163,7 +163,7 @@ def make_preview(
 def train_with_hooks(
     experiment: Experiment,
     workdir: Path,
-    start: Start = Start(),  # noqa: B008
+    start: Start = FROM_NEWEST,
 ) -> Outcome:
     """`train` with the previews and validations that config.train asks for.
 

@@ -50,6 +50,9 @@ class Start(NamedTuple):
     diverged: bool = False
 
 
+FROM_NEWEST = Start()
+
+
 class SavedState(NamedTuple):
     """A TrainState as checkpoints hold it, whose fields name their arrays."""
 

@@ -22,6 +22,7 @@ from experiments.data.loader import Groups
 from experiments.experiment import Experiment
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
 from experiments.state import (
+    FROM_NEWEST,
     Start,
     TrainState,
     facts,
@@ -222,7 +223,7 @@ def train(
     experiment: Experiment,
     workdir: Path,
     hooks: Sequence[Hook] = (),
-    start: Start = Start(),  # noqa: B008
+    start: Start = FROM_NEWEST,
 ) -> Outcome:
     """Trains from the latest checkpoint, or from the start, to config.train.num_steps.
 
