@@ -42,10 +42,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
-    _check_balance(config.train.balance, dataset)
     config = latent.fill(with_vocabulary(config, dataset), dataset)
     encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
     method = _method(config, dataset, encoder)
+    _check_balance(config.train.balance, dataset)
     optimizer = lookup(OPTIMIZERS, config.optimizer, "optimizer")()
     gradients = lookup(CLIPS, config.clip, "clip")()
     _check_validation(config, encoder, method)
