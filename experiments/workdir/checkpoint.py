@@ -211,7 +211,7 @@ class Checkpoints:
         others = [other for other in self._manager.all_steps() if other != step]
         if not others:
             return "No other step exists; start again in another --workdir."
-        return f"Older steps exist: {others}; --restore_step={others[-1]} uses one."
+        return f"Older steps exist: {others}; --restore_step={others[-1]} uses that older step."
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a step.

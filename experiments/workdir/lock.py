@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import console, devices
-from experiments.files.atomic import read_json
+from experiments.files.atomic import read_json, write_json
 
 NAME = "lock"
 BEAT = 5.0  # seconds after which a holder renews the time of its file
@@ -30,6 +30,10 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK
 
 class InUse(ValueError):
     """A working directory that another process writes to."""
+
+
+class _Held(Exception):
+    """A lock whose holder lives: `args[0]`, None where it does not say who that is."""
 
 
 class Holder(NamedTuple):
@@ -117,21 +121,6 @@ def _make(path: Path, holder: Holder) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def _remove(path: Path, holder: Holder | None) -> None:
-    """Removes the lock of `holder`, and no other that has taken its place."""
-    if _read(path) != holder:
-        return
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if _read(aside) != holder:  # somebody was faster, and this is theirs
-        with contextlib.suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-
-
 def _lives(path: Path, holder: Holder | None) -> bool:
     """Whether the holder of a lock does; waits for a sign of life where nobody can be asked."""
     if holder is not None and holder.space and holder.space == _space():
@@ -165,23 +154,44 @@ def _in_use(workdir: Path, holder: Holder | None) -> InUse:
     )
 
 
-def _acquire(workdir: Path, holder: Holder) -> None:
-    """Takes the lock of a working directory.
+def _take(path: Path, holder: Holder) -> Holder | None:
+    """Takes a lock, from a holder who is gone too, whom it returns.
 
     Raises:
-        InUse: somebody else holds it and lives.
+        _Held: somebody else holds it and lives.
     """
-    path = workdir / NAME
     while not _make(path, holder):
         found = _read(path)
         if _lives(path, found):
-            raise _in_use(workdir, found)
-        if found is not None:
-            console.log(
-                f"lock      of process {found.pid} on {found.host} ({found.since}), which is "
-                "gone, taken over"
-            )
-        _remove(path, found)
+            raise _Held(found)
+        if _change(path, found, holder):
+            return found
+    return None
+
+
+def _change(path: Path, found: Holder | None, holder: Holder, release: bool = False) -> bool:
+    """Puts the lock of `holder` in the place of that of `found`, or nothing, if that is there.
+
+    Who does that holds another lock meanwhile, named by the one that is to go, and looks again
+    under it: of several who found the same holder gone, none can remove what another has made.
+    """
+    claim = path.with_name(f".{path.name}.{found.token if found else 'damaged'}")
+    mine = holder._replace(token=secrets.token_hex(8))
+    try:
+        _take(claim, mine)
+    except _Held:
+        time.sleep(0.01)
+        return False
+    try:
+        if not path.exists() or _read(path) != found:
+            return False
+        if release:
+            path.unlink()
+        else:
+            write_json(path, holder._asdict())
+        return True
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def _renew(path: Path, holder: Holder, ended: threading.Event) -> None:
@@ -217,15 +227,21 @@ def only_writer(workdir: Path, doing: str) -> Iterator[None]:
         InUse: in every process, if another program is.
     """
     holder, refusal = _myself(doing), None
+    path = workdir / NAME
     if devices.is_main_process():
         try:
-            _acquire(workdir, holder)
-        except InUse as error:
-            refusal = error
+            gone = _take(path, holder)
+        except _Held as error:
+            refusal = _in_use(workdir, error.args[0])
+        else:
+            if gone is not None:
+                console.log(
+                    f"lock      of process {gone.pid} on {gone.host} ({gone.since}), which is "
+                    "gone, taken over"
+                )
     if not devices.all_agree(refusal is None):
         raise refusal or InUse(f"--workdir={workdir} is in use, as the main process tells.")
     ended = threading.Event()
-    path = workdir / NAME
     thread = threading.Thread(target=_renew, args=(path, holder, ended), daemon=True, name="lock")
     if devices.is_main_process():
         thread.start()
@@ -235,4 +251,5 @@ def only_writer(workdir: Path, doing: str) -> Iterator[None]:
         ended.set()
         if devices.is_main_process():
             thread.join()
-            _remove(path, holder)
+            while _read(path) == holder and not _change(path, holder, holder, release=True):
+                pass

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -146,8 +147,19 @@ def race(workdir: pathlib.Path, count: int) -> list[bool]:
     return found
 
 
-def test_of_many_who_find_a_dead_holder_one_gets_in(tmp_path: pathlib.Path) -> None:
-    for _ in range(20):
+def test_of_many_who_find_a_dead_holder_one_gets_in(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where each acts a moment after it has looked, by when others have acted."""
+    read = lock._read
+
+    def slowly(path: pathlib.Path) -> lock.Holder | None:
+        found = read(path)
+        time.sleep(random.random() / 100)
+        return found
+
+    monkeypatch.setattr(lock, "_read", slowly)
+    for _ in range(100):
         write(tmp_path, began="1")
         assert sum(race(tmp_path, 8)) == 1
         assert list(tmp_path.iterdir()) == []
