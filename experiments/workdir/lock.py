@@ -83,7 +83,8 @@ def _read(path: Path) -> Holder | None:
     """Who holds a lock; None of one that is gone or says nothing."""
     try:
         content = read_json(path)
-        return Holder(**{name: content[name] for name in Holder._fields})
+        found = Holder(**{name: content[name] for name in Holder._fields})
+        return found if str(found.token).isalnum() else None
     except (OSError, ValueError, KeyError):
         return None
 

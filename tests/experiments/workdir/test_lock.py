@@ -115,9 +115,11 @@ def test_a_holder_elsewhere_lives_as_long_as_its_file_is_renewed(tmp_path: pathl
         assert time.monotonic() - begin >= lock.PATIENCE
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"pid": 1}', "\x00" * 100])
+@pytest.mark.parametrize("content", ["", "[]", '{"pid": 1}', "\x00" * 100, "../"])
 def test_a_damaged_lock_is_waited_for_and_taken(tmp_path: pathlib.Path, content: str) -> None:
     (tmp_path / lock.NAME).write_text(content)
+    if content == "../":  # in a name of a file
+        write(tmp_path, token=content)
     with only_writer(tmp_path, "training"):
         assert lock._read(tmp_path / lock.NAME) is not None
     assert list(tmp_path.iterdir()) == []
