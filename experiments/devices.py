@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import re
 import zlib
@@ -20,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 jax.config.update("jax_threefry_partitionable", True)
 
 PRECISIONS = ("default", "high", "highest")
+SHARED = 2**12  # numbers: an array with fewer is whole on every device
 REPORTED = "highest"  # precision of the products behind likelihoods and distances
 # jaxlib 0.10 fuses matrix products with what follows them for its CPU library and gets rows beyond
 # the 32,768th wrong (jax issue 39103), with its default setting too. Products on their own are
@@ -217,10 +219,34 @@ def check_backend() -> None:
         ) from error
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One axis, "data", over the given devices; by default all devices of all processes."""
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None, data: int = -1, fsdp: int = 1
+) -> Mesh:
+    """The axes "data" and "fsdp" over the given devices; by default all devices of all processes.
+
+    A batch is cut over both. Devices that differ in "fsdp" alone share one copy of the training
+    state (`over_fsdp`), and are neighbours, of one process where that has enough.
+
+    Args:
+        data, fsdp: devices along each axis; -1, for one of the two, is as many as there are left.
+
+    Raises:
+        ValueError: if there are not as many devices as that.
+    """
     count = jax.device_count() if devices is None else len(devices)
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    along = {"data": data, "fsdp": fsdp}
+    for name, other in (("data", "fsdp"), ("fsdp", "data")):
+        if along[name] == -1 and along[other] > 0:
+            along[name] = count // along[other]
+    if min(along.values()) < 1 or along["data"] * along["fsdp"] != count:
+        raise ValueError(
+            f"config.mesh = dict(data={data}, fsdp={fsdp}) does not fit {count} device(s): the "
+            "product of the two is the number of devices, and one of them may be -1, which is what "
+            f"is left. config.mesh.fsdp is a divisor of {count}; 1 shares nothing."
+        )
+    return jax.make_mesh(
+        tuple(along.values()), tuple(along), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -229,8 +255,40 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """One axis cut over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """One axis cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+
+
+def over_fsdp(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
+    """Shape of an array of the training state -> how it lies on the devices.
+
+    One of at least SHARED numbers is cut along the longest of the axes that the devices of "fsdp"
+    can share equally, the last of several; any other is whole on every device. (ZeRO, stage 3:
+    Rajbhandari et al. 2020, arXiv:1910.02054.)
+    """
+    count = mesh.shape["fsdp"]
+
+    def place(shape: tuple[int, ...]) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(shape) if size % count == 0]
+        if count == 1 or not fitting or math.prod(shape) < SHARED:
+            return replicated(mesh)
+        longest = max(fitting, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return place
+
+
+def constrained(tree: Any, place: Callable[[tuple[int, ...]], NamedSharding]) -> Any:
+    """Inside a compiled function: the arrays, laid out as `place` says for each shape."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place(x.shape)), tree)
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that may be cut over devices, on every device; those that already are stay."""
+    everywhere = replicated(mesh)
+    if all(x.sharding.is_equivalent_to(everywhere, x.ndim) for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
 
 
 def round_up(count: int, mesh: Mesh) -> int:

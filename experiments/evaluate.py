@@ -11,7 +11,8 @@ from experiments.experiment import Experiment
 from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, elbo, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
-from experiments.workdir.checkpoint import Loaded, checksums
+from experiments.workdir.checkpoint import Loaded
+from experiments.workdir.checksums import crc32s
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
@@ -71,7 +72,7 @@ def evaluate(
     source = experiment.open(config.split)
     step, params, origin = loaded
     num_images = min(config.num_images or len(source), len(source))
-    weights = digest(checksums(params))
+    weights = digest(crc32s(params))
     of = digest([{**config_to_dict(experiment.config), "loader": {}}, weights])
     before = read_results(workdir)
     names = metric_names(config)

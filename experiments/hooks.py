@@ -95,6 +95,7 @@ class Validation:
         config = experiment.config
         self.name = config.train.validate_with
         self.selected_on = selected_on(experiment)
+        self._mesh = mesh
         self._facts = facts(experiment, training_images(experiment))
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
@@ -118,7 +119,7 @@ class Validation:
 
         Steps up to the best, which a continuation from an older checkpoint repeats, were judged.
         """
-        value = self._validate()(state.ema_params)
+        value = self._validate()(devices.whole(state.ema_params, self._mesh))
         new = self.step is None or step > self.step
         better = new and bool(np.isfinite(value)) and (self.best is None or value < self.best)
         if better:
@@ -148,7 +149,8 @@ def make_preview(
     batch_size = devices.round_up(config.preview_images, mesh)
 
     def preview(step: int, state: TrainState) -> dict[str, Any]:
-        drawn = draw(sample_fn, state.ema_params, 0, config.preview_images, batch_size, mesh)
+        params = devices.whole(state.ema_params, mesh)
+        drawn = draw(sample_fn, params, 0, config.preview_images, batch_size, mesh)
         drawn.warn()
         grid = images.grid(drawn.samples)
         if devices.is_main_process():
@@ -170,7 +172,8 @@ def train_with_hooks(
     Raises:
         ValueError, FileNotFoundError, CheckpointError: as `train` and `Validation` do.
     """
-    config, mesh, hooks = experiment.config.train, devices.make_mesh(), []
+    config, hooks = experiment.config.train, []
+    mesh = devices.make_mesh(**experiment.config.mesh)
     check_cadence(config, mesh)
     with contextlib.ExitStack() as stack:
         if config.preview_every:

@@ -22,7 +22,8 @@ from experiments.drawing import (
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest, write_json
 from experiments.sample_files import Rows, SampleFiles, written_indices
-from experiments.workdir.checkpoint import Loaded, checksums
+from experiments.workdir.checkpoint import Loaded
+from experiments.workdir.checksums import crc32s
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 
@@ -66,7 +67,7 @@ def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
 
 def _about(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
     """What tells one set of samples from another."""
-    seed, weights = experiment.config.seed, digest(checksums(loaded.params))
+    seed, weights = experiment.config.seed, digest(crc32s(loaded.params))
     return facts_of(experiment, loaded) | {"seed": seed, "parameters": weights}
 
 

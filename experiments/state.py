@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import random
@@ -18,6 +18,7 @@ from experiments.workdir.checkpoint import (
     CheckpointError,
     Checkpoints,
     Loaded,
+    Placed,
     Which,
     abstract_like,
 )
@@ -75,11 +76,18 @@ def init_state(experiment: Experiment) -> TrainState:
     )
 
 
-def fresh_state(experiment: Experiment, sharding: Sharding) -> TrainState:
+def state_layout(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """How every array of a training state lies on the devices."""
+    place = devices.over_fsdp(mesh)
+    return jax.tree.map(
+        lambda x: place(x.shape), jax.eval_shape(lambda: init_state(experiment))
+    )
+
+
+def fresh_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """`init_state` on the devices."""
-    return devices.jit(
-        lambda: init_state(experiment), precision="highest", out_shardings=sharding
-    )()
+    layout = state_layout(experiment, mesh)
+    return devices.jit(lambda: init_state(experiment), precision="highest", out_shardings=layout)()
 
 
 def held_out(experiment: Experiment) -> int:
@@ -136,7 +144,7 @@ def restore(
     checkpoints: Checkpoints,
     step: int,
     now: dict[str, Any],
-    sharding: Sharding,
+    mesh: Mesh,
     new_settings: bool = False,
 ) -> TrainState:
     """The training state of a step, verified.
@@ -171,10 +179,11 @@ def restore(
             "--workdir."
         )
     _check_contents(meta, now, workdir)
-    state = TrainState(*checkpoints.restore(step, "state", _layout(experiment, meta, sharding)))
+    place = devices.over_fsdp(mesh)
+    state = TrainState(*checkpoints.restore(step, "state", _layout(experiment, meta, place)))
     if saved is None:
-        state = fresh_state(experiment, sharding)._replace(step=state.step, params=state.params)
-    abstract = abstract_like(lambda: init_state(experiment).ema_params, sharding)
+        state = fresh_state(experiment, mesh)._replace(step=state.step, params=state.params)
+    abstract = abstract_like(lambda: init_state(experiment).ema_params, place)
     return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
 
 
@@ -205,7 +214,7 @@ def _check_contents(then: Mapping[str, Any], now: Mapping[str, Any], workdir: Pa
         )
 
 
-def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Sharding) -> SavedState:
+def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Placed) -> SavedState:
     """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
     nothing was trained with here, neither the optimizer's state nor the method's memory.
     """

@@ -30,6 +30,7 @@ from experiments.state import (
     history,
     restore,
     save,
+    state_layout,
     training_images,
 )
 from experiments.workdir import outcome, training_log
@@ -81,6 +82,7 @@ def make_train_step(
         losses, details = method.losses(params, examples, key)
         return jnp.mean(losses), (losses, details)
 
+    place = devices.over_fsdp(mesh)
     differentiated = accumulated(
         jax.value_and_grad(objective, has_aux=True), config.train.accumulate_steps
     )
@@ -88,10 +90,10 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         examples = draw_examples(experiment, state, batch)
         dropout = jax.random.fold_in(random.stream(config.seed, "dropout"), state.step)
-        gradient = experiment.gradients(mesh, differentiated, state.params, examples, dropout)
-        updates, opt_state = experiment.optimizer.update(
-            gradient.value, state.opt_state, state.params
-        )
+        whole = devices.constrained(state.params, lambda shape: devices.replicated(mesh))
+        gradient = experiment.gradients(mesh, differentiated, whole, examples, dropout)
+        value = devices.constrained(gradient.value, place)
+        updates, opt_state = experiment.optimizer.update(value, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config.ema_decay, config.ema_warmup, state.step)
         ema_params = update_ema(state.ema_params, params, decay)
@@ -122,11 +124,12 @@ def make_train_call(experiment: Experiment, mesh: Mesh) -> Any:
         return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
     everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
+    layout = state_layout(experiment, mesh)
     return devices.jit(
         train_call,
         precision=experiment.config.precision,
-        in_shardings=(everywhere, by_example),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(layout, by_example),
+        out_shardings=(layout, everywhere),
         donate_argnums=0,
     )
 
@@ -180,6 +183,12 @@ def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
                 f"config.train.{name} = {config[name]} must be a multiple of "
                 f"config.train.steps_per_call = {config.steps_per_call}."
             )
+    if config.keep_every % config.checkpoint_every:
+        raise ValueError(
+            f"config.train.keep_every = {config.keep_every} must be a multiple of "
+            f"config.train.checkpoint_every = {config.checkpoint_every}, or nothing is there to be "
+            "kept; 0 keeps none for good."
+        )
 
 
 def describe_data(config: ConfigDict, num_images: int, groups: Groups | None = None) -> list[str]:
@@ -242,14 +251,14 @@ def train(
     """
     config = experiment.config
     num_steps, steps_per_call = config.train.num_steps, config.train.steps_per_call
-    mesh = devices.make_mesh()
+    mesh = devices.make_mesh(**config.mesh)
     check_cadence(config.train, mesh)
     watch = Watch(config.train)
     before = outcome.diverged_before(workdir)
     if before is not None and not start.diverged:
         console.log(outcome.why_not_on(workdir, before))
         return Outcome.DIVERGED
-    everywhere, by_example = devices.replicated(mesh), devices.sharded(mesh, axis=1)
+    by_example = devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
     source = training_images(experiment)
@@ -265,16 +274,17 @@ def train(
     for line in describe_data(config.train, len(source), groups):
         console.log(line)
 
-    with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
+    kept = config.train.keep_checkpoints, config.train.keep_every
+    with Checkpoints(workdir, *kept) as checkpoints:
         # State: restored where there is one.
         if before is not None:
             checkpoints.set_aside(before["step"] - 1)
         if checkpoints.latest_step() is None:
-            step, state = 0, fresh_state(experiment, everywhere)
+            step, state = 0, fresh_state(experiment, mesh)
         else:
             step, state = checkpoints.newest(
                 lambda step: restore(
-                    experiment, checkpoints, step, meta, everywhere, before is not None
+                    experiment, checkpoints, step, meta, mesh, before is not None
                 ),
                 start.step,
             )

@@ -14,6 +14,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything: initialisation, batches, noise, dropout
     config.distributed = "off"  # off | auto (from the cluster) | HOST:PORT,NUM_PROCESSES,PROCESS_ID
+    # Devices that share a batch, and those among them that also share one copy of parameters,
+    # moments and average (FSDP); -1 is what is left. fsdp = 1: every device has all of them.
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1))
     # Of float32 products in training and sampling: default (TF32 on GPU and bfloat16 on TPU, as the
     # original trained) | high | highest. Likelihoods and distances always take the highest.
     config.precision = "default"
@@ -104,6 +107,7 @@ def get_config() -> ConfigDict:
     config.train.validate_images = 250
     config.train.checkpoint_every = 5_000  # steps between checkpoints
     config.train.keep_checkpoints = 2  # how many of the latest stay
+    config.train.keep_every = 0  # steps whose multiples stay for good; 0: none
     # A loss that is not finite ends the run as diverged; so does one above this bound; 0 sets none
     config.train.diverged_above = 0.0
     config.train.diverged_for = 1_000  # steps for which the loss must stay above that bound

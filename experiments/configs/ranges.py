@@ -139,6 +139,8 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
     {
         "seed": Range(0, 2**32 - 1),
         "distributed": Text(),
+        "mesh.data": Range(-1, 2**20),
+        "mesh.fsdp": Range(-1, 2**20),
         "checkpoint": Word(("latest", "best")),
         "precision": Word(("default", "high", "highest")),
         "method.name": Text(),
@@ -241,6 +243,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "train.validate_images": Range(2, IMAGES),  # a distance needs 2
         "train.checkpoint_every": Range(1, STEPS),
         "train.keep_checkpoints": Range(1, 10_000),
+        "train.keep_every": Range(1, STEPS, zero="none for good"),
         "train.diverged_above": Range(0, FLOAT32_MAX, whole=False, above=True, zero="no bound"),
         "train.diverged_for": Range(1, STEPS, zero="at once"),
         "train.finish_with": Many(Word(("sample", "evaluate", "figures"))),

@@ -24,7 +24,8 @@ from experiments.data.dataset import Dataset, Encoded, Source, Subset, fingerpri
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import VAE, Encoder, Latents, pixels
 from experiments.methods.vae import initial, make_vae
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like, checksums
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
+from experiments.workdir.checksums import crc32s
 from experiments.workdir.config import read_config
 
 MEASURED = "latents.json"  # in the working directory of a VAE: its latents over a data set
@@ -91,7 +92,7 @@ def _read(
             devices.replicated(devices.make_mesh()),
         )
         params = checkpoints.restore(step, "ema", abstract)
-    return Trained(model, params, digest(checksums(params)))
+    return Trained(model, params, digest(crc32s(params)))
 
 
 def moments(trained: Trained, num_levels: int) -> Callable[[Any], jax.Array]:

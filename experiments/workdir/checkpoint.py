@@ -1,6 +1,6 @@
 """Checkpoints: the training state, the EMA parameters as an item of their own, and a JSON of facts.
 
-Orbax writes and reads; what it does not notice is checked here: every leaf carries a CRC-32, so a
+Orbax writes and reads; what it does not notice is checked here: every leaf carries a checksum, so a
 damaged file is an error and never a silently different model.
 """
 
@@ -8,9 +8,7 @@ import errno
 import itertools
 import os
 import shutil
-import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -21,9 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import console, devices
+from experiments.workdir.checksums import crc32s, sums
 from experiments.workdir.origin import Origin
 
 Found = TypeVar("Found")
+Sharding = jax.sharding.Sharding
+Placed = Sharding | Callable[[tuple[int, ...]], Sharding]  # of every array, or by its shape
 Which = int | str  # of the steps of a folder: one, "latest", or "auto"
 
 
@@ -33,23 +34,6 @@ def layout(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """CRC-32 of every leaf's bytes, by its path.
-
-    All leaves are copied to the host at the same time, where a save needs them anyway, and summed
-    by several threads; they must lie whole on the devices of this process.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for _, leaf in leaves:
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()
-    with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda leaf: zlib.crc32(np.asarray(leaf[1]).tobytes()), leaves)
-        return {
-            jax.tree_util.keystr(path): crc for (path, _), crc in zip(leaves, found, strict=True)
-        }
 
 
 class Loaded(NamedTuple):
@@ -71,13 +55,16 @@ class DamagedCheckpoint(CheckpointError):
 class Checkpoints:
     """The checkpoints of one working directory; a context manager, which waits for the last save.
 
+    Of the steps the last `keep` stay, and for good every multiple of `keep_every`, unless that is 0.
     A saved step has the items `state` (everything but the EMA), `ema` (the EMA parameters, all that
     sampling and evaluation read) and `meta` (JSON).
     """
 
-    def __init__(self, workdir: Path, keep: int = 2) -> None:
+    def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0) -> None:
         self.folder = (workdir / "checkpoints").absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, create=True
+        )
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_names=("state", "ema", "meta")
         )
@@ -186,7 +173,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {what}", str(self.folder))
         meta = meta | {
             "layout": {what: layout(tree) for what, tree in items.items()},
-            "checksums": {what: checksums(tree) for what, tree in items.items()},
+            "checksums": {what: sums(tree) for what, tree in items.items()},
         }
         self._manager.save(
             step,
@@ -198,13 +185,18 @@ class Checkpoints:
         )
 
     def _read(self, step: int, what: str, item: Any) -> Any:
+        why: Exception | str = "another process could not read it."
+        found = None
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{what: item}))[what]
+            found = self._manager.restore(step, args=ocp.args.Composite(**{what: item}))[what]
         except Exception as error:
+            why = error
+        if not devices.all_agree(not isinstance(why, Exception)):
             raise DamagedCheckpoint(
-                f"checkpoint {self.folder / str(step)} cannot be read ({what}): {error}\n"
+                f"checkpoint {self.folder / str(step)} cannot be read ({what}): {why}\n"
                 f"{self._remedy(step)}"
-            ) from error
+            ) from (why if isinstance(why, Exception) else None)
+        return found
 
     def _remedy(self, step: int) -> str:
         """What to do about a step that cannot be used."""
@@ -250,14 +242,16 @@ class Checkpoints:
                 f"config, or another --workdir."
             )
         tree = self._read(step, what, ocp.args.StandardRestore(abstract))
-        expected, actual = meta["checksums"][what], checksums(tree)
+        expected = meta["checksums"][what]
+        older = all(isinstance(crc, int) for crc in expected.values())  # saved before `sums`
+        actual: dict[str, Any] = crc32s(tree) if older else sums(tree)
         damaged = [name for name in actual if actual[name] != expected[name]]
         if damaged:
             raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} is damaged: {what} differs from what was "
                 f"saved in {damaged[:3]}. {self._remedy(step)}"
             )
-        if not all(np.isfinite(leaf).all() for leaf in _floats(tree)):
+        if not devices.all_agree(_is_finite(tree)):
             raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} was saved with numbers that are not finite "
                 f"({what}): its training had diverged. {self._remedy(step)}"
@@ -265,17 +259,21 @@ class Checkpoints:
         return tree
 
 
-def _floats(tree: Any) -> list[np.ndarray]:
-    """The leaves of floating point, on the host."""
-    return [
-        np.asarray(leaf)
+def _is_finite(tree: Any) -> bool:
+    """Whether all numbers of floating point that this process holds are finite."""
+    shards = (
+        np.asarray(shard.data)
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+        for shard in leaf.addressable_shards
+    )
+    return all(bool(np.isfinite(shard).all()) for shard in shards)
 
 
-def abstract_like(make: Callable[[], Any], sharding: jax.sharding.Sharding) -> Any:
+def abstract_like(make: Callable[[], Any], sharding: Placed) -> Any:
     """Shapes and dtypes of what `make` returns, without computing it, laid out as `sharding`."""
+    place = sharding if callable(sharding) else lambda shape: sharding
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)),
+        jax.eval_shape(make),
     )

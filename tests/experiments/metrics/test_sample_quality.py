@@ -23,7 +23,7 @@ from experiments.files.tensors import cache_folder
 from experiments.metrics import sample_store
 from experiments.metrics.metric import Context
 from experiments.state import load_ema
-from experiments.workdir.checkpoint import checksums
+from experiments.workdir.checksums import crc32s
 from tests.experiments import modes
 from tests.experiments.conftest import QUICK
 from tests.experiments.processes import in_two_processes
@@ -282,7 +282,7 @@ def test_samples_of_other_weights_at_the_same_step_are_drawn_anew(config, workdi
     source = experiment.dataset.open("test")
 
     def folder(params) -> pathlib.Path:
-        weights = digest(checksums(params))
+        weights = digest(crc32s(params))
         context = Context(experiment, workdir, mesh, step, params, source, 10, weights, origin)
         return context.folder("samples", {})
 
