@@ -219,9 +219,7 @@ def check_backend() -> None:
         ) from error
 
 
-def make_mesh(
-    devices: Sequence[jax.Device] | None = None, data: int = -1, fsdp: int = 1
-) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None, data: int = -1, fsdp: int = 1) -> Mesh:
     """The axes "data" and "fsdp" over the given devices; by default all devices of all processes.
 
     A batch is cut over both. Devices that differ in "fsdp" alone share one copy of the training

@@ -28,7 +28,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import command_line, console, devices, evaluate, sample
+from experiments import command_line, console, devices, evaluate, peers, sample
 from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
@@ -198,15 +198,16 @@ def main(argv: list[str]) -> int:
             chosen = COMPILATION_CACHE.value
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
-        experiment = checked(config, modes)
-        return run(experiment, workdir, modes)
+        with peers.watched():
+            experiment = checked(config, modes)
+            return run(experiment, workdir, modes)
     except Exception as error:
         if command_line.verbose(sys.argv):
             raise
         if command_line.disk_is_full(error):
-            return command_line.fail_of_full_disk(error)
+            return peers.end_with(command_line.fail_of_full_disk(error))
         if isinstance(error, MENDABLE):
-            return command_line.fail(error)
+            return peers.end_with(command_line.fail(error))
         raise
 
 

@@ -79,9 +79,7 @@ def init_state(experiment: Experiment) -> TrainState:
 def state_layout(experiment: Experiment, mesh: Mesh) -> TrainState:
     """How every array of a training state lies on the devices."""
     place = devices.over_fsdp(mesh)
-    return jax.tree.map(
-        lambda x: place(x.shape), jax.eval_shape(lambda: init_state(experiment))
-    )
+    return jax.tree.map(lambda x: place(x.shape), jax.eval_shape(lambda: init_state(experiment)))
 
 
 def fresh_state(experiment: Experiment, mesh: Mesh) -> TrainState:

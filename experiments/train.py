@@ -283,9 +283,7 @@ def train(
             step, state = 0, fresh_state(experiment, mesh)
         else:
             step, state = checkpoints.newest(
-                lambda step: restore(
-                    experiment, checkpoints, step, meta, mesh, before is not None
-                ),
+                lambda step: restore(experiment, checkpoints, step, meta, mesh, before is not None),
                 start.step,
             )
             meta |= history(checkpoints.meta(step), config, before)

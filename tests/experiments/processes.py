@@ -9,22 +9,31 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def two_processes(*command: str) -> list[subprocess.Popen]:
-    """Python with `command` twice, each with one device; what they print is to be read."""
+def processes(count: int, *command: str, last: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+    """Python with `command` in processes of one run, each with one device; to be read.
+
+    Args:
+        last: what follows the address in the arguments.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     return [
         subprocess.Popen(
-            [sys.executable, *command, f"--config.distributed={address},2,{i}"],
+            [sys.executable, *command, f"--config.distributed={address},{count},{i}", *last],
             cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(2)
+        for i in range(count)
     ]
+
+
+def two_processes(*command: str) -> list[subprocess.Popen]:
+    """`processes`, two of them."""
+    return processes(2, *command)
 
 
 def in_two_processes(*command: str) -> list[str]:

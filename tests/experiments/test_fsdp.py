@@ -56,7 +56,9 @@ def test_an_array_is_cut_along_its_longest_axis_that_the_devices_can_share() -> 
     assert devices.over_fsdp(devices.make_mesh())((512, 512)).spec == PartitionSpec()
 
 
-@pytest.mark.parametrize("options", [dict(fsdp=3), dict(data=3), dict(data=4, fsdp=4), dict(fsdp=0)])
+@pytest.mark.parametrize(
+    "options", [dict(fsdp=3), dict(data=3), dict(data=4, fsdp=4), dict(fsdp=0)]
+)
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"config.mesh = .* does not fit 8 device\(s\)"):
         devices.make_mesh(**options)
