@@ -219,14 +219,14 @@ def check_backend() -> None:
         ) from error
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None, data: int = 0, fsdp: int = 1) -> Mesh:
     """The axes "data" and "fsdp" over the given devices; by default all devices of all processes.
 
     A batch is cut over both. Devices that differ in "fsdp" alone share one copy of the training
     state (`over_fsdp`), and are neighbours, of one process where that has enough.
 
     Args:
-        data, fsdp: devices along each axis; -1, for one of the two, is as many as there are left.
+        data, fsdp: devices along each axis; 0, for one of the two, is as many as there are left.
 
     Raises:
         ValueError: if there are not as many devices as that.
@@ -234,12 +234,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, data: int = -1, fsdp:
     count = jax.device_count() if devices is None else len(devices)
     along = {"data": data, "fsdp": fsdp}
     for name, other in (("data", "fsdp"), ("fsdp", "data")):
-        if along[name] == -1 and along[other] > 0:
+        if along[name] == 0 and along[other] > 0:
             along[name] = count // along[other]
     if min(along.values()) < 1 or along["data"] * along["fsdp"] != count:
         raise ValueError(
             f"config.mesh = dict(data={data}, fsdp={fsdp}) does not fit {count} device(s): the "
-            "product of the two is the number of devices, and one of them may be -1, which is what "
+            "product of the two is the number of devices, and one of them may be 0, which is what "
             f"is left. config.mesh.fsdp is a divisor of {count}; 1 shares nothing."
         )
     return jax.make_mesh(

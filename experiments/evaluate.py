@@ -11,8 +11,7 @@ from experiments.experiment import Experiment
 from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, elbo, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
-from experiments.workdir.checkpoint import Loaded
-from experiments.workdir.checksums import crc32s
+from experiments.workdir.checkpoint import Loaded, crc32s
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show

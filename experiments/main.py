@@ -5,8 +5,8 @@
 The same command continues an interrupted run. Exit status: 0 finished, 75 stopped on request and to
 be started again, 76 diverged, 2 for an error that the user can mend. With --mode=sample, evaluate
 or figures and no --config the run's own config is used, and --config.FIELD=VALUE changes a field of
-it. --list_ablations prints the names that may follow a config after a colon, and
---verbosity=1 shows where an error was raised.
+it. --mode=plan says what a run will need, and needs no --workdir. --list_ablations prints the names
+that may follow a config after a colon, and --verbosity=1 shows where an error was raised.
 """
 
 import sys
@@ -34,6 +34,7 @@ from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
 from experiments.modes import CHECKS, checked
+from experiments.plan import plan
 from experiments.sample import Place, folder_apart
 from experiments.sample_files import parse_indices
 from experiments.state import Start, load_ema
@@ -49,7 +50,10 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything that it writes.")
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", *CHECKS], "train ends in config.train.finish_with."
+    "mode",
+    "train",
+    ["train", *CHECKS, "plan"],
+    "train ends in config.train.finish_with; plan says what the run will need, and runs nothing.",
 )
 OUT = flags.DEFINE_string(
     "out",
@@ -79,7 +83,12 @@ CONTINUE_DIVERGED = flags.DEFINE_bool(
     "Train on after a divergence, from the last sound checkpoint and with other settings.",
 )
 flags.DEFINE_flag(command_line.ListAblations())
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flags_as_required(["config"])
+flags.register_multi_flags_validator(
+    ["workdir", "mode"],
+    lambda values: values["workdir"] is not None or values["mode"] == "plan",
+    "Flag --workdir must have a value other than None.",
+)
 
 
 def describe_start(experiment: Experiment) -> list[str]:
@@ -186,12 +195,14 @@ def main(argv: list[str]) -> int:
             f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "
             "mounted bucket for instance."
         )
+    planning = MODE.value == "plan"
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
         config = command_line.spelled_out(config)
         if config.distributed != "off":
             console.release_signals()  # the cluster says when
-        command_line.check_writable(workdir, make=MODE.value == "train")
+        if not planning:
+            command_line.check_writable(workdir, make=MODE.value == "train")
         devices.initialize_distributed(config.distributed)
         devices.check_backend()
         if COMPILATION_CACHE.value != "off":
@@ -199,7 +210,12 @@ def main(argv: list[str]) -> int:
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
         with peers.watched():
-            experiment = checked(config, modes)
+            experiment = checked(config, () if planning else modes)
+            if planning:
+                for line in describe_start(experiment):
+                    console.log(line)
+                plan(experiment, workdir if WORKDIR.value else None)
+                return 0
             return run(experiment, workdir, modes)
     except Exception as error:
         if command_line.verbose(sys.argv):

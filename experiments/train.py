@@ -177,18 +177,14 @@ def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
         ValueError: naming the config field and what it must be.
     """
     devices.check_divisible(config.batch_size, "train.batch_size", mesh)
-    for name in ("num_steps", "log_every", "checkpoint_every", "preview_every", "validate_every"):
-        if config[name] % config.steps_per_call:
+    cadences = ("num_steps", "log_every", "checkpoint_every", "preview_every", "validate_every")
+    units = dict.fromkeys(cadences, "steps_per_call") | {"keep_every": "checkpoint_every"}
+    for name, unit in units.items():
+        if config[name] % config[unit]:
             raise ValueError(
                 f"config.train.{name} = {config[name]} must be a multiple of "
-                f"config.train.steps_per_call = {config.steps_per_call}."
+                f"config.train.{unit} = {config[unit]}."
             )
-    if config.keep_every % config.checkpoint_every:
-        raise ValueError(
-            f"config.train.keep_every = {config.keep_every} must be a multiple of "
-            f"config.train.checkpoint_every = {config.checkpoint_every}, or nothing is there to be "
-            "kept; 0 keeps none for good."
-        )
 
 
 def describe_data(config: ConfigDict, num_images: int, groups: Groups | None = None) -> list[str]:
@@ -274,8 +270,9 @@ def train(
     for line in describe_data(config.train, len(source), groups):
         console.log(line)
 
-    kept = config.train.keep_checkpoints, config.train.keep_every
-    with Checkpoints(workdir, *kept) as checkpoints:
+    with Checkpoints(
+        workdir, config.train.keep_checkpoints, config.train.keep_every
+    ) as checkpoints:
         # State: restored where there is one.
         if before is not None:
             checkpoints.set_aside(before["step"] - 1)

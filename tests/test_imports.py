@@ -16,6 +16,7 @@ LAYERS = tuple(
     for layer in (
         "diffusion",
         "files devices images console lookup optimizers",
+        "peers",
         "data workdir",
         "methods features configs",
         "experiment command_line reports sample_files",
@@ -24,7 +25,7 @@ LAYERS = tuple(
         "state sample compare prepare",
         "train metrics weights",
         "evaluate hooks api convert figures fid",
-        "modes",
+        "modes plan",
         "main check",
         "launch benchmarks",
     )

@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of everything: initialisation, batches, noise, dropout
     config.distributed = "off"  # off | auto (from the cluster) | HOST:PORT,NUM_PROCESSES,PROCESS_ID
     # Devices that share a batch, and those among them that also share one copy of parameters,
-    # moments and average (FSDP); -1 is what is left. fsdp = 1: every device has all of them.
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+    # moments and average (FSDP); 0 is what is left. fsdp = 1: every device has all of them.
+    config.mesh = ConfigDict(dict(data=0, fsdp=1))
     # Of float32 products in training and sampling: default (TF32 on GPU and bfloat16 on TPU, as the
     # original trained) | high | highest. Likelihoods and distances always take the highest.
     config.precision = "default"

@@ -139,8 +139,8 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
     {
         "seed": Range(0, 2**32 - 1),
         "distributed": Text(),
-        "mesh.data": Range(-1, 2**20),
-        "mesh.fsdp": Range(-1, 2**20),
+        "mesh.data": Range(1, 2**20, zero="what is left"),
+        "mesh.fsdp": Range(1, 2**20, zero="what is left"),
         "checkpoint": Word(("latest", "best")),
         "precision": Word(("default", "high", "highest")),
         "method.name": Text(),

@@ -57,20 +57,20 @@ def test_an_array_is_cut_along_its_longest_axis_that_the_devices_can_share() -> 
 
 
 @pytest.mark.parametrize(
-    "options", [dict(fsdp=3), dict(data=3), dict(data=4, fsdp=4), dict(fsdp=0)]
+    "options", [dict(fsdp=3), dict(data=3), dict(data=4, fsdp=4), dict(data=3, fsdp=0)]
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"config.mesh = .* does not fit 8 device\(s\)"):
         devices.make_mesh(**options)
     with pytest.raises(ValueError, match="does not fit"):
-        devices.make_mesh(data=-1, fsdp=-1)
+        devices.make_mesh(data=0, fsdp=0)
 
 
 def test_neighbours_share_a_copy() -> None:
     mesh = devices.make_mesh(fsdp=4)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
     assert [d.id for d in mesh.devices[0]] == [0, 1, 2, 3]
-    assert dict(devices.make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4}
+    assert dict(devices.make_mesh(data=2, fsdp=0).shape) == {"data": 2, "fsdp": 4}
 
 
 def after_steps(config: ConfigDict, fsdp: int, count: int = 8) -> tuple[Any, Any, Any]:

@@ -23,7 +23,7 @@ from experiments.files.tensors import cache_folder
 from experiments.metrics import sample_store
 from experiments.metrics.metric import Context
 from experiments.state import load_ema
-from experiments.workdir.checksums import crc32s
+from experiments.workdir.checkpoint import crc32s
 from tests.experiments import modes
 from tests.experiments.conftest import QUICK
 from tests.experiments.processes import in_two_processes

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import devices
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
-from experiments.workdir.checksums import crc32s
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like, crc32s
 
 
 def make(value: float = 1.0) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.workdir.checksums import BASE, crc32s, sums
+from experiments.workdir.checkpoint import BASE, crc32s, sums
 
 DTYPES = ["float32", "bfloat16", "int32", "uint8", "bool"]
 
