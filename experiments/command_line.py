@@ -264,7 +264,8 @@ def parse(argv: list[str]) -> list[str]:
         print(f"{about}\n\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
     try:
-        rest = flags.FLAGS(with_saved_config([argv[0], *as_meant(argv[1:])]))
+        sys.argv = with_saved_config([argv[0], *as_meant(argv[1:])])  # ml_collections reads it too
+        rest = flags.FLAGS(sys.argv)
         config = flags.FLAGS.config
         if config is not None:
             config.to_dict()  # a config that could not be loaded says so only when used

@@ -219,7 +219,7 @@ def plan_sampling(experiment: Experiment, mesh: Mesh) -> None:
     def draw_inputs(seed: jax.Array) -> Any:
         params = experiment.method.init(seed)
         keys = jax.random.split(seed, size)
-        wanted = labels[np.arange(size) % len(labels)]
+        wanted = jax.numpy.asarray(labels[np.arange(size) % len(labels)])
         return params, keys, wanted, sampling.begin(params, keys, wanted)
 
     inputs = jax.jit(draw_inputs, out_shardings=(everywhere, by_example, by_example, by_example))(

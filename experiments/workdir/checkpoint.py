@@ -105,10 +105,12 @@ def _parts(leaf: Any) -> Iterator[tuple[np.ndarray, tuple[slice, ...]]]:
 
 def _sum_here(leaf: Any) -> int:
     """The part of the sum that this process has."""
-    shape, total = np.shape(leaf), 0
+    shape: tuple[int, ...] = np.shape(leaf)
+    total = 0
     for part, index in _parts(leaf):
-        values = np.ascontiguousarray(part).view(f"u{part.dtype.itemsize}").astype(np.uint64)
-        values, stride = values.reshape(part.shape), 1
+        bits = np.ascontiguousarray(part).view(f"u{part.dtype.itemsize}")
+        values: Any = bits.astype(np.uint64).reshape(part.shape)
+        stride = 1
         for axis in reversed(range(len(shape))):
             values = values @ _powers(stride, index[axis].start or 0, values.shape[-1])
             stride *= shape[axis]

@@ -153,3 +153,15 @@ def test_a_finished_training_says_that_there_is_nothing_to_do(tiny, tmp_path, ca
     said = " ".join(capsys.readouterr().out.split())
     assert "8 steps before" in said and "num_steps = 4: nothing to train" in said
     assert "resuming" not in said
+
+
+def test_a_choice_with_options_reaches_the_program(tmp_path: pathlib.Path) -> None:
+    """ml_collections finds the flags of a config in sys.argv, which has to say what was meant."""
+    choice = ("--config.sample.sampler=ddim(etta=0.5)", f"--workdir={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.main", "--config=digits", *choice],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "sample.sampler" in done.stderr and "etta" in done.stderr
