@@ -6,9 +6,9 @@
     python -m benchmarks.reliability disk
     python -m benchmarks.reliability soak --steps=50000
 
-Each prints a line for a trial and at last a row for the table of docs/reliability.md. All are of one
-small run of the digits; what is compared are the checksums of the last checkpoint, the bytes of the
-samples and the values that were measured. `disk` mounts small file systems, which needs root.
+Each prints a line for a trial and at last a row for the table of docs/reliability.md. All are of
+one small run of the digits; what is compared are the checksums of the last checkpoint, the bytes of
+the samples and the values that were measured. `disk` mounts file systems, which needs root.
 """
 
 import argparse

@@ -283,10 +283,10 @@ def constrained(tree: Any, place: Callable[[tuple[int, ...]], NamedSharding]) ->
 
 def whole(tree: Any, mesh: Mesh) -> Any:
     """Arrays that may be cut over devices, on every device; those that already are stay."""
-    everywhere = replicated(mesh)
-    if all(x.sharding.is_equivalent_to(everywhere, x.ndim) for x in jax.tree.leaves(tree)):
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    if all(x.sharding.is_fully_replicated for x in arrays):
         return tree
-    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def round_up(count: int, mesh: Mesh) -> int:

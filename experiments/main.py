@@ -82,6 +82,11 @@ CONTINUE_DIVERGED = flags.DEFINE_bool(
     False,
     "Train on after a divergence, from the last sound checkpoint and with other settings.",
 )
+CONTINUE_WITH_NEW_DATA = flags.DEFINE_bool(
+    "continue_with_new_data",
+    False,
+    "Train on although images of the train split are others now; checkpoints and results say so.",
+)
 flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config"])
 flags.register_multi_flags_validator(
@@ -148,7 +153,11 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if training:
             stack.enter_context(only_writer(workdir, "training"))
-            start = Start(parse_step(RESTORE_STEP.value), CONTINUE_DIVERGED.value)
+            start = Start(
+                parse_step(RESTORE_STEP.value),
+                CONTINUE_DIVERGED.value,
+                CONTINUE_WITH_NEW_DATA.value,
+            )
             outcome = train_with_hooks(experiment, workdir, start)
             if outcome is not Outcome.FINISHED:
                 return EXIT_STATUS[outcome]

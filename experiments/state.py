@@ -45,10 +45,12 @@ class Start(NamedTuple):
     step: as in `Checkpoints.newest`; what is newer than that step is set aside.
     diverged: whether one that diverged goes on, from a step before that; the settings of its
         updates may be others now, and checkpoints and results say so.
+    new_data: whether one goes on whose images are others now; checkpoints and results say so.
     """
 
     step: Which = "auto"
     diverged: bool = False
+    new_data: bool = False
 
 
 FROM_NEWEST = Start()
@@ -143,13 +145,13 @@ def restore(
     step: int,
     now: dict[str, Any],
     mesh: Mesh,
-    new_settings: bool = False,
+    start: Start = FROM_NEWEST,
 ) -> TrainState:
     """The training state of a step, verified.
 
     Args:
         now: `facts` of the training that goes on from it.
-        new_settings: whether all but the model may be other than before.
+        start: whether all but the model, and the images, may be other than before.
 
     Raises:
         ValueError: if it was trained on other data, or under a config of another run.
@@ -157,7 +159,7 @@ def restore(
     """
     meta, workdir = checkpoints.meta(step), checkpoints.folder.parent
     saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
-    if saved is None or new_settings:
+    if saved is None or start.diverged:
         check_same_model(meta["config"], experiment.config, workdir)
     else:
         check_same(meta["config"], experiment.config, TRAINING, workdir)
@@ -169,14 +171,15 @@ def restore(
             "trained on. Set config.train.validate_every, validate_with and validate_images as "
             "they were (validate_every = 0 holds out none), or choose another --workdir."
         )
-    if saved not in (None, now["fingerprint"]):
+    others = other_images(meta, now)
+    if others and not start.new_data:
         raise ValueError(
-            f"the checkpoint was trained on data with fingerprint {saved}, but "
-            f"{experiment.dataset.name!r} has {now['fingerprint']} now. Restore the data set and "
+            f"{workdir} was trained on other images: {others}. Restore the data set and "
             "config.data (test_fraction, where it has one) as they were, or choose another "
-            "--workdir."
+            "--workdir. If it was changed on purpose, because a picture was damaged for instance, "
+            "--continue_with_new_data goes on, and checkpoints and results say so."
         )
-    _check_contents(meta, now, workdir)
+    _warn_of_changes(meta, now)
     place = devices.over_fsdp(mesh)
     state = TrainState(*checkpoints.restore(step, "state", _layout(experiment, meta, place)))
     if saved is None:
@@ -185,21 +188,29 @@ def restore(
     return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
 
 
-def _check_contents(then: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
-    """Refuses to go on with images of which one is another, and tells of what may be.
+def other_images(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What tells that images are others than those of a checkpoint; "" where nothing does.
 
     Args:
         then, now: `facts`; of an older training without what is compared here.
     """
+    if then["fingerprint"] not in (None, now["fingerprint"]):
+        return f"their fingerprint was {then['fingerprint']} and is {now['fingerprint']} now"
+    unlike = _unlike(then, now)
+    if "bytes" in unlike:
+        return "the pixels or labels of the train split are not what they were"
+    return "names or sizes of files are not what they were" if "files" in unlike else ""
+
+
+def _unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The kinds of `contents` that both have and that differ."""
     before, after = then.get("contents", {}), now["contents"]
-    unlike = [kind for kind in after if before.get(kind, after[kind]) != after[kind]]
-    if "bytes" in unlike or "files" in unlike:
-        what = "pixels or labels" if "bytes" in unlike else "names or sizes of files"
-        raise ValueError(
-            f"{workdir} was trained on other images: the {what} of the train split are not what "
-            "they were. Restore the data set, or choose another --workdir."
-        )
-    if unlike:
+    return [kind for kind in after if before.get(kind, after[kind]) != after[kind]]
+
+
+def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Tells of what may have changed the numbers of a training that goes on, and need not have."""
+    if _unlike(then, now) == ["times"]:
         console.log(
             "WARNING   files of the train split have been written again since this training "
             "began, with the same names and sizes. If pictures were changed, begin anew."
@@ -223,12 +234,17 @@ def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Placed) -> S
 
 
 def history(
-    meta: Mapping[str, Any], config: ConfigDict, diverged: Mapping[str, Any] | None
+    meta: Mapping[str, Any],
+    now: Mapping[str, Any],
+    config: ConfigDict,
+    diverged: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What is kept of a training's past: from where it went on after it had diverged, and how.
+    """What is kept of a training's past: from where it went on after it had diverged, and how, or
+    with other images.
 
     Args:
         meta: of the checkpoint that it goes on from.
+        now: `facts` of the training that goes on.
         config: in force.
         diverged: the section "train" of results.json, where the training goes on after that.
     """
@@ -242,6 +258,10 @@ def history(
                 "changed": changed(meta["config"], config, TRAINING),
             }
         )
+    others = other_images(meta, now)
+    if others:
+        past.append({"step": meta["step"], "other_images": others})
+        console.log(f"continued with other images from step {meta['step']:,}: {others}")
     return {"continued": past} if past else {}
 
 

@@ -254,6 +254,7 @@ def train(
     if before is not None and not start.diverged:
         console.log(outcome.why_not_on(workdir, before))
         return Outcome.DIVERGED
+    start = start._replace(diverged=before is not None)
     by_example = devices.sharded(mesh, axis=1)
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
@@ -280,10 +281,9 @@ def train(
             step, state = 0, fresh_state(experiment, mesh)
         else:
             step, state = checkpoints.newest(
-                lambda step: restore(experiment, checkpoints, step, meta, mesh, before is not None),
-                start.step,
+                lambda step: restore(experiment, checkpoints, step, meta, mesh, start), start.step
             )
-            meta |= history(checkpoints.meta(step), config, before)
+            meta |= history(checkpoints.meta(step), meta, config, before)
             if step < num_steps:
                 console.log(f"resuming  step {step:,} of {num_steps:,} from {workdir}")
         if step >= num_steps:

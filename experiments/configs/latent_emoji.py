@@ -3,8 +3,8 @@
     python -m experiments.main --config=experiments/configs/latent_emoji.py \\
         --workdir=runs/latent_emoji --config.encoder.workdir=runs/vae_emoji
 
-Its 7,000 steps were not run with its own schedule of the rate; after 4,960 steps at a constant one it
-is compared with a model of pixels in docs/latent.md.
+Its 7,000 steps were not run with its own schedule of the rate; after 4,960 at a constant one it is
+compared with a model of pixels in docs/latent.md.
 """
 
 from ml_collections import ConfigDict

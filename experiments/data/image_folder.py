@@ -69,7 +69,11 @@ def decode(
                 image = Image.alpha_composite(ground, image)
             image = image.convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be used ({error}); replace or remove it.") from error
+        raise ValueError(
+            f"{name} cannot be used ({error}): put the file back as it was, or replace or remove "
+            "it. A training that began with another file or none then goes on with "
+            "--continue_with_new_data."
+        ) from error
     scale = image_size / min(image.size)
     width, height = (max(image_size, round(side * scale)) for side in image.size)
     if (width, height) != image.size:

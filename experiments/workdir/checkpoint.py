@@ -7,6 +7,7 @@ that a damaged file is an error and never a silently different model.
 import errno
 import functools
 import itertools
+import json
 import os
 import shutil
 import zlib
@@ -266,6 +267,8 @@ class Checkpoints:
             "layout": {what: layout(tree) for what, tree in items.items()},
             "checksums": {what: sums(tree) for what, tree in items.items()},
         }
+        meta = json.loads(json.dumps(meta))
+        meta["checksum"] = _of_meta(meta)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -308,6 +311,13 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} is damaged: its meta lacks what was saved. "
                 f"{self._remedy(step)}"
             )
+        if "checksum" not in found and _is_older(found):
+            return found
+        if found.pop("checksum", None) != _of_meta(found):
+            raise DamagedCheckpoint(
+                f"checkpoint {self.folder / str(step)} is damaged: its meta is not what was saved. "
+                f"{self._remedy(step)}"
+            )
         return found
 
     def restore(self, step: int, what: str, abstract: Any) -> Any:
@@ -334,8 +344,7 @@ class Checkpoints:
             )
         tree = self._read(step, what, ocp.args.StandardRestore(abstract))
         expected = meta["checksums"][what]
-        older = all(isinstance(crc, int) for crc in expected.values())  # saved before `sums`
-        actual: dict[str, Any] = crc32s(tree) if older else sums(tree)
+        actual: dict[str, Any] = crc32s(tree) if _is_older(meta) else sums(tree)
         damaged = [name for name in actual if actual[name] != expected[name]]
         if damaged:
             raise DamagedCheckpoint(
@@ -348,6 +357,17 @@ class Checkpoints:
                 f"({what}): its training had diverged. {self._remedy(step)}"
             )
         return tree
+
+
+def _of_meta(meta: dict[str, Any]) -> int:
+    """CRC-32 of what a checkpoint says of itself."""
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _is_older(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint is from before `sums`, and has the CRC-32 of every leaf instead."""
+    found = [crc for item in meta["checksums"].values() for crc in item.values()]
+    return bool(found) and all(isinstance(crc, int) for crc in found)
 
 
 def _is_finite(tree: Any) -> bool:

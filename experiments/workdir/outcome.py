@@ -159,6 +159,6 @@ def describe_continuation(past: Mapping[str, Any], section: Mapping[str, Any]) -
     after = f"continued after it diverged at step {section['step']:,}"
     if not past:
         return f"{after}, before anything was saved: anew"
-    changes = past["continued"][-1]["changed"].items()
+    changes = [each for each in past["continued"] if "changed" in each][-1]["changed"].items()
     listed = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in changes)
     return f"{after}, with {listed or 'the same settings'}"

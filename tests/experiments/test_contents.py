@@ -19,6 +19,7 @@ from experiments.data.dataset import InMemory, Subset, contents, load_in_memory
 from experiments.data.datasets import DATASETS
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.outcome import Outcome
+from experiments.workdir.results import read_results
 from tests.experiments import synthetic
 
 Make = Callable[..., ConfigDict]
@@ -123,6 +124,39 @@ def test_one_other_image_among_many_is_refused(
     with pytest.raises(ValueError, match="trained on other images: the pixels or labels"):
         hooks.train_with_hooks(changed, tmp_path)
     assert hooks.train_with_hooks(experiment, tmp_path) is Outcome.FINISHED
+
+
+def test_a_damaged_picture_can_be_taken_out_and_the_training_goes_on(
+    tiny: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As the message about the picture says; checkpoints and results then say so."""
+    config, pictures, run = tiny(), tmp_path / "pictures", tmp_path / "run"
+    write_pictures(pictures)
+    config.data = ConfigDict(
+        dict(
+            **dict(name="image_folder", path=str(pictures), image_size=8, test_fraction=0.0),
+            **dict(channels=1, background="white", num_classes=0),
+        )
+    )
+    config.loader.in_memory, config.train.num_steps = False, 4
+    assert hooks.train_with_hooks(build(config), run) is Outcome.FINISHED
+    config.train.num_steps = 8
+    spoilt = sorted(pictures.iterdir())[1]
+    spoilt.write_bytes(spoilt.read_bytes()[:20])
+    with pytest.raises(ValueError, match="--continue_with_new_data"):
+        hooks.train_with_hooks(build(config), run)
+    spoilt.unlink()
+    with pytest.raises(ValueError, match="trained on other images.*--continue_with_new_data"):
+        hooks.train_with_hooks(build(config), run)
+    start = state.Start(new_data=True)
+    assert hooks.train_with_hooks(build(config), run, start) is Outcome.FINISHED
+    assert "continued with other images from step 4" in " ".join(capsys.readouterr().out.split())
+    with Checkpoints(run) as checkpoints:
+        kept = checkpoints.meta(8)["continued"]
+    assert [each["step"] for each in kept] == [4] and "fingerprint" in kept[0]["other_images"]
+    assert read_results(run)["train"]["continued"] == kept
+    config.train.num_steps = 10  # from then on these are its images
+    assert hooks.train_with_hooks(build(config), run) is Outcome.FINISHED
 
 
 def test_other_times_and_another_commit_are_told(

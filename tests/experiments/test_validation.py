@@ -22,6 +22,7 @@ from experiments.workdir.checkpoint import CheckpointError, Checkpoints
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
 from tests.experiments import modes
+from tests.experiments.meta import edit
 
 Make = Callable[[], ConfigDict]
 
@@ -124,10 +125,7 @@ def test_an_older_run_held_nothing_out(config, trained, tmp_path: pathlib.Path) 
     plain = ConfigDict(config.to_dict())
     plain.train.validate_every, plain.train.num_steps = 0, 4
     assert hooks.train_with_hooks(build(plain), tmp_path) is Outcome.FINISHED
-    path = next((tmp_path / "checkpoints" / "4" / "meta").glob("*"))
-    meta = json.loads(path.read_text())
-    assert meta.pop("held_out") == 0
-    path.write_text(json.dumps(meta))
+    edit(tmp_path / "checkpoints" / "4", lambda meta: meta.pop("held_out"))
     other = ConfigDict(config.to_dict())
     with pytest.raises(ValueError, match=r"all but 0 images .* and 10 are held out"):
         hooks.train_with_hooks(build(other), tmp_path)
@@ -138,10 +136,7 @@ def test_an_older_run_held_nothing_out(config, trained, tmp_path: pathlib.Path) 
 def test_a_best_chosen_by_what_is_measured_no_more_is_refused(config, trained, tmp_path) -> None:
     """One of an older version, which looked at the test split."""
     best = shutil.copytree(trained / "best", tmp_path / "best")
-    path = next(best.glob("checkpoints/*/meta/*"))
-    meta = json.loads(path.read_text())
-    del meta["selected_on"]
-    path.write_text(json.dumps(meta))
+    edit(next(best.glob("checkpoints/*")), lambda meta: meta.pop("selected_on"))
     with pytest.raises(ValueError, match=r"first 10 test images, and .*held out of train now"):
         hooks.Validation(build(config), tmp_path, devices.make_mesh())
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from experiments import devices
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like, crc32s
+from experiments.workdir.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    DamagedCheckpoint,
+    abstract_like,
+    crc32s,
+)
+from tests.experiments.meta import edit
 
 
 def make(value: float = 1.0) -> dict:
@@ -96,15 +103,29 @@ def test_a_byte_changed_on_disk_is_an_error(tmp_path: pathlib.Path) -> None:
 
 def test_changed_values_are_noticed_and_older_steps_offered(saved: pathlib.Path) -> None:
     """Orbax restores wrong numbers without a word; the checksum in the JSON does not."""
-    path = next((saved / "checkpoints" / "3" / "meta").glob("*"))
-    meta = json.loads(path.read_text())
-    digits = meta["checksums"]["state"]["['w']"]
-    meta["checksums"]["state"]["['w']"] = f"{int(digits, 16) ^ 1:016x}"
-    path.write_text(json.dumps(meta))
+
+    def change(meta: dict) -> None:
+        digits = meta["checksums"]["state"]["['w']"]
+        meta["checksums"]["state"]["['w']"] = f"{int(digits, 16) ^ 1:016x}"
+
+    edit(saved / "checkpoints" / "3", change)
     with Checkpoints(saved) as checkpoints:
         with pytest.raises(CheckpointError, match=r"is damaged: .*\['w'\].*older step"):
             checkpoints.restore(3, "state", abstract())
         checkpoints.restore(2, "state", abstract())
+
+
+def test_every_changed_byte_of_what_a_checkpoint_says_of_itself_is_noticed(
+    saved: pathlib.Path,
+) -> None:
+    path = saved / "checkpoints" / "3" / "meta" / "metadata"
+    content = path.read_bytes()
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.meta(3)
+        for place in range(0, len(content), 3):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(DamagedCheckpoint):
+                checkpoints.meta(3)
 
 
 def test_the_last_steps_stay_and_every_nth_for_good(tmp_path: pathlib.Path) -> None:
@@ -118,10 +139,12 @@ def test_the_last_steps_stay_and_every_nth_for_good(tmp_path: pathlib.Path) -> N
 def test_checkpoints_from_before_are_verified_by_the_checksums_that_they_have(
     saved: pathlib.Path,
 ) -> None:
-    path = next((saved / "checkpoints" / "3" / "meta").glob("*"))
+    path = next((saved / "checkpoints" / "3" / "meta").glob("metadata"))
     meta = json.loads(path.read_text())
+    del meta["checksum"]
     with Checkpoints(saved) as checkpoints:
         meta["checksums"]["state"] = crc32s(checkpoints.restore(3, "state", abstract()))
+        meta["checksums"]["ema"] = crc32s(checkpoints.restore(3, "ema", abstract()))
         path.write_text(json.dumps(meta))
         checkpoints.restore(3, "state", abstract())
         meta["checksums"]["state"]["['w']"] ^= 1
