@@ -4,8 +4,10 @@ It is trained on first use by a fixed recipe and kept. Its numbers compare model
 with each other and with nothing else: they are named after it and its hash, and are not FID.
 """
 
+import contextlib
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +20,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from diffusion.networks.layers import conv_general_dilated
-from experiments import devices
+from experiments import console, devices
 from experiments.data.dataset import (
     Dataset,
     InMemory,
@@ -27,7 +29,7 @@ from experiments.data.dataset import (
     load_in_memory,
     read_images,
 )
-from experiments.files.tensors import cache_folder, write_tensors
+from experiments.files.tensors import cache_folder, read_npz, write_npz, write_tensors
 
 
 class Recipe(NamedTuple):
@@ -42,6 +44,7 @@ class Recipe(NamedTuple):
 
 
 RECIPE = Recipe()
+KEPT_EVERY = 100  # steps, after which what an interruption would lose is written down
 
 
 def _convolution(features: int, name: str, stride: int) -> nn.Conv:
@@ -97,8 +100,12 @@ def _digest(params: Any) -> str:
     return digest.hexdigest()
 
 
-def _fit(network: Classifier, source: InMemory) -> Any:
-    """Adam under a cosine, cross-entropy, epochs in an order that the recipe's seed decides."""
+def _fit(network: Classifier, source: InMemory, partial: Path) -> Any:
+    """Adam under a cosine, cross-entropy, epochs in an order that the recipe's seed decides.
+
+    Args:
+        partial: where it is kept on the way, to go on from there after an interruption.
+    """
     steps, batch_size = RECIPE.steps, RECIPE.batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(RECIPE.learning_rate, steps))
 
@@ -119,10 +126,32 @@ def _fit(network: Classifier, source: InMemory) -> Any:
     order = np.concatenate(
         [draw.permutation(len(source)) for _ in range(-(-steps * batch_size // len(source)))]
     )
-    for i in range(steps):
+    done, (params, state) = _resumed(partial, (params, state))
+    for i in range(done, steps):
+        if i > done and i % KEPT_EVERY == 0 and devices.is_main_process():
+            leaves = jax.device_get(jax.tree.leaves((params, state)))
+            write_npz(partial, {"step": np.array(i), **{f"{k}": x for k, x in enumerate(leaves)}})
         batch = source.gather(order[i * batch_size : (i + 1) * batch_size].tolist())
         params, state = train_step(params, state, batch["image"], batch["label"])
     return jax.device_get(params)
+
+
+def _resumed(partial: Path, fresh: Any) -> tuple[int, Any]:
+    """The step and the state of a training that was interrupted, or 0 and the fresh state.
+
+    Processes have to agree: where one has no such file, all begin anew.
+    """
+    step, leaves = 0, jax.device_get(jax.tree.leaves(fresh))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        arrays = read_npz(partial)
+        kept = [arrays[f"{k}"] for k in range(len(leaves))]
+        if [x.shape for x in kept] == [x.shape for x in leaves]:
+            step, leaves = int(arrays["step"]), kept
+    if not devices.all_agree(step > 0):
+        return 0, fresh
+    step, leaves = devices.from_main((np.array(step), leaves))
+    console.log(f"resuming  the training of a classifier at step {int(step):,} of {RECIPE.steps:,}")
+    return int(step), jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 
 def _accuracy(network: Classifier, params: Any, test: Source) -> float:
@@ -173,9 +202,11 @@ def load_classifier(dataset: Dataset) -> Trained:
         params = devices.from_main(traverse_util.unflatten_dict(tensors, sep="/"))
         return Trained(params, _digest(params), accuracy)
     network = Classifier(num_classes)
-    params = devices.from_main(_fit(network, load_in_memory(train)))
+    partial = path.with_suffix(".partial.npz")
+    params = devices.from_main(_fit(network, load_in_memory(train), partial))
     accuracy = _accuracy(network, params, dataset.open("test"))
     if devices.is_main_process():
         flat = traverse_util.flatten_dict(params, sep="/")
         write_tensors(path, flat, {"accuracy": repr(accuracy), "facts": json.dumps(facts)})
+        partial.unlink(missing_ok=True)
     return Trained(params, _digest(params), accuracy)

@@ -84,6 +84,37 @@ def real_features(
     return found
 
 
+def read_moments(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
+    """f64[D] `mu` and f64[D, D] `sigma` of an npz of statistics, and its metadata or None.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for a file without them, of shapes that do not fit, or with numbers that are not
+            finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the reference statistics {path} do not exist.")
+    try:
+        arrays = read_npz(path, ("mu", "sigma", "metadata"))
+        metadata = json.loads(str(arrays["metadata"])) if "metadata" in arrays else None
+        mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged, or holds no plain arrays `mu` and `sigma`: {error}"
+        ) from error
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise ValueError(
+            f"{path} has mu {mean.shape} and sigma {covariance.shape}: statistics of D features "
+            "are (D,) and (D, D)."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(
+            f"{path} holds numbers that are not finite in mu or sigma, from which no distance "
+            "follows. Make it anew, or choose another config.evaluate.reference."
+        )
+    return mean, covariance, metadata
+
+
 def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
     """`mu` and `sigma` of an npz that another project published, or of this program's cache.
 
@@ -95,20 +126,10 @@ def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
         width: of its features.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: for a file without them, of another width, or of another extractor.
+        FileNotFoundError, ValueError: as `read_moments` does.
+        ValueError: for a file of another width, or of another extractor.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"the reference statistics {path} do not exist.")
-    try:
-        arrays = read_npz(path)
-        metadata = json.loads(str(arrays["metadata"])) if "metadata" in arrays else None
-        arrays = {name: arrays[name] for name in ("mu", "sigma")}
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged, or holds no plain arrays `mu` and `sigma`: {error}"
-        ) from error
-    mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+    mean, covariance, metadata = read_moments(path)
     if mean.shape != (width,) or covariance.shape != (width, width):
         raise ValueError(
             f"{path} has mu {mean.shape} and sigma {covariance.shape}; the extractor's features "

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +14,8 @@ from experiments.files.atomic import write_bytes
 from experiments.files.pytorch import read_torch
 
 CACHE_VARIABLE = "DDPM_CACHE"
+# An archive that unpacks to more than both, times its own size and bytes, was made to do harm.
+BOMB_RATIO, BOMB_BYTES = 100, 2**28
 
 
 def cache_folder() -> Path:
@@ -43,17 +45,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an npz file; nothing in it is run.
 
+    Args:
+        names: of those that are wanted, where they are there; None is all.
+
     Raises:
-        ValueError: if it is damaged or no npz of plain arrays.
+        ValueError: if it is damaged or no npz of plain arrays, or unpacks to what no such file
+            does.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             if len(set(archive.files)) != len(archive.files):
                 raise ValueError("it names one array twice")
-            return {name: archive[name] for name in archive.files}
+            found = [name for name in archive.files if names is None or name in names]
+            sizes = {each.filename: each.file_size for each in archive.zip.infolist()}
+            unpacked = sum(sizes.get(f"{name}.npy", sizes.get(name, 0)) for name in found)
+            packed = path.stat().st_size
+            if unpacked > max(BOMB_BYTES, BOMB_RATIO * packed):
+                raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}, as no numbers do")
+            return {name: archive[name] for name in found}
     except OSError:
         raise
     except Exception as error:  # whatever zip, zlib and NumPy's headers can raise

@@ -13,6 +13,7 @@ from experiments.features.references import (
     Judge,
     judge_protocol,
     make_judge,
+    read_moments,
     read_statistics,
     statistics,
 )
@@ -111,6 +112,10 @@ def sample_quality(context: Context) -> Result:
     config = context.experiment.config.evaluate
     fields = protocol_fields(config)
     judge = make_judge(context.experiment.dataset, config, context.mesh, fields["drop"])
+    reference = None
+    if config.reference is not None:
+        path = Path(config.reference).expanduser()
+        reference = read_statistics(path, judge.extractor, len(judge.scale))
     record = chain_times(context.experiment) if "chain" in metric_names(config) else ()
     sets, evaluations = sample_features(context, judge, fields, record)
     every = [_one_set(judge, found, fields["num_splits"]) for found in sets]
@@ -122,9 +127,7 @@ def sample_quality(context: Context) -> Result:
     for name, value in floors.items():
         values[f"fid_train_of_{name}"] = value
     protocol = sampling_protocol(context) | fields | judge_protocol(judge)
-    if config.reference is not None:
-        path = Path(config.reference).expanduser()
-        reference = read_statistics(path, judge.extractor, len(judge.scale))
+    if reference is not None:
         values["fid_file"] = number(judge.distance(sets[best].features, reference))
         protocol["reference"] = reference.origin
     named = {judge.extractor.quantity(name): value for name, value in values.items()}
@@ -165,11 +168,14 @@ def check(experiment: Experiment) -> None:
     requested(experiment)
     drop = protocol_fields(config)["drop"]
     choose_extractor(config.extractor, config.inception_weights, experiment.dataset)
-    if config.reference is not None and not Path(config.reference).expanduser().is_file():
-        raise FileNotFoundError(
-            f"config.evaluate.reference = {config.reference!r} does not exist. Name an npz of mu "
-            "and sigma, or none."
-        )
+    if config.reference is not None:
+        path = Path(config.reference).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"config.evaluate.reference = {config.reference!r} does not exist. Name an npz of "
+                "mu and sigma, or none."
+            )
+        read_moments(path)  # before samples are drawn for it
     for split in experiment.dataset.splits:
         count = len(experiment.dataset.open(split))
         if count // drop * drop < 4:
