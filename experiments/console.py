@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from rich.progress import TimeRemainingColumn as Remaining
 WIDTH = 79  # columns of a line
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
+ADDRESSES = 3 * 2**30  # bytes; on 2 cores a small training takes that many, and with 2 GiB hangs
 STOPPED = 75  # the exit status of what is to be started again: sysexits' EX_TEMPFAIL
 
 
@@ -138,6 +140,20 @@ def track(items: Sequence[Any], label: str) -> Iterator[Any]:
         for item in items:
             yield item
             advance(1)
+
+
+def check_address_space() -> None:
+    """Ends a program under a `ulimit -v` in which jax's threads hang while they start."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= ADDRESSES:
+        return
+    print(
+        f"error: this process may have {limit / 2**30:.1f} GiB of addresses (ulimit -v), and jax "
+        f"needs {ADDRESSES / 2**30:.0f} before it computes anything. Lift that limit (ulimit -v "
+        "unlimited); a control group limits the memory that is really used.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 class _Watch:

@@ -16,6 +16,7 @@ from experiments import console
 if __name__ == "__main__":
     console.watch_signals()  # before the imports, which take seconds
     console.steady_output()
+    console.check_address_space()
 
 import contextlib
 import logging

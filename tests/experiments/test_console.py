@@ -138,3 +138,13 @@ def test_letters_that_the_locale_has_not_are_escaped(locale: str) -> None:
     result = run_unread(program, 1, **plain, PYTHONIOENCODING="")
     expected = "a \\ud55c \\udcff\n" if locale == "C" else "a \ud55c \\udcff\n"
     assert (result.returncode, result.stdout) == (0, expected.encode())
+
+
+def test_too_few_addresses_are_an_error_at_once_and_no_hang(tmp_path: pathlib.Path) -> None:
+    command = f"{sys.executable} -m experiments.main --config=digits --workdir={tmp_path}"
+    limited = f"ulimit -v 2000000; exec {command}"
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "1.9 GiB of addresses (ulimit -v), and jax needs 3" in done.stderr
