@@ -36,6 +36,16 @@ def _fate(run: Run) -> str:
     return f"{run.state}{step}{tries}{why}{last}"
 
 
+def _pasts(part: DatasetRuns) -> list[str]:
+    """Of finished runs, those whose training went on as another one."""
+    return [
+        f"{variant.label}, seed {run.seed}: {run.message}"
+        for variant in part.variants
+        for run in variant.runs
+        if run.state == "finished" and run.message
+    ]
+
+
 def _missing(part: DatasetRuns, sections: Sequence[str]) -> list[str]:
     """What is not there, and why."""
     who: dict[str, dict[str, list[str]]] = {}  # fate -> row -> seeds
@@ -104,7 +114,7 @@ def _part(
         "settings": list(dict.fromkeys(settings)),
         "extractors": sorted(extractors - {INCEPTION}),
         "beside_other_data": part.dataset != "cifar10" and any(found.table["paper"]),
-        "warnings": [*part.warnings, *_merged(found.warnings)],
+        "warnings": [*part.warnings, *_merged(found.warnings), *_pasts(part)],
         "headline": tables.headline_table(part, found.table, base),
         "missing": _missing(part, list(sections)),
         "logs": _logs(part),

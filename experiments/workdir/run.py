@@ -175,6 +175,24 @@ class _Reader:
             return {}
 
 
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _past(train: Mapping[str, Any]) -> str:
+    """From where a training went on that was then another one, as results.json says it."""
+    past = train.get("continued")
+    said = []
+    for each in past if isinstance(past, list) else []:
+        if not isinstance(each, dict):
+            continue
+        how = "with other images"
+        if "diverged_at" in each:
+            how = f"after it diverged at step {each['diverged_at']}"
+        said.append(_one_line(f"continued {how} from step {each.get('step')}"))
+    return ", ".join(said)
+
+
 def _state(found: status.Status, ended: str | None, any_values: bool, folder: Path) -> str:
     """What the sweep wrote down; of a run outside a sweep, what its files tell."""
     if (folder / "status.json").is_file():
@@ -221,7 +239,9 @@ def read_run(folder: Path, place: str) -> tuple[Run, list[str]]:
         overrides=reader.field(about, "overrides", "run.json"),
         settings={name: value for name, value in settings.items() if name not in PLACES},
         state=_state(known, train.get("state"), bool(sections), folder),
-        message=" ".join(str(train.get("reason") or known.message).split()),
+        message="; ".join(
+            filter(None, (_one_line(train.get("reason") or known.message), _past(train)))
+        ),
         log_tail=known.log_tail,
         attempts=len(known.attempts),
         num_steps=training.get("train.num_steps", about.get("num_steps")),

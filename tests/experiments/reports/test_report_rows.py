@@ -111,3 +111,19 @@ def test_a_run_by_itself_is_reported_in_its_own_folder(tmp_path: pathlib.Path) -
     made_runs.log(alone, [1.0, 0.5])  # a training under way, and nothing else
     assert main([str(alone)]) == 0
     assert "alone, seed unknown: unfinished" in (alone / "report" / "report.md").read_text()
+
+
+def test_a_training_that_went_on_as_another_one_is_marked(tmp_path: pathlib.Path) -> None:
+    folder = finished(tmp_path, "eps_simple", 0, 4.6)
+    path = folder / "results.json"
+    content = json.loads(path.read_text())
+    past = [
+        {"step": 40, "diverged_at": 48, "reason": "the loss is nan", "changed": {}},
+        {"step": 80, "other_images": "names or sizes of files are not what they were"},
+        "of another program",
+    ]
+    content.setdefault("train", {})["continued"] = past
+    path.write_text(json.dumps(content))
+    said = "continued after it diverged at step 48 from step 40, continued with other images from"
+    assert f"seed 0: {said} step 80" in written(tmp_path)
+    assert said in (tmp_path / "report" / "runs.csv").read_text()
