@@ -88,6 +88,12 @@ def outcome(workdir: Path) -> dict[str, Any]:
     }
 
 
+def unlike(workdir: Path, expected: dict[str, Any]) -> str:
+    """In what a finished run differs from one that was not disturbed; "" in nothing."""
+    found = outcome(workdir)
+    return ", ".join(name for name in expected if found[name] != expected[name])
+
+
 def tail(log: Path, count: int = 1) -> str:
     """The last lines of what a program said."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -133,8 +139,8 @@ def kills(folder: Path, trials: int, seed: int) -> None:
         process.wait()
         moment = phase(log)
         status = finish(command(workdir), log)
-        same = status == 0 and outcome(workdir) == expected
-        kind = "ends equal, bit for bit" if same else f"status {status}, other"
+        other = unlike(workdir, expected) if status == 0 else "not finished"
+        kind = f"status {status}, other: {other}" if other else "ends equal, bit for bit"
         print(f"{trial:3d} killed in {moment}: {kind}; {tail(log)}", flush=True)
         counts[kind] += 1
         when[moment] += 1
@@ -287,8 +293,8 @@ def in_full_disk(
     tidy = "one message" if "Traceback" not in text and status in (0, 2, AGAIN) else "A TRACEBACK"
     subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
     last = status if status == 0 else finish(command(small / "run"), log, **options)
-    same = last == 0 and outcome(small / "run") == expected
-    then = "equal, bit for bit" if same else f"status {last} and OTHER"
+    other = unlike(small / "run", expected) if last == 0 else "not finished"
+    then = f"status {last} and OTHER: {other}" if other else "equal, bit for bit"
     return f"status {status}, {tidy}, then {then}", f"full in {moment}: {said}"
 
 
