@@ -369,16 +369,9 @@ def soak(folder: Path, steps: int) -> None:
         for before, after in itertools.pairwise(seen)
     ]
     growth = (seen[-1][1] - seen[2][1]) / (seen[-1][0] - seen[2][0]) * 1000
-    print(
-        markdown.row(
-            [
-                f"{steps:,} steps",
-                f"memory {seen[0][1]:.0f} MiB at first, {seen[2][1]:.0f} MiB at {seen[2][0]:,}, "
-                f"{seen[-1][1]:.0f} MiB at last: {growth:+.2f} MiB in 1,000 steps",
-                f"steps/s by tenths {', '.join(f'{speed:.0f}' for speed in speeds)}",
-            ]
-        )
-    )
+    resident = f"memory {seen[0][1]:.0f} MiB at first, {seen[-1][1]:.0f} MiB at last"
+    by_tenths = f"steps/s by tenths {', '.join(f'{speed:.0f}' for speed in speeds)}"
+    print(markdown.row([f"{steps:,} steps", f"{resident}, {growth:+.2f} in 1,000", by_tenths]))
 
 
 def main(argv: Sequence[str]) -> int:
