@@ -76,8 +76,10 @@ def _picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 
 
 def save(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
-    """Writes a PNG."""
-    _picture(picture).save(path)
+    """Writes a PNG, which others see whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(png(picture))
+    partial.replace(path)
 
 
 def load(path: Path) -> UInt8[np.ndarray, "h w c"]:

@@ -117,7 +117,8 @@ def sample(
         )
     pictures = config.format == "png"
     missing = _missing(files, indices, pictures)
-    if not missing:
+    unfinished = bool(devices.from_main(np.array(files.is_unfinished)))
+    if not missing and not unfinished:
         console.log(f"sampled   nothing: these samples are in {files.folder} already")
         facts = facts_of(experiment, loaded)
         return facts if out is not None else read_results(workdir).get("sample", facts)
@@ -141,6 +142,7 @@ def sample(
         results["files"] = [os.path.relpath(path, workdir) for path in names]
         if out is None or "sample" not in read_results(workdir):
             write_results(workdir, "sample", results, experiment.config)
+        files.clear()
     console.log(
         f"sampled   {len(indices):,} images in {seconds:.1f} s: {files.folder / 'samples.png'}"
     )

@@ -165,12 +165,20 @@ class SampleFiles:
         for path in set(self._npz()) - set(new):
             if covered.issuperset(_indices(path).tolist()):
                 path.unlink()
+        return new
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether samples were kept that `clear` was not called for yet."""
+        return self._parts.is_dir() and any(self._parts.glob("*.npz"))
+
+    def clear(self) -> None:
+        """Removes what was kept on the way, once everything that is made of it is there."""
         for path in self._parts.glob("*.npz"):
             path.unlink()
         for folder in (self._parts, self._parts.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        return new
 
 
 def _comparable(about: dict[str, Any]) -> dict[str, Any]:
