@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import devices, drawing, sample
+from experiments import devices, drawing, images, sample
 from experiments.build import build
 from experiments.sample import Place
 from experiments.sample_files import Rows, SampleFiles, parse_indices, written_indices
 from experiments.workdir.config import write_config
+from experiments.workdir.results import read_results
 from tests.experiments import modes
 from tests.experiments.test_main import program
 
@@ -85,6 +87,40 @@ def test_an_interrupted_sampling_goes_on_to_the_same_bytes(fresh, monkeypatch, c
     assert not (torn / "samples" / "parts").exists()
     assert results["indices"] == "0-39" and results["num_images"] == 40
     assert results["evaluations"] == 8.0 and results["not_finite"] == 0
+
+
+@pytest.mark.parametrize("moment", ["finish", "first picture", "second picture", "results"])
+def test_a_set_whose_files_were_not_all_written_is_finished(fresh, monkeypatch, moment) -> None:
+    """All samples are drawn, and the disk is full, or the machine lost, while they are put down."""
+    config, copy = fresh
+    whole, torn = copy("whole"), copy("torn")
+    modes.sample(build(config), whole)
+    saved: list[pathlib.Path] = []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def save(path: pathlib.Path, picture: np.ndarray) -> None:
+        saved.append(path)
+        if len(saved) == (1 if moment == "first picture" else 2):
+            full()
+        images.save(path, picture)
+
+    with monkeypatch.context() as patch:
+        if moment == "finish":
+            patch.setattr(SampleFiles, "finish", full)
+        elif moment == "results":
+            patch.setattr(sample, "write_results", full)
+        else:
+            patch.setattr(sample, "images", types.SimpleNamespace(grid=images.grid, save=save))
+        with pytest.raises(OSError, match="No space left"):
+            modes.sample(build(config), torn)
+    again = modes.sample(build(config), torn)
+    for name in ("samples.npz", "samples.png", "progress.png", "samples.json"):
+        assert (torn / "samples" / name).read_bytes() == (whole / "samples" / name).read_bytes()
+    assert not (torn / "samples" / "parts").exists()
+    assert read_results(torn)["sample"]["num_images"] == again["num_images"] == 40
+    assert not list((torn / "samples").glob(".*"))
 
 
 def test_a_killed_program_goes_on_to_the_same_bytes(fresh) -> None:
