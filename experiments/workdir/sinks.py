@@ -53,7 +53,12 @@ class TensorBoard:
         self._writer.add_text(name, "    " + text.replace("\n", "\n    "))  # Markdown's code
 
     def close(self) -> None:
-        self._writer.close()
+        events = self._writer.file_writer.event_writer
+        try:
+            self._writer.close()
+        except OSError:  # of a full disk, which it would meet again at the end of the program
+            events.close = lambda: None
+            raise
 
 
 class WandB:

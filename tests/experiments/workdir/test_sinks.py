@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 import time
 
 import jax
@@ -14,6 +16,7 @@ from experiments.state import load_ema, load_raw
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.sinks import SINKS, open_sinks
 from tests.experiments.modes import sample
+from tests.experiments.processes import ROOT
 
 
 def events(workdir: pathlib.Path):
@@ -91,3 +94,18 @@ def test_without_its_package_a_sink_says_what_to_install(tmp_path, monkeypatch) 
     with pytest.raises(ImportError, match=r"pip install -e '\.\[wandb\]'"):
         open_sinks(tmp_path, "wandb")
     assert set(SINKS) == {"tensorboard", "wandb"}
+
+
+def test_a_full_disk_is_met_once_and_not_again_at_the_end(tmp_path: pathlib.Path) -> None:
+    """tensorboardX closes its files once more when the program ends, with a traceback."""
+    program = f"""
+import pathlib, tensorboardX
+from experiments.workdir.sinks import TensorBoard
+board = TensorBoard(pathlib.Path({str(tmp_path)!r}), None)
+def full(self): raise OSError(28, "No space left on device")
+tensorboardX.event_file_writer.EventsWriter.flush = full
+try: board.close()
+except OSError as error: print("met", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "met 28\n" and "Traceback" not in done.stderr, done.stderr
