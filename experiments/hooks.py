@@ -19,7 +19,7 @@ from experiments.metrics import bound
 from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
-from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.checkpoint import Checkpoints, DamagedCheckpoint
 from experiments.workdir.config import check_same
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import MODEL, TRAINING
@@ -82,7 +82,8 @@ def selected_on(experiment: Experiment) -> str:
 class Validation:
     """Runs config.train.validate_with now and then and keeps the best checkpoint apart.
 
-    A training that goes on also goes on from its best checkpoint, `step` and `best`.
+    A training that goes on also goes on from its best checkpoint, `step` and `best`; one that is
+    damaged is set aside, and the next validation is the best again.
 
     Raises:
         ValueError: if the best checkpoint in `workdir` is of another training or was chosen by
@@ -100,8 +101,15 @@ class Validation:
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
         self.step = self._checkpoints.latest_step()
+        meta: dict[str, Any] = {}
         if self.step is not None:
-            meta = self._checkpoints.meta(self.step)
+            try:
+                meta = self._checkpoints.meta(self.step)
+            except DamagedCheckpoint as error:
+                console.log(f"WARNING   {error}")
+                self._checkpoints.set_aside(self.step - 1)
+                self.step = None
+        if self.step is not None:
             fields = (*(MODEL if new_settings else TRAINING), *MEASURED_BY[self.name])
             check_same(meta["config"], config, fields, workdir / BEST)
             before = origin.of_checkpoint(meta, {}).selected_on

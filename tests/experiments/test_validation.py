@@ -133,6 +133,18 @@ def test_an_older_run_held_nothing_out(config, trained, tmp_path: pathlib.Path) 
     assert hooks.train_with_hooks(build(plain), tmp_path) is Outcome.FINISHED
 
 
+def test_a_damaged_best_is_set_aside_and_told(config, trained, tmp_path, capsys) -> None:
+    best = shutil.copytree(trained / "best", tmp_path / "best")
+    (path,) = best.glob("checkpoints/*/meta/metadata")
+    path.write_bytes(path.read_bytes()[:-9])
+    validate = hooks.Validation(build(config), tmp_path, devices.make_mesh())
+    assert validate.step is validate.best is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cannot be read (meta)" in said and "set aside" in said
+    assert len(list((best / "set_aside").iterdir())) == 1
+    validate.close()
+
+
 def test_a_best_chosen_by_what_is_measured_no_more_is_refused(config, trained, tmp_path) -> None:
     """One of an older version, which looked at the test split."""
     best = shutil.copytree(trained / "best", tmp_path / "best")
