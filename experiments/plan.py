@@ -83,7 +83,8 @@ def step_flops(experiment: Experiment, state: Any, batch: Any) -> float:
     config.train.accumulate_steps = 1
     plain = experiment._replace(config=config, gradients=clip_global())
     step = make_train_step(plain, devices.make_mesh(jax.local_devices()[:1]))
-    analysis = jax.jit(step).lower(state, batch).cost_analysis()
+    lowered = devices.jit(step, precision=config.precision).lower(state, batch)
+    analysis = lowered.cost_analysis()
     return float((analysis or {}).get("flops", float("nan")))
 
 
@@ -222,9 +223,12 @@ def plan_sampling(experiment: Experiment, mesh: Mesh) -> None:
         wanted = jax.numpy.asarray(labels[np.arange(size) % len(labels)])
         return params, keys, wanted, sampling.begin(params, keys, wanted)
 
-    inputs = jax.jit(draw_inputs, out_shardings=(everywhere, by_example, by_example, by_example))(
-        jax.random.key(0)
+    drawn = devices.jit(
+        draw_inputs,
+        precision=experiment.config.precision,
+        out_shardings=(everywhere, by_example, by_example, by_example),
     )
+    inputs = drawn(jax.random.key(0))
     seconds = seconds_of(lambda: compiled(*inputs, steps)) / len(steps)
     whole = seconds * sampling.num_steps
     _say(

@@ -195,7 +195,10 @@ def other_images(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         then, now: `facts`; of an older training without what is compared here.
     """
     if then["fingerprint"] not in (None, now["fingerprint"]):
-        return f"their fingerprint was {then['fingerprint']} and is {now['fingerprint']} now"
+        name = now["config"]["data"]["name"]
+        return (
+            f"the fingerprint was {then['fingerprint']}, but {name!r} has {now['fingerprint']} now"
+        )
     unlike = _unlike(then, now)
     if "bytes" in unlike:
         return "the pixels or labels of the train split are not what they were"

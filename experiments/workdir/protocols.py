@@ -59,16 +59,17 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, as JSON has it, under the names that its fields have now.
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
-    Every model was of pixels and told no words, and trained on all images alike. The precision of
+    Every model was of pixels and told no words, and trained on all images alike; every device had
+    all parameters, and no checkpoint stayed for good. The precision of
     products was the default of jax before it was a field, diffusion the only method, no label of a
     U-Net was dropped; after its warm-up the learning rate stayed, no weight decayed, and the
     average had no warm-up. Of sampling, a flag said whether x_0 is clipped.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
-    config = {"encoder": {"name": "pixels"}, **config}
+    config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
     match config:
         case {"train": {**train}}:
-            config["train"] = {"balance": "images", **train}
+            config["train"] = {"balance": "images", "keep_every": 0, **train}
     if "schedule" in config:
         config = {"text": {"name": "none"}, **config}
     rate = {"cosine_steps": 0, "final_learning_rate": 0.0}
