@@ -56,12 +56,13 @@ setuptools.setup(
         "cuda12": ["jax[cuda12]>=0.10,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "gcs": ["gcsfs>=2024.6"],  # data sets in gs:// buckets
+        "gcs": ["gcsfs>=2024.6"],  # data sets and checkpoints in gs:// buckets
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # a process of tests for each core
             "submitit>=1.5.2",  # so that the tests of the extra `launch` run
             "beartype>=0.19",
+            *("gcsfs>=2024.6", "gcp-storage-emulator>=2026.7"),  # a bucket for the tests
             "tensorboard>=2.18",
             "ruff>=0.9",
             "mypy>=1.14",

@@ -45,7 +45,7 @@ from experiments.methods.method import chain_of
 from experiments.metrics import bound
 from experiments.state import load_ema
 from experiments.weights.importer import read_weights
-from experiments.workdir.checkpoint import Loaded
+from experiments.workdir.checkpoint import NAME, Loaded
 from experiments.workdir.origin import NOTHING, Origin
 
 
@@ -364,6 +364,6 @@ def load(
 
 def _is_workdir(path: Path) -> bool:
     file = path / "config.json"
-    return (path / "checkpoints").is_dir() or (
+    return (path / NAME).exists() or (
         file.is_file() and not {"parameterization", "likelihood"}.isdisjoint(read_json(file))
     )

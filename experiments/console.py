@@ -142,6 +142,26 @@ def track(items: Sequence[Any], label: str) -> Iterator[Any]:
             advance(1)
 
 
+@contextlib.contextmanager
+def told_when_slow(what: str, seconds: float = 30.0) -> Iterator[None]:
+    """Says what is waited for after so many seconds, and again whenever that time has doubled."""
+    begin, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        due = seconds
+        while not ended.wait(begin + due - time.monotonic()):
+            due *= 2
+            log(f"waiting   since {format_duration(time.monotonic() - begin)} for {what}")
+
+    thread = threading.Thread(target=tell, daemon=True, name="slow")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def check_address_space() -> None:
     """Ends a program under a `ulimit -v` in which jax's threads hang while they start."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]

@@ -29,6 +29,8 @@ REPORTED = "highest"  # precision of the products behind likelihoods and distanc
 CPU_OPTIONS = MappingProxyType(
     {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 )
+Sharding = jax.sharding.Sharding
+Placed = Sharding | Callable[[tuple[int, ...]], Sharding]  # of every array, or by its shape
 CACHED_BYTES = 2 * 2**30  # of compiled functions
 
 
@@ -279,6 +281,15 @@ def over_fsdp(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
 def constrained(tree: Any, place: Callable[[tuple[int, ...]], NamedSharding]) -> Any:
     """Inside a compiled function: the arrays, laid out as `place` says for each shape."""
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place(x.shape)), tree)
+
+
+def abstract_like(make: Callable[[], Any], sharding: Placed) -> Any:
+    """Shapes and dtypes of what `make` returns, without computing it, laid out as `sharding`."""
+    place = sharding if callable(sharding) else lambda shape: sharding
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)),
+        jax.eval_shape(make),
+    )
 
 
 def whole(tree: Any, mesh: Mesh) -> Any:

@@ -42,6 +42,7 @@ from experiments.state import Start, load_ema
 from experiments.workdir.checkpoint import CheckpointError, Which
 from experiments.workdir.lock import only_writer
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
+from experiments.workdir.remote import is_unreachable, keep_at, latest_writer
 from experiments.workdir.results import measured, read_results
 
 # Errors that the user can mend.
@@ -50,6 +51,11 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to run, FILE.py or FILE.py:ABLATION."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything that it writes.")
+CHECKPOINTS = flags.DEFINE_string(
+    "checkpoints",
+    None,
+    "gs://BUCKET/FOLDER, of this run alone, to keep checkpoints there and not in --workdir.",
+)
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -154,6 +160,10 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if training:
             stack.enter_context(only_writer(workdir, "training"))
+        if CHECKPOINTS.value:
+            keep_at(workdir, CHECKPOINTS.value)
+        if training:
+            stack.enter_context(latest_writer(workdir))
             start = Start(
                 parse_step(RESTORE_STEP.value),
                 CONTINUE_DIVERGED.value,
@@ -203,7 +213,8 @@ def main(argv: list[str]) -> int:
     if "://" in str(WORKDIR.value):
         return command_line.fail(
             f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "
-            "mounted bucket for instance."
+            "mounted bucket for instance. Checkpoints alone may be in a bucket: --checkpoints=gs://"
+            "BUCKET/FOLDER."
         )
     planning = MODE.value == "plan"
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
@@ -232,6 +243,11 @@ def main(argv: list[str]) -> int:
             raise
         if command_line.disk_is_full(error):
             return peers.end_with(command_line.fail_of_full_disk(error))
+        if is_unreachable(error):
+            command_line.fail(
+                f"{error}. What was saved before is whole: the same command goes on from there."
+            )
+            return peers.end_with(EXIT_STATUS[Outcome.STOPPED], now=True)
         if isinstance(error, MENDABLE):
             return peers.end_with(command_line.fail(error))
         raise

@@ -215,12 +215,15 @@ def watched() -> Iterator[None]:
     watch.leave()
 
 
-def end_with(status: int) -> int:
+def end_with(status: int, now: bool = False) -> int:
     """The status of a program that failed; of one of several processes, which ends here and now.
 
     An end in order would wait for the others, which are ending too.
+
+    Args:
+        now: whether one alone ends here too, as where threads still try what has failed.
     """
-    if jax.distributed.is_initialized():
+    if now or jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

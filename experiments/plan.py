@@ -19,7 +19,7 @@ from experiments.metrics.bound import make_terms_fn
 from experiments.optimizers import clip_global
 from experiments.state import TrainState, fresh_state, init_state, state_layout, training_images
 from experiments.train import check_cadence, make_train_call, make_train_step
-from experiments.workdir.checkpoint import Checkpoints, abstract_like
+from experiments.workdir.checkpoint import NAME, Checkpoints
 
 SECONDS = 5.0  # that a measurement takes at least
 CALLS = 3  # that it takes at least
@@ -137,7 +137,7 @@ def plan_training(experiment: Experiment, mesh: Mesh, done: int) -> None:
     free = devices.free_bytes()
     place = devices.over_fsdp(mesh)
     lowered = make_train_call(experiment, mesh).lower(
-        abstract_like(lambda: init_state(experiment), place), placed
+        devices.abstract_like(lambda: init_state(experiment), place), placed
     )
     _say("compiling", f"the training step, about {devices.compile_seconds(lowered):.0f} s")
     compiled = lowered.compile()
@@ -187,7 +187,7 @@ def plan_sampling(experiment: Experiment, mesh: Mesh) -> None:
     config = experiment.config.sample
     size = devices.round_up(config.batch_size, mesh)
     sampling = experiment.method.sampling(config.num_steps, ())
-    params = abstract_like(
+    params = devices.abstract_like(
         lambda: experiment.method.init(jax.random.key(0)), devices.replicated(mesh)
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
@@ -245,7 +245,7 @@ def plan_evaluation(experiment: Experiment, mesh: Mesh) -> None:
         return
     config = experiment.config.evaluate
     size = devices.round_up(config.batch_size, mesh)
-    params = abstract_like(
+    params = devices.abstract_like(
         lambda: experiment.method.init(jax.random.key(0)), devices.replicated(mesh)
     )
     labels = requested(experiment)
@@ -279,7 +279,7 @@ def plan(experiment: Experiment, workdir: Path | None) -> None:
     mesh = devices.make_mesh(**experiment.config.mesh)
     check_cadence(experiment.config.train, mesh)
     done = 0
-    if workdir is not None and (workdir / "checkpoints").is_dir():
+    if workdir is not None and (workdir / NAME).exists():
         with Checkpoints(workdir) as checkpoints:
             done = checkpoints.latest_step() or 0
     if done:

@@ -15,12 +15,11 @@ from experiments.data.dataset import Source, contents, fingerprint, hold_out
 from experiments.experiment import Experiment
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import (
+    NAME,
     CheckpointError,
     Checkpoints,
     Loaded,
-    Placed,
     Which,
-    abstract_like,
 )
 from experiments.workdir.config import changed, check_same, check_same_model, config_to_dict
 from experiments.workdir.protocols import TRAINING
@@ -184,7 +183,7 @@ def restore(
     state = TrainState(*checkpoints.restore(step, "state", _layout(experiment, meta, place)))
     if saved is None:
         state = fresh_state(experiment, mesh)._replace(step=state.step, params=state.params)
-    abstract = abstract_like(lambda: init_state(experiment).ema_params, place)
+    abstract = devices.abstract_like(lambda: init_state(experiment).ema_params, place)
     return state._replace(ema_params=checkpoints.restore(step, "ema", abstract))
 
 
@@ -226,11 +225,11 @@ def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _layout(experiment: Experiment, meta: dict[str, Any], sharding: Placed) -> SavedState:
+def _layout(experiment: Experiment, meta: dict[str, Any], sharding: devices.Placed) -> SavedState:
     """What the item `state` of a checkpoint holds: not the EMA, and for converted weights, which
     nothing was trained with here, neither the optimizer's state nor the method's memory.
     """
-    layout = abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
+    layout = devices.abstract_like(lambda: init_state(experiment), sharding)._replace(ema_params=())
     if meta["fingerprint"] is None:
         layout = layout._replace(opt_state=(), memory=())
     return SavedState(*layout)
@@ -296,12 +295,12 @@ def load_ema(
         f"{experiment.config.train.checkpoint_every:,} steps). A training that diverged before it "
         "leaves none."
     )
-    if not (folder / "checkpoints").is_dir():  # which opening it would make
+    if not (folder / NAME).exists():  # which opening it would make
         raise missing
     with Checkpoints(folder) as checkpoints:
         if checkpoints.latest_step() is None:
             raise missing
-        abstract = abstract_like(
+        abstract = devices.abstract_like(
             lambda: experiment.method.init(jax.random.key(0)), devices.replicated(mesh)
         )
 

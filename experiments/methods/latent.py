@@ -24,7 +24,12 @@ from experiments.data.dataset import Dataset, Encoded, Source, Subset, fingerpri
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import VAE, Encoder, Latents, pixels
 from experiments.methods.vae import initial, make_vae
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like, crc32s
+from experiments.workdir.checkpoint import (
+    NAME,
+    CheckpointError,
+    Checkpoints,
+    crc32s,
+)
 from experiments.workdir.config import read_config
 
 MEASURED = "latents.json"  # in the working directory of a VAE: its latents over a data set
@@ -48,7 +53,7 @@ def read_vae(workdir: str, dataset: Dataset) -> Trained:
         CheckpointError: where its checkpoint cannot be read.
     """
     folder = Path(workdir).expanduser()
-    if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
+    if not (folder / "config.json").is_file() or not (folder / NAME).exists():
         raise ValueError(
             f"config.encoder.workdir = {workdir!r} holds no trained VAE. Train one first, such as "
             "python -m experiments.main --config=experiments/configs/vae_emoji.py "
@@ -65,13 +70,14 @@ def read_vae(workdir: str, dataset: Dataset) -> Trained:
             f"config.encoder.workdir = {workdir!r} holds a VAE of {config.data.name!r}, and "
             f"config.data.name is {dataset.name!r}: they must be the same."
         )
-    changed = (folder / "checkpoints").stat().st_mtime
+    with Checkpoints(folder) as checkpoints:
+        changed = (folder / NAME).stat().st_mtime, checkpoints.latest_step()
     return _read(folder, changed, dataset.image_shape, dataset.num_levels)
 
 
 @functools.lru_cache(maxsize=4)
 def _read(
-    folder: Path, changed: float, image_shape: tuple[int, int, int], num_levels: int
+    folder: Path, changed: object, image_shape: tuple[int, int, int], num_levels: int
 ) -> Trained:
     """The newest checkpoint in `folder`, read once for each time that the folder changed."""
     config = read_config(folder)
@@ -86,7 +92,7 @@ def _read(
                 f"config.data describes {image_shape}."
             )
         model, network = make_vae(config, image_shape, num_levels)
-        abstract = abstract_like(
+        abstract = devices.abstract_like(
             lambda: initial(network, image_shape, jax.random.key(0)),
             devices.replicated(devices.make_mesh()),
         )

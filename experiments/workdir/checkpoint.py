@@ -8,28 +8,29 @@ import errno
 import functools
 import itertools
 import json
+import math
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from experiments import console, devices
 from experiments.workdir.origin import Origin
 
 BASE = 0x9E3779B97F4A7C15  # odd, so that every power of it is
+NAME, REMOTE = "checkpoints", "gs://"
 Found = TypeVar("Found")
-Sharding = jax.sharding.Sharding
-Placed = Sharding | Callable[[tuple[int, ...]], Sharding]  # of every array, or by its shape
 Which = int | str  # of the steps of a folder: one, "latest", or "auto"
 
 
@@ -144,6 +145,25 @@ class DamagedCheckpoint(CheckpointError):
     """A checkpoint whose files do not hold what was saved, or whose training had diverged."""
 
 
+def folder_of(workdir: Path) -> Any:
+    """Where the checkpoints of a working directory are; a path, which may be of a bucket.
+
+    That is its folder `checkpoints`, or what a file of that name says.
+
+    Raises:
+        CheckpointError: if there is such a file, and no address of a bucket in it.
+    """
+    place = (workdir / NAME).absolute()
+    address = place.read_text(errors="replace").strip() if place.is_file() else str(place)
+    if place.is_file() and not (address.startswith(REMOTE) and "\n" not in address):
+        raise CheckpointError(f"{place} is a file and holds no address, {REMOTE}BUCKET/FOLDER.")
+    if address.startswith(REMOTE):
+        import fsspec.config  # of the extra gcs, as what reaches a bucket
+
+        fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False  # others write too
+    return epath.Path(address)
+
+
 class Checkpoints:
     """The checkpoints of one working directory; a context manager, which waits for the last save.
 
@@ -153,7 +173,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0) -> None:
-        self.folder = (workdir / "checkpoints").absolute()
+        self.folder = folder_of(workdir)
+        self._remote = str(self.folder).startswith(REMOTE)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, create=True
         )
@@ -164,21 +185,21 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Waits for the last save."""
-        self._manager.close()
+        with self._patience():
+            self._manager.close()
 
     def wait(self) -> None:
         """Waits for the last save, and lets others follow."""
-        self._manager.wait_until_finished()
+        with self._patience():
+            self._manager.wait_until_finished()
+
+    def _patience(self) -> AbstractContextManager[None]:
+        return console.told_when_slow(f"a checkpoint to be written to {self.folder}")
 
     def latest_step(self) -> int | None:
         """The newest step that was saved completely; None where there is none."""
@@ -233,6 +254,8 @@ class Checkpoints:
         aside = self.folder.with_name("set_aside")
         if devices.is_main_process():
             aside.mkdir(exist_ok=True)
+            if self._remote:  # where a folder is only there with something in it
+                (aside / "about.txt").write_text("Newer than what a training went on from.\n")
             for step in newer:
                 names = (aside / f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
                 place = next(name for name in names if not name.exists())
@@ -259,7 +282,7 @@ class Checkpoints:
             return
         items = {"state": state, "ema": ema}
         needed = 2**20 + sum(1.1 * leaf.nbytes for leaf in jax.tree.leaves(items))
-        left = shutil.disk_usage(self.folder).free
+        left = math.inf if self._remote else shutil.disk_usage(self.folder).free
         if left < needed:
             what = f"a checkpoint needs {needed / 2**20:,.1f} MiB, and {left / 2**20:,.1f} are left"
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {what}", str(self.folder))
@@ -269,14 +292,10 @@ class Checkpoints:
         }
         meta = json.loads(json.dumps(meta))
         meta["checksum"] = _of_meta(meta)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                ema=ocp.args.StandardSave(ema),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        args = {what: ocp.args.StandardSave(tree) for what, tree in items.items()}
+        with self._patience():
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
 
     def _read(self, step: int, what: str, item: Any) -> Any:
         why: Exception | str = "another process could not read it."
@@ -299,6 +318,10 @@ class Checkpoints:
             return "No other step exists; start again in another --workdir."
         return f"Older steps exist: {others}; --restore_step={others[-1]} uses that older step."
 
+    def _damaged(self, step: int, why: str) -> DamagedCheckpoint:
+        where = self.folder / str(step)
+        return DamagedCheckpoint(f"checkpoint {where} is damaged: {why}. {self._remedy(step)}")
+
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a step.
 
@@ -307,17 +330,11 @@ class Checkpoints:
         """
         found = self._read(step, "meta", ocp.args.JsonRestore())
         if not isinstance(found, dict) or not {"layout", "checksums"} <= found.keys():
-            raise DamagedCheckpoint(
-                f"checkpoint {self.folder / str(step)} is damaged: its meta lacks what was saved. "
-                f"{self._remedy(step)}"
-            )
+            raise self._damaged(step, "its meta lacks what was saved")
         if "checksum" not in found and _is_older(found):
             return found
         if found.pop("checksum", None) != _of_meta(found):
-            raise DamagedCheckpoint(
-                f"checkpoint {self.folder / str(step)} is damaged: its meta is not what was saved. "
-                f"{self._remedy(step)}"
-            )
+            raise self._damaged(step, "its meta is not what was saved")
         return found
 
     def restore(self, step: int, what: str, abstract: Any) -> Any:
@@ -347,10 +364,7 @@ class Checkpoints:
         actual: dict[str, Any] = crc32s(tree) if _is_older(meta) else sums(tree)
         damaged = [name for name in actual if actual[name] != expected[name]]
         if damaged:
-            raise DamagedCheckpoint(
-                f"checkpoint {self.folder / str(step)} is damaged: {what} differs from what was "
-                f"saved in {damaged[:3]}. {self._remedy(step)}"
-            )
+            raise self._damaged(step, f"{what} differs from what was saved in {damaged[:3]}")
         if not devices.all_agree(_is_finite(tree)):
             raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} was saved with numbers that are not finite "
@@ -379,12 +393,3 @@ def _is_finite(tree: Any) -> bool:
         for shard in leaf.addressable_shards
     )
     return all(bool(np.isfinite(shard).all()) for shard in shards)
-
-
-def abstract_like(make: Callable[[], Any], sharding: Placed) -> Any:
-    """Shapes and dtypes of what `make` returns, without computing it, laid out as `sharding`."""
-    place = sharding if callable(sharding) else lambda shape: sharding
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)),
-        jax.eval_shape(make),
-    )

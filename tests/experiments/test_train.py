@@ -17,7 +17,7 @@ from experiments.data.dataset import load_in_memory
 from experiments.files.atomic import write_json
 from experiments.state import SavedState, TrainState, init_state
 from experiments.workdir import protocols, training_log
-from experiments.workdir.checkpoint import Checkpoints, abstract_like
+from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import check_same, config_to_dict, read_config
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import TRAINING, training_fields
@@ -53,7 +53,7 @@ def run_steps(config: ConfigDict, count: int, calls: int = 2):
 def final_state(workdir: pathlib.Path, config: ConfigDict):
     experiment = build(config)
     everywhere = devices.replicated(devices.make_mesh())
-    abstract = abstract_like(lambda: init_state(experiment), everywhere)
+    abstract = devices.abstract_like(lambda: init_state(experiment), everywhere)
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
         saved = SavedState(*abstract._replace(ema_params=()))
@@ -260,7 +260,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     experiment = build(config)
     with Checkpoints(tmp_path / "whole") as one, Checkpoints(tmp_path / "parts") as two:
         assert one.meta(4)["checksums"] == two.meta(4)["checksums"]
-        abstract = abstract_like(
+        abstract = devices.abstract_like(
             lambda: experiment.method.init(jax.random.key(0)),
             devices.replicated(devices.make_mesh()),
         )

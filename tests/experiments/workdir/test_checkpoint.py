@@ -11,7 +11,6 @@ from experiments.workdir.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedCheckpoint,
-    abstract_like,
     crc32s,
 )
 from tests.experiments.meta import edit
@@ -22,7 +21,7 @@ def make(value: float = 1.0) -> dict:
 
 
 def abstract(make=make) -> dict:
-    return abstract_like(make, devices.replicated(devices.make_mesh()))
+    return devices.abstract_like(make, devices.replicated(devices.make_mesh()))
 
 
 @pytest.fixture

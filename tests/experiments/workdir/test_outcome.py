@@ -17,7 +17,7 @@ from experiments import console, devices, hooks, train
 from experiments.build import build
 from experiments.state import SavedState, TrainState, init_state, load_ema, save
 from experiments.workdir import outcome, training_log
-from experiments.workdir.checkpoint import CheckpointError, Checkpoints, abstract_like
+from experiments.workdir.checkpoint import CheckpointError, Checkpoints
 from experiments.workdir.metrics_file import read_records
 from experiments.workdir.outcome import EXIT_STATUS, Outcome, Watch
 from experiments.workdir.results import read_results
@@ -162,7 +162,7 @@ def numbers(workdir: pathlib.Path, config: ConfigDict) -> dict[int, Any]:
     """Every checkpoint's state and EMA."""
     experiment = build(config)
     everywhere = devices.replicated(devices.make_mesh())
-    abstract = abstract_like(lambda: init_state(experiment), everywhere)
+    abstract = devices.abstract_like(lambda: init_state(experiment), everywhere)
     with Checkpoints(workdir) as checkpoints:
         return {
             step: (
