@@ -4,6 +4,8 @@ A sink is a few functions; one more is a class here and a line of SINKS. Names a
 training measures of itself lies under train/, what is measured of its model under eval/.
 """
 
+import errno
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,14 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in `workdir`/tensorboard, which `tensorboard --logdir` shows."""
+    """Event files in `workdir`/tensorboard, which `tensorboard --logdir` shows.
+
+    A thread of tensorboardX writes them. An error would end that thread alone, and the program
+    would wait for it for ever; so it is kept, and raised where something is shown next.
+
+    Raises:
+        OSError: from `scalars`, `image`, `text` and `close`, if the files could not be written.
+    """
 
     def __init__(self, workdir: Path, purge_step: int | None) -> None:
         import tensorboardX  # takes PyTorch with it where that is installed
@@ -41,24 +50,50 @@ class TensorBoard:
         self._writer = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=purge_step, flush_secs=10
         )
+        self._error: OSError | None = None
+        self._events = self._writer.file_writer.event_writer
+        self._thread = self._events._worker
+        files = self._events._ev_writer
+        for name in ("write_event", "flush"):
+            setattr(files, name, functools.partial(self._kept, files, name))
+
+    def _kept(self, files: Any, name: str, *arguments: Any) -> Any:
+        """Calls a method of the files; an error is kept and not raised."""
+        try:
+            return getattr(type(files), name)(files, *arguments)
+        except OSError as error:
+            self._error = self._error or error
+            return None
+
+    def _check(self) -> None:
+        if self._error is None and self._thread is not None and not self._thread.is_alive():
+            self._error = OSError(errno.EIO, "the files of TensorBoard could not be begun")
+        if self._error is not None:
+            raise self._error
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._check()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._check()
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def text(self, name: str, text: str) -> None:
+        self._check()
         self._writer.add_text(name, "    " + text.replace("\n", "\n    "))  # Markdown's code
 
     def close(self) -> None:
-        events = self._writer.file_writer.event_writer
+        if self._thread is not None and not self._thread.is_alive():
+            self._events._event_queue.cancel_join_thread()  # or the end of the program waits for it
         try:
             self._writer.close()
-        except OSError:  # of a full disk, which it would meet again at the end of the program
-            events.close = lambda: None
-            raise
+        except OSError as error:  # which it would meet again at the end of the program
+            self._events.close = lambda: None
+            self._error = self._error or error
+        self._thread = None
+        self._check()
 
 
 class WandB:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
+from experiments import console
 from experiments.console import WIDTH, format_duration
 from experiments.files.atomic import strict_json
 from experiments.workdir.metrics_file import drop_lines_after
@@ -135,13 +136,14 @@ class TrainingLog:
         self._epochs_per_step = config.train.batch_size / num_images
         if not self.active:
             return
+        self._workdir = workdir
         path = workdir / "metrics.jsonl"
         drop_lines_after(path, start_step)
         self._jsonl = path.open("a", buffering=1)
         self._sinks = open_sinks(workdir, config.train.log_to, start_step + 1)
         if not start_step:
             self._sinks.text("config", config.to_yaml())
-        console = Console()
+        screen = Console()
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(None),
@@ -149,8 +151,8 @@ class TrainingLog:
             TextColumn("{task.fields[loss]}"),
             Elapsed(),
             TextColumn("ETA {task.fields[eta]}"),
-            console=console,
-            disable=not console.is_terminal,
+            console=screen,
+            disable=not screen.is_terminal,
             expand=True,
         )
         self._task = self._progress.add_task(
@@ -188,8 +190,9 @@ class TrainingLog:
 
     def _record(self, step: int, values: Mapping[str, float], group: str) -> None:
         if values:
-            self._jsonl.write(strict_json({"step": step} | dict(values)) + "\n")
-            self._sinks.scalars(step, {f"{group}/{name}": v for name, v in values.items()})
+            with console.told_when_slow(f"the log to be written to {self._workdir}"):
+                self._jsonl.write(strict_json({"step": step} | dict(values)) + "\n")
+                self._sinks.scalars(step, {f"{group}/{name}": v for name, v in values.items()})
 
     def advance(self, step: int) -> None:
         """Moves the bar."""

@@ -148,3 +148,14 @@ def test_too_few_addresses_are_an_error_at_once_and_no_hang(tmp_path: pathlib.Pa
     )
     assert done.returncode == 2
     assert "1.9 GiB of addresses (ulimit -v), and jax needs 3" in done.stderr
+
+
+def test_who_waits_long_is_told_why_and_ever_less_often(capsys: pytest.CaptureFixture) -> None:
+    with console.told_when_slow("the disk", seconds=30.0):
+        pass
+    assert not capsys.readouterr().out
+    with console.told_when_slow("the disk", seconds=0.1):
+        time.sleep(1.0)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4  # after 0.1, 0.2, 0.4 and 0.8 seconds
+    assert all(line.startswith("waiting   since ") and "the disk" in line for line in said)

@@ -96,6 +96,33 @@ def test_without_its_package_a_sink_says_what_to_install(tmp_path, monkeypatch) 
     assert set(SINKS) == {"tensorboard", "wandb"}
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_files_that_cannot_be_written_hang_nothing(tmp_path: pathlib.Path, early: bool) -> None:
+    """The thread that writes would end, and the queue before it stay full for ever."""
+    program = f"""
+import pathlib, time, tensorboardX
+from experiments.workdir.sinks import TensorBoard
+def gone(self): raise OSError(30, "Read-only file system")
+if {early}: tensorboardX.event_file_writer.EventsWriter.flush = gone
+board = TensorBoard(pathlib.Path({str(tmp_path)!r}), None)
+tensorboardX.event_file_writer.EventsWriter.flush = gone
+board._thread._next_flush_time = 0
+try:
+    for step in range(1000):
+        board.scalars(step, {{"loss": 0.0, "norm": 1.0}})
+        time.sleep(0.001)
+except OSError as error: print("met", error.errno, step < 999)
+try: board.close()
+except OSError as error: print("and", error.errno)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    numbers = (5, 30) if early else (30,)  # 5 where the thread had ended before it was watched
+    assert done.stdout in {f"met {n} True\nand {n}\n" for n in numbers}, done.stderr
+    assert early or "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_full_disk_is_met_once_and_not_again_at_the_end(tmp_path: pathlib.Path) -> None:
     """tensorboardX closes its files once more when the program ends, with a traceback."""
     program = f"""
