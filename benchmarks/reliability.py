@@ -74,14 +74,16 @@ def finish(arguments: Sequence[str], log: Path, **options: Any) -> int:
 
 def outcome(workdir: Path) -> dict[str, Any]:
     """What a finished run is compared by."""
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    metadata = workdir / "checkpoints" / str(steps[-1]) / "meta" / "metadata"
-    meta = json.loads(metadata.read_text())
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    meta = json.loads((workdir / f"checkpoints/{step}/meta/metadata").read_text())
+    return {"step": step, "checksums": meta["checksums"], **measured(workdir)}
+
+
+def measured(workdir: Path) -> dict[str, Any]:
+    """Of that, what is no checkpoint."""
     results = json.loads((workdir / "results.json").read_text())
     samples = sorted((workdir / "samples").rglob("*.png"))
     return {
-        "step": steps[-1],
-        "checksums": meta["checksums"],
         "samples": [path.read_bytes() for path in samples],
         "values": results["bpd_fast"]["values"],
         "lines": len((workdir / "metrics.jsonl").read_text().splitlines()),
@@ -245,10 +247,9 @@ def damage(folder: Path) -> None:
         return {step: found}
 
     sound = read(folder / "run")
-    older = {40: None}
-    newest, foreign = folder / "run/checkpoints/80", folder / "other/checkpoints/80"
-    for path in sorted(p for p in newest.rglob("*") if p.is_file()):
-        relative = path.relative_to(newest)
+    last, foreign = folder / "run/checkpoints/80", folder / "other/checkpoints/80"
+    for path in sorted(p for p in last.rglob("*") if p.is_file()):
+        relative = path.relative_to(last)
         for how, spoil in damages(path, foreign / relative).items():
             work = Path(tempfile.mkdtemp(dir=folder)) / "run"
             shutil.copytree(folder / "run", work)
@@ -259,7 +260,7 @@ def damage(folder: Path) -> None:
                 found = read(folder / "run")
                 if found == sound:
                     kind = "harmless, the same numbers"
-                elif found.keys() == older.keys() and said:
+                elif list(found) == [40] and said:
                     kind = "named, and the sound step before is used"
                 else:
                     kind = "SILENT"
