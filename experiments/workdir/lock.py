@@ -252,5 +252,6 @@ def only_writer(workdir: Path, doing: str) -> Iterator[None]:
         ended.set()
         if devices.is_main_process():
             thread.join()
-            while _read(path) == holder and not _change(path, holder, holder, release=True):
-                pass
+            with contextlib.suppress(OSError):  # in a folder that cannot be written to any more
+                while _read(path) == holder and not _change(path, holder, holder, release=True):
+                    pass

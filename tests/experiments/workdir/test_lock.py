@@ -207,3 +207,20 @@ def test_where_processes_do_not_tell_when_they_began(
     write(tmp_path)
     with only_writer(tmp_path, "training"):
         pass
+
+
+def test_what_ended_a_program_is_told_where_its_lock_cannot_go(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that became read-only: the lock stays, and the next finds its holder gone."""
+
+    def read_only(*arguments: object, **options: object) -> bool:
+        raise OSError(30, "Read-only file system")
+
+    with (
+        pytest.raises(ZeroDivisionError, match="what happened"),
+        lock.only_writer(tmp_path, "training"),
+    ):
+        monkeypatch.setattr(lock, "_change", read_only)
+        raise ZeroDivisionError("what happened")
+    assert (tmp_path / lock.NAME).exists()
