@@ -31,14 +31,9 @@ def processes(count: int, *command: str, last: tuple[str, ...] = ()) -> list[sub
     ]
 
 
-def two_processes(*command: str) -> list[subprocess.Popen]:
-    """`processes`, two of them."""
-    return processes(2, *command)
-
-
-def in_two_processes(*command: str) -> list[str]:
-    """Runs `two_processes` to their end, and returns what each printed."""
-    both = two_processes(*command)
-    outputs = [process.communicate(timeout=400)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+def in_processes(count: int, *command: str) -> list[str]:
+    """Runs `processes` to their end, and returns what each printed."""
+    started = processes(count, *command)
+    outputs = [process.communicate(timeout=400)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
     return outputs

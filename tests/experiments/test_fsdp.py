@@ -18,7 +18,7 @@ from experiments.build import build
 from experiments.state import fresh_state, init_state
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.outcome import Outcome
-from tests.experiments.processes import ROOT, in_two_processes
+from tests.experiments.processes import ROOT, in_processes
 from tests.experiments.test_train import final_state, host_batches
 
 Make = Callable[[], ConfigDict]
@@ -172,7 +172,7 @@ def test_numbers_that_are_not_finite_are_found_in_every_part(
             checkpoints.restore(1, "state", abstract)
 
 
-def test_two_processes_share_a_copy_and_one_goes_on_alone(
+def test_a_run_goes_on_in_two_four_and_one_processes(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     def command(workdir: str, steps: int, *more: str) -> list[str]:
@@ -187,12 +187,13 @@ def test_two_processes_share_a_copy_and_one_goes_on_alone(
         ]
 
     alone, shared = str(tmp_path / "alone"), str(tmp_path / "shared")
-    in_two_processes(*command(shared, 4, "--config.mesh.fsdp=2"))
-    for arguments in (command(shared, 8), command(alone, 8)):
+    in_processes(2, *command(shared, 4, "--config.mesh.fsdp=2"))  # that share a copy
+    in_processes(4, *command(shared, 8, "--config.mesh.fsdp=2"))  # two by two
+    for arguments in (command(shared, 12), command(alone, 12)):
         subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
     losses = []
     for workdir in (shared, alone):
         lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
         losses.append([float(x.split('"loss": ')[1].split(",")[0]) for x in lines.splitlines()])
-    assert len(losses[0]) == 4
+    assert len(losses[0]) == 6
     np.testing.assert_allclose(*losses, rtol=2e-3)

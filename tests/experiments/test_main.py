@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.workdir.lock import only_writer
-from tests.experiments.processes import ROOT, in_two_processes, two_processes
+from tests.experiments.processes import ROOT, in_processes, processes
 
 TINY = {
     "config.schedule.num_timesteps": "8",
@@ -183,7 +183,8 @@ def test_two_processes_train_sample_and_evaluate_like_one(
     run: tuple, tmp_path: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
     """Each with half of the devices and of the batches; only the first writes."""
-    outputs = in_two_processes(
+    outputs = in_processes(
+        2,
         *("-m", "experiments.main", f"--workdir={tmp_path}"),
         *("--config=experiments/configs/digits.py", f"--config.data.data_dir={data_dir}"),
         *(f"--{name}={value}" for name, value in TINY.items()),
@@ -245,7 +246,8 @@ def test_ctrl_c_lets_two_processes_agree_save_and_stop(
     """As a terminal sends it, to both, and where only one is reached."""
     options = TINY | {"config.train.num_steps": "100000", "config.train.checkpoint_every": "100000"}
     options["config.train.preview_every"] = "0"
-    both = two_processes(
+    both = processes(
+        2,
         *("-m", "experiments.main", f"--workdir={tmp_path}"),
         *("--config=experiments/configs/digits.py", f"--config.data.data_dir={data_dir}"),
         *(f"--{name}={value}" for name, value in options.items()),

@@ -26,7 +26,7 @@ from experiments.state import load_ema
 from experiments.workdir.checkpoint import crc32s
 from tests.experiments import modes
 from tests.experiments.conftest import QUICK
-from tests.experiments.processes import in_two_processes
+from tests.experiments.processes import in_processes
 
 Make = Callable[[], ConfigDict]
 # experiments.main, whose classifier is the quick one too
@@ -206,7 +206,8 @@ def test_two_processes_judge_samples_like_one(
     shutil.copytree(cache_folder() / "classifiers", cache / "classifiers")
     monkeypatch.setenv("DDPM_CACHE", str(cache))
     fields = ("metrics", "num_samples", "num_splits")
-    outputs = in_two_processes(
+    outputs = in_processes(
+        2,
         *("-c", MAIN, "--mode=evaluate", f"--workdir={run}"),
         *(f"--config.evaluate.{name}={config.evaluate[name]}" for name in fields),
     )
