@@ -242,14 +242,14 @@ def main(argv: list[str]) -> int:
         if command_line.verbose(sys.argv):
             raise
         if command_line.disk_is_full(error):
-            return peers.end_with(command_line.fail_of_full_disk(error))
+            peers.end_with(command_line.fail_of_full_disk(error))
         if is_unreachable(error):
             command_line.fail(
                 f"{error}. What was saved before is whole: the same command goes on from there."
             )
-            return peers.end_with(EXIT_STATUS[Outcome.STOPPED], now=True)
+            peers.end_with(EXIT_STATUS[Outcome.STOPPED])
         if isinstance(error, MENDABLE):
-            return peers.end_with(command_line.fail(error))
+            peers.end_with(command_line.fail(error))
         raise
 
 

@@ -126,3 +126,25 @@ print("found", found)
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert "found [1]" in done.stdout, done
+
+
+def test_a_program_that_failed_waits_for_no_thread_and_no_child() -> None:
+    """Threads of libraries wait for minutes for what has failed."""
+    program = (
+        "import multiprocessing, threading, time\n"
+        "from experiments import peers\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+        "child.start()\n"
+        "print(child.pid)\n"
+        "peers.end_with(7)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == 7
+    child = pathlib.Path("/proc", done.stdout.strip())
+    until = time.monotonic() + 10
+    while child.exists() and "State:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
