@@ -195,7 +195,7 @@ def clocks(folder: Path, trials: int, draw: random.Random) -> None:
 
 def buckets(folder: Path, trials: int, draw: random.Random) -> None:
     """A bucket is frozen, a machine lost with its disk, or another one writes, in turn."""
-    from tests.experiments.bucket import NAME, Bucket
+    from benchmarks.bucket import NAME, Bucket
 
     expected, seconds = undisturbed(folder)
     bucket = Bucket()

@@ -24,7 +24,7 @@ from experiments.workdir.outcome import USER_ERROR, Outcome
 for needed in ("gcsfs", "gcp_storage_emulator"):
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"a bucket on this machine needs {needed}", allow_module_level=True)
-from tests.experiments.bucket import Bucket  # noqa: E402
+from benchmarks.bucket import Bucket  # noqa: E402
 from tests.experiments.test_main import TINY, program  # noqa: E402
 
 Make = Callable[[], ConfigDict]

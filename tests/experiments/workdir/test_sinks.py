@@ -106,12 +106,12 @@ def gone(self): raise OSError(30, "Read-only file system")
 if {early}: tensorboardX.event_file_writer.EventsWriter.flush = gone
 board = TensorBoard(pathlib.Path({str(tmp_path)!r}), None)
 tensorboardX.event_file_writer.EventsWriter.flush = gone
-board._thread._next_flush_time = 0
 try:
-    for step in range(1000):
+    for step in range(20_000):
+        board._thread._next_flush_time = 0
         board.scalars(step, {{"loss": 0.0, "norm": 1.0}})
         time.sleep(0.001)
-except OSError as error: print("met", error.errno, step < 999)
+except OSError as error: print("met", error.errno, step < 19_999)
 try: board.close()
 except OSError as error: print("and", error.errno)
 """
