@@ -48,7 +48,6 @@ class _Router(server.Router):
         bucket: Bucket = self._request_handler.bucket
         time.sleep(bucket.slow)
         with bucket.lock:
-            bucket.requests += 1
             super().handle(method)
 
 
@@ -59,10 +58,18 @@ def _checked(handler: Any) -> Any:
         if refusal is None:
             handler(request, response, storage, *more, **named)
         else:
-            request.data  # noqa: B018 - has it read, before the answer
+            _body = request.data  # is read before the answer
             response.status = refusal
 
     return handle
+
+
+objects.download = _download_and_tell
+server.Router = _Router
+server.HANDLERS = tuple(
+    (path, {method: _checked(handler) for method, handler in by_method.items()})
+    for path, by_method in server.HANDLERS
+)
 
 
 class Bucket:
@@ -72,16 +79,9 @@ class Bucket:
     """
 
     def __init__(self, port: int = 0) -> None:
-        self.slow, self.requests, self.lock = 0.0, 0, threading.Lock()
+        self.slow, self.lock = 0.0, threading.Lock()
         self.storage = Storage(use_memory_fs=True)
         buckets.create_bucket(NAME, self.storage)
-        objects.download = _download_and_tell
-        server.Router = _Router
-        handlers = [
-            (path, {method: _checked(handler) for method, handler in by_method.items()})
-            for path, by_method in server.HANDLERS
-        ]
-        server.HANDLERS = tuple(handlers)
         Handler = type("Handler", (server.RequestHandler,), {"bucket": self})
         make = functools.partial(Handler, self.storage)
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), make)

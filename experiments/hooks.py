@@ -19,13 +19,12 @@ from experiments.metrics import bound
 from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
-from experiments.workdir.checkpoint import Checkpoints, DamagedCheckpoint
+from experiments.workdir.checkpoint import BEST, Checkpoints, DamagedCheckpoint
 from experiments.workdir.config import check_same
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import MODEL, TRAINING
 
 Validate = Callable[[Any], float]  # EMA parameters -> a number, the smaller the better
-BEST = "best"  # folder in the working directory
 # What a validation's numbers depend on beside the training: all must agree for a best of them.
 MEASURED_BY = MappingProxyType(
     {

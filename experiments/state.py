@@ -15,6 +15,7 @@ from experiments.data.dataset import Source, contents, fingerprint, hold_out
 from experiments.experiment import Experiment
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import (
+    BEST,
     NAME,
     CheckpointError,
     Checkpoints,
@@ -286,7 +287,7 @@ def load_ema(
             f"--restore_step={restore_step} is one of the newest checkpoints, and "
             "config.checkpoint = 'best' asks for the best: leave one of the two out."
         )
-    folder = workdir / "best" if which == "best" else workdir
+    folder = workdir / BEST if which == "best" else workdir
     missing = CheckpointError(
         f"{workdir} holds no best checkpoint: train with config.train.validate_every > 0, or set "
         "config.checkpoint to 'latest'."

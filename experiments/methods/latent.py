@@ -24,12 +24,7 @@ from experiments.data.dataset import Dataset, Encoded, Source, Subset, fingerpri
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import VAE, Encoder, Latents, pixels
 from experiments.methods.vae import initial, make_vae
-from experiments.workdir.checkpoint import (
-    NAME,
-    CheckpointError,
-    Checkpoints,
-    crc32s,
-)
+from experiments.workdir.checkpoint import NAME, CheckpointError, Checkpoints, crc32s
 from experiments.workdir.config import read_config
 
 MEASURED = "latents.json"  # in the working directory of a VAE: its latents over a data set

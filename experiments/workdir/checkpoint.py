@@ -29,7 +29,7 @@ from experiments import console, devices
 from experiments.workdir.origin import Origin
 
 BASE = 0x9E3779B97F4A7C15  # odd, so that every power of it is
-NAME, REMOTE = "checkpoints", "gs://"
+NAME, BEST, REMOTE = "checkpoints", "best", "gs://"
 Found = TypeVar("Found")
 Which = int | str  # of the steps of a folder: one, "latest", or "auto"
 

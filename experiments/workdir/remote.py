@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments import devices
 from experiments.files.atomic import write_text
-from experiments.workdir.checkpoint import NAME, REMOTE, folder_of
+from experiments.workdir.checkpoint import BEST, NAME, REMOTE, folder_of
 from experiments.workdir.outcome import USER_ERROR
 
 WRITER = "writer.json"
@@ -31,14 +31,14 @@ LOOK = 10.0  # seconds after which a writer looks whether another one began
 def keep_at(workdir: Path, address: str) -> None:
     """Has the checkpoints of a working directory kept at an address, its best one there too.
 
-    To be called by every process. What is at that address already is gone on from.
+    To be called by every process. What is at that address already is gone on from. Where nothing
+    was saved yet the place may be changed.
 
     Args:
         address: gs://BUCKET/FOLDER, of this run alone.
 
     Raises:
-        ValueError: if it is no such address or cannot be written to; if the working directory has
-            its checkpoints elsewhere.
+        ValueError: if it is no such address; if the working directory has checkpoints elsewhere.
         ImportError: without the packages that reach a bucket.
     """
     bucket, _, folder = address.removeprefix(REMOTE).strip("/").partition("/")
@@ -49,27 +49,31 @@ def keep_at(workdir: Path, address: str) -> None:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise ImportError(f"--checkpoints={address} needs gcsfs: pip install -e '.[gcs]'.")
-    for part in (Path(), Path("best")):
-        place = workdir / part / NAME
+    changes: list[tuple[Path, str]] = []
+    for part in (Path(), Path(BEST)):
+        place, there = workdir / part / NAME, folder_of(workdir / part)
         wanted = "/".join((REMOTE + bucket, folder, *part.parts, NAME))
-        if place.exists() and str(folder_of(workdir / part)) != wanted:
-            there = folder_of(workdir / part)
+        if str(there) == wanted:
+            continue
+        if there.exists() and any(there.iterdir()):
             raise ValueError(
                 f"--checkpoints={address} would leave the checkpoints of {workdir} where they are, "
                 f"in {there}. Leave it out to go on from them, copy them to {wanted} and move "
                 f"{place} away, or choose another --workdir."
             )
-        if devices.is_main_process() and not place.exists():
+        changes.append((place, wanted))
+    devices.all_agree(True)  # all have looked before the main one writes, and none reads before
+    if devices.is_main_process():
+        for place, wanted in changes:
             place.parent.mkdir(parents=True, exist_ok=True)
+            if place.is_dir():
+                place.rmdir()
             write_text(place, wanted + "\n")
-    devices.all_agree(True)  # none reads before the main one has written
+    devices.all_agree(True)
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a bucket did not answer any more.
-
-    The libraries that reach it try again for a quarter of an hour before.
-    """
+    """Whether an error, or one that it came from, says that a bucket did not answer any more."""
     while error is not None:
         if any(sign in str(error) for sign in UNREACHABLE):
             return True

@@ -182,14 +182,23 @@ def test_no_address_is_refused(bucket: Bucket, tmp_path: pathlib.Path, address: 
 def test_checkpoints_that_are_elsewhere_are_not_left(
     bucket: Bucket, tmp_path: pathlib.Path
 ) -> None:
-    (tmp_path / "local/checkpoints").mkdir(parents=True)
+    (tmp_path / "local/checkpoints/3").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"would leave the checkpoints .* in .*local/checkpoints"):
         remote.keep_at(tmp_path / "local", "gs://bucket/b")
-    (tmp_path / "far").mkdir()
-    remote.keep_at(tmp_path / "far", "gs://bucket/b")
+    saved(tmp_path / "far", "gs://bucket/b")
     remote.keep_at(tmp_path / "far", "gs://bucket/b/")  # the same
     with pytest.raises(ValueError, match="would leave .* in gs://bucket/b/checkpoints"):
         remote.keep_at(tmp_path / "far", "gs://bucket/c")
+
+
+def test_an_address_at_which_nothing_was_saved_can_be_mended(
+    bucket: Bucket, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for address in ("gs://nowhere/run", "gs://bucket/typo", "gs://bucket/right"):
+        remote.keep_at(tmp_path, address)
+        assert str(folder_of(tmp_path)) == f"{address}/checkpoints"
+        assert str(folder_of(tmp_path / "best")) == f"{address}/best/checkpoints"
 
 
 def test_a_file_that_is_no_address_is_named(tmp_path: pathlib.Path) -> None:
