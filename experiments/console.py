@@ -143,23 +143,37 @@ def track(items: Sequence[Any], label: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def told_when_slow(what: str, seconds: float = 30.0) -> Iterator[None]:
-    """Says what is waited for after so many seconds, and again whenever that time has doubled."""
-    begin, ended = time.monotonic(), threading.Event()
+def meanwhile(
+    act: Callable[[threading.Event], None], patience: float | None = None
+) -> Iterator[None]:
+    """Runs `act` in a thread of its own, which is told by an event when to end.
 
-    def tell() -> None:
-        due = seconds
-        while not ended.wait(begin + due - time.monotonic()):
-            due *= 2
-            log(f"waiting   since {format_duration(time.monotonic() - begin)} for {what}")
-
-    thread = threading.Thread(target=tell, daemon=True, name="slow")
+    Args:
+        patience: seconds for which its end is waited for; None: as long as it takes.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=act, args=(ended,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(patience)
+
+
+@contextlib.contextmanager
+def told_when_slow(what: str, seconds: float = 30.0) -> Iterator[None]:
+    """Says what is waited for after so many seconds, and again whenever that time has doubled."""
+    begin = time.monotonic()
+
+    def tell(ended: threading.Event) -> None:
+        due = seconds
+        while not ended.wait(begin + due - time.monotonic()):
+            due *= 2
+            log(f"waiting   since {format_duration(time.monotonic() - begin)} for {what}")
+
+    with meanwhile(tell):
+        yield
 
 
 def check_address_space() -> None:

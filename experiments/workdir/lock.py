@@ -8,6 +8,7 @@ seconds, so that no two clocks are compared. A holder that is gone loses the loc
 import contextlib
 import datetime
 import errno
+import functools
 import json
 import os
 import secrets
@@ -242,16 +243,13 @@ def only_writer(workdir: Path, doing: str) -> Iterator[None]:
                 )
     if not devices.all_agree(refusal is None):
         raise refusal or InUse(f"--workdir={workdir} is in use, as the main process tells.")
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, holder, ended), daemon=True, name="lock")
-    if devices.is_main_process():
-        thread.start()
-    try:
+    if not devices.is_main_process():
         yield
+        return
+    try:
+        with console.meanwhile(functools.partial(_renew, path, holder)):
+            yield
     finally:
-        ended.set()
-        if devices.is_main_process():
-            thread.join()
-            with contextlib.suppress(OSError):  # in a folder that cannot be written to any more
-                while _read(path) == holder and not _change(path, holder, holder, release=True):
-                    pass
+        with contextlib.suppress(OSError):  # in a folder that cannot be written to any more
+            while _read(path) == holder and not _change(path, holder, holder, release=True):
+                pass

@@ -7,6 +7,7 @@ directory, goes on from the checkpoints at that address.
 
 import contextlib
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import devices
+from experiments import console, devices
 from experiments.files.atomic import write_text
 from experiments.workdir.checkpoint import BEST, NAME, REMOTE, folder_of
 from experiments.workdir.outcome import USER_ERROR
@@ -105,14 +106,11 @@ def latest_writer(workdir: Path) -> Iterator[None]:
             "there, can it be reached, and may you write to it (gcloud auth application-default "
             "login)?"
         )
-    ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(file, token, ended), daemon=True, name="writer")
-    if devices.is_main_process():
-        thread.start()
-    try:
+    if not devices.is_main_process():
         yield
-    finally:
-        ended.set()
+        return
+    with console.meanwhile(functools.partial(_watch, file, token), patience=1.0):
+        yield
 
 
 def _begin(file: Any, token: str) -> str:
