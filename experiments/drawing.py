@@ -220,7 +220,7 @@ def compile_sampling(
         try:
             return whole(params, indices, *inputs, each=each)
         except devices.OutOfMemory as error:
-            half = devices.round_up(len(indices) // 2, mesh)
+            half = devices.round_up(-(-len(indices) // 2), mesh)
             if half >= len(indices):
                 raise
             console.log(f"memory    {error}: {half} at a time")

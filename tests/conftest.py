@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Nothing in the tests runs long enough to be worth optimising, and everything has to be compiled.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -42,3 +43,17 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data")
     digits(str(folder)).open("train")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device() -> Iterator[None]:
+    """The program sees the first device only, as on a laptop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture
+def all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program sees all eight: for tests of what is shared between devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: len(jax.devices()))

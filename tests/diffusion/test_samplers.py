@@ -56,7 +56,7 @@ def test_a_sample_does_not_depend_on_its_batch(network) -> None:
     assert float(jnp.abs(together[0] - together[1]).max()) > 0.1
 
 
-def test_samples_do_not_depend_on_the_number_of_devices(network) -> None:
+def test_samples_do_not_depend_on_the_number_of_devices(network, all_devices: None) -> None:
     from experiments import devices
 
     one = draw(network, range(8)).x_0

@@ -38,7 +38,7 @@ def config(data_dir: pathlib.Path, ablation: str) -> ConfigDict:
 
 @pytest.mark.parametrize(("ablation", "limit"), [("eps_simple", 0.001), ("", 0.003)])
 def test_the_bound_stays(
-    ablation: str, limit: float, data_dir: pathlib.Path, tmp_path: pathlib.Path, one_device: None
+    ablation: str, limit: float, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The same parameters, noise and timesteps: only the arithmetic of the network differs."""
     model = build(config(data_dir, ablation))

@@ -107,10 +107,10 @@ def test_every_data_set_is_known_by_its_files(
 
 
 def test_one_other_image_among_many_is_refused(
-    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    plain: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not one of the few that the fingerprint looks at."""
-    config = tiny()
+    config = plain()
     config.train.num_steps = 4
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     config.train.num_steps = 6
@@ -127,10 +127,10 @@ def test_one_other_image_among_many_is_refused(
 
 
 def test_a_damaged_picture_can_be_taken_out_and_the_training_goes_on(
-    tiny: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+    plain: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     """As the message about the picture says; checkpoints and results then say so."""
-    config, pictures, run = tiny(), tmp_path / "pictures", tmp_path / "run"
+    config, pictures, run = plain(), tmp_path / "pictures", tmp_path / "run"
     write_pictures(pictures)
     config.data = ConfigDict(
         dict(
@@ -160,12 +160,12 @@ def test_a_damaged_picture_can_be_taken_out_and_the_training_goes_on(
 
 
 def test_other_times_and_another_commit_are_told(
-    tiny: Make,
+    plain: Make,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    config = tiny()
+    config = plain()
     config.loader.in_memory = False
     config.train.num_steps = 4
     copied = shutil.copytree(config.data.data_dir, tmp_path / "data")

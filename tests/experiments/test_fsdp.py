@@ -22,6 +22,7 @@ from tests.experiments.processes import ROOT, in_processes
 from tests.experiments.test_train import final_state, host_batches
 
 Make = Callable[[], ConfigDict]
+pytestmark = pytest.mark.usefixtures("all_devices")
 
 
 @pytest.fixture

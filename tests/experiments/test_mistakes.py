@@ -144,8 +144,8 @@ def test_a_full_disk_is_told_before_a_save_and_costs_none(tmp_path, monkeypatch,
     assert "start the same command again" in capsys.readouterr().err
 
 
-def test_a_finished_training_says_that_there_is_nothing_to_do(tiny, tmp_path, capsys) -> None:
-    config = tiny()
+def test_a_finished_training_says_that_there_is_nothing_to_do(plain, tmp_path, capsys) -> None:
+    config = plain()
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     capsys.readouterr()
     config.train.num_steps = config.train.checkpoint_every = 4

@@ -29,7 +29,9 @@ def meshes() -> list:
     return [devices.make_mesh(jax.devices()[:1]), devices.make_mesh()]
 
 
-def test_samples_are_the_same_in_any_batch_and_on_any_devices(trained: tuple, params) -> None:
+def test_samples_are_the_same_in_any_batch_and_on_any_devices(
+    trained: tuple, params, all_devices: None
+) -> None:
     experiment = build(trained[0])
     one, eight = meshes()
     results = []

@@ -42,18 +42,29 @@ def test_other_seeds_are_refused(text: str) -> None:
         parse_indices(text)
 
 
-@pytest.fixture
-def fresh(trained: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path) -> Any:
+def without_samples(run: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path) -> Any:
     """(config, make a new copy of the run without samples)."""
 
     def copy(name: str) -> pathlib.Path:
-        folder = shutil.copytree(trained[1], tmp_path / name)
+        folder = shutil.copytree(run[1], tmp_path / name)
         shutil.rmtree(folder / "samples", ignore_errors=True)
         return folder
 
-    config = ConfigDict(trained[0].to_dict())
+    config = ConfigDict(run[0].to_dict())
     config.sample.update(num_images=40, batch_size=8)
     return config, copy
+
+
+@pytest.fixture
+def fresh(plain_run: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path) -> Any:
+    """Of one Gaussian per pixel."""
+    return without_samples(plain_run, tmp_path)
+
+
+@pytest.fixture
+def fresh_chain(trained: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path) -> Any:
+    """Of the small network."""
+    return without_samples(trained, tmp_path)
 
 
 def pixels(folder: pathlib.Path) -> np.ndarray:
@@ -86,7 +97,7 @@ def test_an_interrupted_sampling_goes_on_to_the_same_bytes(fresh, monkeypatch, c
         assert (torn / "samples" / name).read_bytes() == (whole / "samples" / name).read_bytes()
     assert not (torn / "samples" / "parts").exists()
     assert results["indices"] == "0-39" and results["num_images"] == 40
-    assert results["evaluations"] == 8.0 and results["not_finite"] == 0
+    assert results["evaluations"] == 1.0 and results["not_finite"] == 0
 
 
 @pytest.mark.parametrize("moment", ["finish", "first picture", "second picture", "results"])
@@ -123,9 +134,9 @@ def test_a_set_whose_files_were_not_all_written_is_finished(fresh, monkeypatch, 
     assert not list((torn / "samples").glob(".*"))
 
 
-def test_a_killed_program_goes_on_to_the_same_bytes(fresh) -> None:
+def test_a_killed_program_goes_on_to_the_same_bytes(fresh_chain) -> None:
     """kill -9, twice, wherever it hits."""
-    config, copy = fresh
+    config, copy = fresh_chain
     whole, torn = copy("whole"), copy("torn")
     for workdir in (whole, torn):
         write_config(workdir, config)
@@ -152,8 +163,8 @@ def test_a_killed_program_goes_on_to_the_same_bytes(fresh) -> None:
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_batches_and_devices_do_not_show(fresh, one_device) -> None:
-    config, copy = fresh
+def test_batches_and_devices_do_not_show(fresh_chain) -> None:
+    config, copy = fresh_chain
     found = []
     for size in (8, 40, 7):
         config.sample.batch_size = size
@@ -201,7 +212,7 @@ def test_shards_hold_the_samples_in_order(fresh) -> None:
     np.testing.assert_array_equal(joined, pixels(one / "samples"))
     indices = np.concatenate([shard["indices"] for shard in stored])
     np.testing.assert_array_equal(indices, np.arange(40))
-    assert all((shard["evaluations"] == 8).all() and shard["finite"].all() for shard in stored)
+    assert all((shard["evaluations"] == 1).all() and shard["finite"].all() for shard in stored)
 
 
 def test_png_files_by_number_in_any_order(fresh, tmp_path: pathlib.Path) -> None:
@@ -231,8 +242,8 @@ def test_png_files_by_number_in_any_order(fresh, tmp_path: pathlib.Path) -> None
         modes.sample(build(other), run, Place([0], out))
 
 
-def test_seeds_of_the_program(fresh, tmp_path: pathlib.Path) -> None:
-    config, copy = fresh
+def test_seeds_of_the_program(fresh_chain, tmp_path: pathlib.Path) -> None:
+    config, copy = fresh_chain
     run, out = copy("run"), tmp_path / "out"
     write_config(run, config)
     program("--mode=sample", f"--workdir={run}", "--seeds=2,8-9", f"--out={out}")
@@ -244,9 +255,9 @@ def test_seeds_of_the_program(fresh, tmp_path: pathlib.Path) -> None:
     assert "--seeds=9-2 is not understood" in refused.stderr
 
 
-def test_a_set_of_before_these_files_is_known(fresh) -> None:
+def test_a_set_of_before_these_files_is_known(fresh_chain) -> None:
     """samples.npz of arr_0 alone, and a samples.json that says how many and names old fields."""
-    config, copy = fresh
+    config, copy = fresh_chain
     run = copy("run")
     modes.sample(build(config), run)
     folder = run / "samples"
@@ -262,9 +273,9 @@ def test_a_set_of_before_these_files_is_known(fresh) -> None:
         assert stored.files == ["arr_0"]  # nothing was drawn
 
 
-def test_a_batch_that_does_not_fit_is_drawn_in_halves(fresh, monkeypatch, capsys, params) -> None:
-    config, copy = fresh
-    config.sample.batch_size = 32
+def test_a_batch_that_does_not_fit_is_drawn_in_halves(fresh_chain, monkeypatch, capsys, params) -> None:
+    config, copy = fresh_chain
+    config.sample.update(num_images=8, batch_size=8, progress_images=1)
     whole, small = copy("whole"), copy("small")
     modes.sample(build(config), whole)
     needed: list[int] = []

@@ -1,6 +1,7 @@
 """Own pictures: what is read of them, and the config that asks for nothing but where they are."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ def test_a_path_and_a_size_are_all_that_a_config_needs(tmp_path: pathlib.Path) -
     for size in (8, 20, 32, 48, 64, 100, 128, 256):
         config = image_folder.get_config()
         config.data.path, config.data.image_size = str(tmp_path), size
+        config.model.num_blocks = 1  # every level is built, and half as long
         experiment = build(by_size.fill(config))
         assert experiment.dataset.image_shape == (size, size, 3)
         saved = config_from_dict(config_to_dict(config))
@@ -113,7 +115,9 @@ def test_a_path_and_a_size_are_all_that_a_config_needs(tmp_path: pathlib.Path) -
         by_size.fill(image_folder.get_config())
 
 
-def test_own_pictures_train_and_few_of_them_are_told_of(tmp_path: pathlib.Path, capsys) -> None:
+def test_own_pictures_train_and_few_of_them_are_told_of(
+    plain: Callable[[], ConfigDict], tmp_path: pathlib.Path, capsys
+) -> None:
     """Of mixed sizes, in grey, with an evaluation that asks for more images than there are."""
     rng = np.random.default_rng(1)
     for number in range(40):
@@ -122,11 +126,7 @@ def test_own_pictures_train_and_few_of_them_are_told_of(tmp_path: pathlib.Path, 
     config = image_folder.get_config()
     config.data.path, config.data.image_size = str(tmp_path), 8
     config.data.channels, config.data.test_fraction = 1, 0.2
-    config.schedule = ConfigDict(
-        dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
-    )
-    config.model.channels, config.model.norm_groups = 8, 4
-    config.model.channel_multipliers = (1,)
+    config.method, config.evaluate.metrics = plain().method, "baselines"
     config.train.num_steps = config.train.checkpoint_every = config.train.log_every = 10
     config.train.preview_every = config.train.preview_num_steps = 0
     experiment = build(by_size.fill(config))

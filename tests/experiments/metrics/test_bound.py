@@ -75,7 +75,9 @@ def test_evaluation_writes_the_bound_and_its_parts(trained: tuple) -> None:
     assert not list((workdir / "evaluation").glob("bpd*"))
 
 
-def test_the_bound_of_an_image_depends_on_the_image_alone(trained: tuple, params, tmp_path) -> None:
+def test_the_bound_of_an_image_depends_on_the_image_alone(
+    trained: tuple, params, tmp_path, all_devices: None
+) -> None:
     """Not on its batch, its padding, the devices, or how many timesteps are taken at once."""
     config, _ = trained
     reference = compute(changed(config, batch_size=10), params, tmp_path / "a")

@@ -95,7 +95,7 @@ def test_an_extractor_that_cannot_be_is_refused(config, tmp_path: pathlib.Path) 
         load_extractor("classifier", None, dataset._replace(num_classes=None))
 
 
-def test_features_do_not_depend_on_batches_or_devices(config, extractor) -> None:
+def test_features_do_not_depend_on_batches_or_devices(config, extractor, all_devices: None) -> None:
     source = build(config).dataset.open("test")
     pictures = read_images(source, 0, 21)["image"]
 

@@ -82,9 +82,9 @@ def test_what_was_seen_before_an_interruption_is_reported(tmp_path: pathlib.Path
 
 
 def test_a_training_that_diverges_stops_and_is_recorded(
-    tiny: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+    plain: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = tiny()
+    config = plain()
     config.optimizer.learning_rate = 1e38
     config.train.num_steps, config.train.log_every = 40, 2
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
@@ -104,9 +104,9 @@ def test_a_training_that_diverges_stops_and_is_recorded(
 
 
 def test_a_divergence_in_the_last_window_is_not_forgotten(
-    tiny: Make, tmp_path: pathlib.Path
+    plain: Make, tmp_path: pathlib.Path
 ) -> None:
-    config = tiny()
+    config = plain()
     config.optimizer.learning_rate = 1e38
     config.train.log_every = config.train.num_steps
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
@@ -195,7 +195,7 @@ def files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     ],
 )
 def test_what_diverged_is_never_saved(
-    tiny: Make,
+    plain: Make,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -205,7 +205,7 @@ def test_what_diverged_is_never_saved(
     checkpoint_every: int,
 ) -> None:
     """Step `at`, counted from 0, is the first bad one: a checkpoint of step `at` is still good."""
-    config = tiny()
+    config = plain()
     config.train.num_steps, config.train.keep_checkpoints = 14, 9
     config.train.log_every, config.train.checkpoint_every = log_every, checkpoint_every
     spoil(monkeypatch, at, what)
@@ -231,10 +231,10 @@ def test_what_diverged_is_never_saved(
 
 
 def test_nothing_is_saved_while_a_loss_is_above_its_bound(
-    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    plain: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finite, but for too long: what was saved before stays the newest."""
-    config = tiny()
+    config = plain()
     config.train.num_steps, config.train.keep_checkpoints = 40, 2
     config.train.log_every = config.train.checkpoint_every = 4
     config.train.diverged_above, config.train.diverged_for = 50.0, 12
@@ -254,10 +254,10 @@ def test_nothing_is_saved_while_a_loss_is_above_its_bound(
 
 
 def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(
-    tiny: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+    plain: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     """As older versions saved them; the one before is used, and that is said."""
-    config = tiny()
+    config = plain()
     config.train.num_steps = 8
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.FINISHED
     with Checkpoints(tmp_path) as checkpoints:
@@ -272,9 +272,9 @@ def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(
 
 
 def test_a_signal_saves_nothing_that_diverged(
-    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    plain: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny()
+    config = plain()
     config.train.log_every = config.train.checkpoint_every = 8
     spoil(monkeypatch, 4, "params")
     monkeypatch.setattr(console, "stop_requested", lambda heed: contextlib.nullcontext([1.0]))
@@ -288,21 +288,23 @@ def test_a_signal_saves_nothing_that_diverged(
 
 
 def test_the_best_is_never_one_that_diverged(
-    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    plain: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the validation says of it."""
-    config = tiny()
-    config.train.validate_every, config.train.validate_images = 2, 10
+    config = plain()
+    config.train.validate_every, config.train.validate_with = 2, "samples"
     spoil(monkeypatch, 4, "ema_params")
     values = iter([3.0, 2.0, 1.0, 0.0])
-    fixed = {"bpd_fast": lambda *arguments: lambda params: next(values)}
+    fixed = {"samples": lambda *arguments: lambda params: next(values)}
     monkeypatch.setattr(hooks, "VALIDATIONS", fixed)
     assert hooks.train_with_hooks(build(config), tmp_path) is Outcome.DIVERGED
     assert list(numbers(tmp_path / "best", config)) == [4]
 
 
-def test_a_finished_training_says_where_it_ended(trained: tuple[ConfigDict, pathlib.Path]) -> None:
-    config, workdir = trained
+def test_a_finished_training_says_where_it_ended(
+    plain_run: tuple[ConfigDict, pathlib.Path],
+) -> None:
+    config, workdir = plain_run
     section = read_results(workdir)["train"]
     assert section["state"] == "finished" and section["step"] == config.train.num_steps
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

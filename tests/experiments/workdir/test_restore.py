@@ -21,9 +21,9 @@ Make = Callable[..., ConfigDict]
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def finished(plain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """A training of 12 steps with checkpoints 4, 8 and 12."""
-    config = tiny()
+    config = plain()
     config.train.num_steps, config.train.keep_checkpoints = 12, 9
     workdir = tmp_path_factory.mktemp("restore") / "run"
     assert hooks.train_with_hooks(build(config), workdir) is Outcome.FINISHED
@@ -143,13 +143,13 @@ def test_another_model_is_no_damage(finished: tuple, tmp_path: pathlib.Path) -> 
 
 @pytest.mark.parametrize("at", [3, 9])  # before anything was saved, and after two saves
 def test_a_diverged_training_goes_on_with_other_settings_on_record(
-    tiny: Make,
+    plain: Make,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     at: int,
 ) -> None:
-    config = tiny()
+    config = plain()
     config.train.num_steps, config.train.keep_checkpoints = 14, 9
     config.train.log_every = config.train.checkpoint_every = 4
     with monkeypatch.context() as patch:
@@ -178,9 +178,9 @@ def test_a_diverged_training_goes_on_with_other_settings_on_record(
 
 
 def test_after_a_divergence_the_model_must_be_the_same(
-    tiny: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    plain: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny()
+    config = plain()
     config.train.log_every = config.train.checkpoint_every = 4
     with monkeypatch.context() as patch:
         spoil(patch, 5, "loss")

@@ -47,9 +47,9 @@ def test_a_run_shows_its_training_its_pictures_and_what_was_measured(tiny, tmp_p
     assert results["num_images"] == config.sample.num_images
 
 
-def test_the_logged_numbers_are_what_they_say(tiny, tmp_path) -> None:
+def test_the_logged_numbers_are_what_they_say(plain, tmp_path) -> None:
     """The rate is the schedule's, the epoch counts images, norms are of the saved state."""
-    config = tiny()
+    config = plain()
     config.train.log_to, config.train.log_every = "", 4
     experiment = build(config)
     hooks.train_with_hooks(experiment, tmp_path)
