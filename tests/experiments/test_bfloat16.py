@@ -36,6 +36,7 @@ def config(data_dir: pathlib.Path, ablation: str) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ablation", "limit"), [("eps_simple", 0.001), ("", 0.003)])
 def test_the_bound_stays(
     ablation: str, limit: float, data_dir: pathlib.Path, tmp_path: pathlib.Path

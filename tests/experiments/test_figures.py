@@ -227,9 +227,9 @@ def test_a_class_conditional_model_has_a_row_for_each_class(
     assert "classes" in page.wanted(build(config))[0]
 
 
-def test_the_program_draws_them(trained: tuple, tmp_path: pathlib.Path) -> None:
-    run = shutil.copytree(trained[1], tmp_path / "run")
-    write_config(run, trained[0])
+def test_the_program_draws_them(trained_unet: tuple, tmp_path: pathlib.Path) -> None:
+    run = shutil.copytree(trained_unet[1], tmp_path / "run")
+    write_config(run, trained_unet[0])
     options = ("--mode=figures", f"--workdir={run}", "--config.figures.names=schedule,forward")
     said = program(*options).stdout
     assert "index.html" in said and (run / "figures" / "schedule.png").is_file()

@@ -29,6 +29,14 @@ pytestmark = pytest.mark.usefixtures("all_devices")
 def wide(tiny: Make) -> ConfigDict:
     """A network whose arrays are large enough to be cut."""
     config = tiny()
+    config.model.channels = 512
+    config.model.dropout = 0.0
+    return config
+
+
+@pytest.fixture
+def wide_unet(tiny_unet: Make) -> ConfigDict:
+    config = tiny_unet()
     config.model.channels = 32
     config.model.dropout = 0.0
     return config
@@ -88,16 +96,27 @@ def after_steps(config: ConfigDict, fsdp: int, count: int = 8) -> tuple[Any, Any
     return state, metrics, call.memory_analysis()
 
 
-@pytest.mark.parametrize("clip", [dict(name="global"), dict(name="per_core", max_norm=0.5)])
+@pytest.mark.parametrize(
+    ("network", "shared_by", "clip"),
+    [
+        ("wide", (2, 4, 8), dict(name="global")),
+        ("wide_unet", (8,), dict(name="per_core", max_norm=0.5)),
+    ],
+)
 def test_fsdp_trains_as_data_parallel_does_with_a_part_of_the_memory(
-    wide: ConfigDict, clip: dict, capsys: pytest.CaptureFixture
+    network: str,
+    shared_by: tuple[int, ...],
+    clip: dict,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """Parameters to the rounding of sums in another order; arguments on a device fall as 1/n."""
+    wide = request.getfixturevalue(network)
     wide.clip = ConfigDict(clip)
     wide.optimizer.epsilon_hat = False
     plain, first, needs = after_steps(wide, 1)
     total, lines = bytes_here(plain), []
-    for fsdp in (2, 4, 8):
+    for fsdp in shared_by:
         shared, second, needs_less = after_steps(wide, fsdp)
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(shared), strict=True):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=3e-5)
@@ -116,12 +135,13 @@ def test_a_checkpoint_of_either_goes_on_as_the_other(
     wide: ConfigDict, tmp_path: pathlib.Path
 ) -> None:
     wide.train.keep_checkpoints = 9
-    wide.train.preview_every, wide.train.preview_images = 4, 4
     finals = {}
     for name, meshes in {"plain": (1, 1), "to": (1, 4), "fro": (8, 1), "shared": (2, 8)}.items():
         for steps, fsdp in zip((4, 8), meshes, strict=True):
             config = wide.copy_and_resolve_references()
             config.train.num_steps, config.mesh.fsdp = steps, fsdp
+            config.train.preview_every = 4 * (name == "shared")
+            config.train.preview_images = 4
             done = hooks.train_with_hooks(build(config), tmp_path / name)
             assert done is Outcome.FINISHED
         finals[name] = final_state(tmp_path / name, config)

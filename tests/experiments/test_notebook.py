@@ -27,10 +27,10 @@ PLACE = re.compile(r"""(?:^|[\s"'(=])(?:/[\w.-]+/[\w.-]+|[A-Z]:\\)""", re.MULTIL
 
 @pytest.fixture(scope="module")
 def labelled(
-    tiny: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
+    tiny_unet: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
     """The run of a class-conditional model."""
-    config, workdir = tiny(), tmp_path_factory.mktemp("labelled")
+    config, workdir = tiny_unet(), tmp_path_factory.mktemp("labelled")
     config.model.class_conditional = True
     train.train(build(config), workdir)
     return workdir
@@ -87,13 +87,13 @@ def test_the_files_name_no_place_on_a_machine() -> None:
         assert PLACE.search(found), found
 
 
-@pytest.mark.parametrize("run", ["trained", "labelled"])
+@pytest.mark.parametrize("run", ["trained_unet", "labelled"])
 def test_it_runs_from_model_to_pictures(
     run: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a process of its own; that no cell raised is what `execute` itself sees to."""
     found = request.getfixturevalue(run)
-    monkeypatch.setenv("DDPM_RUN", str(found[1] if run == "trained" else found))
+    monkeypatch.setenv("DDPM_RUN", str(found[1] if run == "trained_unet" else found))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
     monkeypatch.setenv("MPLBACKEND", "agg")  # as a user may have it; the notebook knows better

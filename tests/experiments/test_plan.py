@@ -61,9 +61,11 @@ def test_steps_that_are_done_are_not_planned_again(
 
 
 @pytest.mark.parametrize("fsdp", [1, 8])
-def test_the_bytes_of_the_state_are_those_that_it_takes(tiny: Make, fsdp: int) -> None:
+def test_the_bytes_of_the_state_are_those_that_it_takes(
+    tiny: Make, all_devices: None, fsdp: int
+) -> None:
     config = tiny()
-    config.model.channels = 32
+    config.model.channels = 64  # some arrays are cut, and some are not
     experiment, mesh = build(config), devices.make_mesh(fsdp=fsdp)
     abstract = jax.eval_shape(lambda: init_state(experiment))
     planned = plan.bytes_on_a_device(abstract, state_layout(experiment, mesh))
@@ -99,7 +101,7 @@ def test_parts_of_a_batch_and_groups_of_the_clip_count_in_full(tiny: Make) -> No
         batch, _ = plan.example_batch(experiment)
         state = jax.eval_shape(lambda experiment=experiment: init_state(experiment))
         counts.append(plan.step_flops(experiment, state, batch))
-    assert counts[0] == counts[1] == counts[2] > 1e6
+    assert counts[0] == counts[1] == counts[2] > 1e5
 
 
 def test_what_does_not_fit_is_said_and_not_run(

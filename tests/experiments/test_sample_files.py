@@ -67,6 +67,12 @@ def fresh_chain(trained: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path
     return without_samples(trained, tmp_path)
 
 
+@pytest.fixture
+def fresh_unet(trained_unet: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path) -> Any:
+    """Of the smallest U-Net, for the program of another process."""
+    return without_samples(trained_unet, tmp_path)
+
+
 def pixels(folder: pathlib.Path) -> np.ndarray:
     with np.load(folder / "samples.npz") as stored:
         return stored["arr_0"]
@@ -134,9 +140,9 @@ def test_a_set_whose_files_were_not_all_written_is_finished(fresh, monkeypatch, 
     assert not list((torn / "samples").glob(".*"))
 
 
-def test_a_killed_program_goes_on_to_the_same_bytes(fresh_chain) -> None:
+def test_a_killed_program_goes_on_to_the_same_bytes(fresh_unet) -> None:
     """kill -9, twice, wherever it hits."""
-    config, copy = fresh_chain
+    config, copy = fresh_unet
     whole, torn = copy("whole"), copy("torn")
     for workdir in (whole, torn):
         write_config(workdir, config)
@@ -242,8 +248,8 @@ def test_png_files_by_number_in_any_order(fresh, tmp_path: pathlib.Path) -> None
         modes.sample(build(other), run, Place([0], out))
 
 
-def test_seeds_of_the_program(fresh_chain, tmp_path: pathlib.Path) -> None:
-    config, copy = fresh_chain
+def test_seeds_of_the_program(fresh_unet, tmp_path: pathlib.Path) -> None:
+    config, copy = fresh_unet
     run, out = copy("run"), tmp_path / "out"
     write_config(run, config)
     program("--mode=sample", f"--workdir={run}", "--seeds=2,8-9", f"--out={out}")

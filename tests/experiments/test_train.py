@@ -111,9 +111,9 @@ def test_a_checkpoint_older_than_num_cores_goes_on(plain: Make, tmp_path: pathli
         check_same(old, config, TRAINING, tmp_path)
 
 
-def test_a_checkpoint_older_than_label_dropout_goes_on(tiny: Make, tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_older_than_label_dropout_goes_on(tiny_unet: Make, tmp_path: pathlib.Path) -> None:
     """No label was dropped then; a network that is not the U-Net has its fields from the start."""
-    config = tiny()
+    config = tiny_unet()
     config.model.class_conditional = True
     old = config_to_dict(config)
     del old["model"]["label_dropout"]

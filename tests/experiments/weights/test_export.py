@@ -27,9 +27,9 @@ from tests.fixtures.published import FOLDER
 
 
 @pytest.fixture(scope="module")
-def measured(trained: tuple[ConfigDict, pathlib.Path]) -> tuple[Experiment, pathlib.Path]:
+def measured(trained_unet: tuple[ConfigDict, pathlib.Path]) -> tuple[Experiment, pathlib.Path]:
     """A run with its samples and numbers."""
-    experiment, workdir = build(trained[0]), trained[1]
+    experiment, workdir = build(trained_unet[0]), trained_unet[1]
     sample(experiment, workdir)
     evaluate(experiment, workdir)
     return experiment, workdir

@@ -116,10 +116,10 @@ def test_the_round_trip_through_other_names_is_exact(naming: str) -> None:
 
 
 def test_a_checkpoint_of_the_original_gives_raw_and_averaged_weights(
-    tiny: Callable[[], ConfigDict], tmp_path: pathlib.Path
+    tiny_unet: Callable[[], ConfigDict], tmp_path: pathlib.Path
 ) -> None:
     """As an npz: both sets, Adam's moments and the step, of which only the last is of use."""
-    config = tiny()
+    config = tiny_unet()
     config.model.update(FIELDS)
     experiment = build(config)
     ema, raw = PARAMS, jax.tree.map(lambda x: x + 1.0, PARAMS)
@@ -144,11 +144,11 @@ def test_a_checkpoint_of_the_original_gives_raw_and_averaged_weights(
 @pytest.mark.parametrize("wanted", [None, "ema", "raw"])
 @pytest.mark.parametrize("held", [("",), ("/ExponentialMovingAverage",), ("", "/Exponential")])
 def test_what_the_weights_are_follows_the_source_and_the_user(
-    wanted: str | None, held: tuple[str, ...], tiny: Callable[[], ConfigDict], tmp_path
+    wanted: str | None, held: tuple[str, ...], tiny_unet: Callable[[], ConfigDict], tmp_path
 ) -> None:
     """Raw weights are 1, averages 2: what is evaluated is what it is called."""
     held = tuple(end and sources.EMA_SUFFIX for end in held)
-    config = tiny()
+    config = tiny_unet()
     config.model.update(LEAST)
     experiment = build(config)
     params = param_shapes(UNet(out_channels=1, **LEAST), (8, 8, 1))
