@@ -196,11 +196,14 @@ def test_without_held_out_images_the_other_numbers_stay(config, workdir) -> None
     assert (protocol["test_images"], protocol["test_fingerprint"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_two_processes_judge_samples_like_one(
-    config, workdir, tmp_path: pathlib.Path, monkeypatch
+    config, trained_unet, tmp_path: pathlib.Path, monkeypatch
 ) -> None:
     """Each draws half of every batch and looks at half; the classifier is the only thing shared."""
-    one = modes.evaluate(build(config), workdir)["samples"]
+    unet, workdir = ConfigDict(trained_unet[0].to_dict()), trained_unet[1]
+    unet.evaluate = config.evaluate
+    one = modes.evaluate(build(unet), workdir)["samples"]
     run, cache = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(workdir, run, ignore=shutil.ignore_patterns("evaluation", "results.json"))
     shutil.copytree(cache_folder() / "classifiers", cache / "classifiers")

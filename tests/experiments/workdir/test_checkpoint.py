@@ -32,7 +32,7 @@ def saved(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def test_what_is_saved_comes_back_bit_for_bit(saved: pathlib.Path) -> None:
+def test_what_is_saved_comes_back_bit_for_bit(saved: pathlib.Path, all_devices: None) -> None:
     with Checkpoints(saved) as checkpoints:
         assert checkpoints.latest_step() == 3
         state = checkpoints.restore(3, "state", abstract())
