@@ -46,7 +46,7 @@ def flow(chain: Schedule, /, tolerance: float = 1e-4, max_steps: int = 1000) -> 
         x, evaluations = jax.lax.cond(t > 0, solved, lambda: (x_0, jnp.zeros_like(examples)))
         return Step(x, x_0, memory, 1 + evaluations)
 
-    return Sampler(chain.num_timesteps, lambda x_T: (), step, continuous=True)
+    return Sampler(chain.num_timesteps, lambda x_T: (), step, continuous=True, deterministic=True)
 
 
 def _solve(

@@ -71,8 +71,8 @@ def inpaint(
     """
     if jax.tree.leaves(jax.eval_shape(sampler.init, known)):
         raise ValueError(
-            "inpainting goes back and forth, and this sampler remembers its last steps. Choose "
-            "ancestral, ddim, heun or predictor_corrector."
+            "inpainting goes back and forth, and this sampler remembers its last steps. Choose one "
+            "that does not, such as ancestral."
         )
     walk = moves(sampler.num_steps, jump_length, resamplings)
     shape, count = known.shape[1:], len(walk)

@@ -17,13 +17,18 @@ from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import Decoder, mean_per_example, tanh_decoder, to_bits_per_dim, vlb_term
 from diffusion.reverse import check_signal, predict, split_output
 from diffusion.structs import Process, TimestepSampler
+from diffusion.variances import VARIANCES
 
 X = Float[Array, "b *x"]
 PerExample = Float[Array, " b"]
 T = Int[Array, " b"]
+FIXED, LEARNED = (
+    " or ".join(name for name, each in VARIANCES.items() if bool(each.extra_channels) == learned)
+    for learned in (False, True)
+)
 ALLOWED = (
-    "Allowed: simple with fixed_small or fixed_large; vlb with any variance; hybrid with learned "
-    "or learned_range; weighting `vlb` with a fixed variance."
+    f"Allowed: simple with {FIXED}; vlb with any variance; hybrid with {LEARNED}; weighting `vlb` "
+    "with a fixed variance."
 )
 
 

@@ -85,7 +85,7 @@ def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
         x = _combined(taken(weights, t, x_t), x_t, known)
         return Step(x, x_0, known[:, :-1])
 
-    return Sampler(chain.num_timesteps, init, step)
+    return Sampler(chain.num_timesteps, init, step, deterministic=True)
 
 
 def _no_estimates(x_T: X, count: int) -> jax.Array:
@@ -185,4 +185,4 @@ def unipc(chain: Schedule, /, order: int = 3) -> Sampler:
         known = known[:, :-1]
         return Step(_combined(taken(weights.predictor, t, x_t), x, known), x_0, (x, known))
 
-    return Sampler(chain.num_timesteps, init, step)
+    return Sampler(chain.num_timesteps, init, step, deterministic=True)

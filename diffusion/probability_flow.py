@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from diffusion.forward import q_marginal
 from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
 from diffusion.noise_curve import noise_curve, noise_level
+from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import check_signal, split_output
 from diffusion.structs import Gaussian, Prediction, Process, Schedule
 
@@ -105,9 +106,10 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
     """
     schedule, parameterization, variance = process
     if parameterization.predicts_mean:
+        others = [name for name, each in PARAMETERIZATIONS.items() if not each.predicts_mean]
         raise ValueError(
             "this network predicts the mean of single steps (mu), which continuous time does not "
-            "have. Choose a network that predicts eps, x_0 or v."
+            f"have. Choose a network that predicts {' or '.join(others)}."
         )
     curve = noise_curve(schedule)
     check_signal(process)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion.forward import Time, at, q_posterior
+from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.structs import Prediction, Process, Variance
 
 X = Float[Array, "*x"]
@@ -72,10 +73,11 @@ def check_signal(process: Process) -> None:
     alpha_bar = np.asarray(process.schedule.alpha_bar)
     if process.parameterization.needs_signal and not (alpha_bar > 0.0).all():
         t = int(np.argmin(alpha_bar > 0.0))
+        others = [name for name, each in PARAMETERIZATIONS.items() if not each.needs_signal]
         raise ValueError(
             f"this parameterization recovers x_0 by dividing by alpha_bar, which is 0 at t = {t}: "
-            "no signal is left there. Choose mu, x_0 or v, or a schedule whose last beta is below 1"
-            "."
+            f"no signal is left there. Choose {' or '.join(others)}, or a schedule whose last beta "
+            "is below 1."
         )
 
 

@@ -68,7 +68,7 @@ def ddim(chain: Schedule, /, eta: float | int = 0.0) -> Sampler:
             x = x + deviation * noise(0)
         return Step(x, prediction.x_0, memory)
 
-    return Sampler(chain.num_timesteps, _nothing, step)
+    return Sampler(chain.num_timesteps, _nothing, step, deterministic=not eta)
 
 
 def heun(chain: Schedule, /) -> Sampler:
@@ -99,7 +99,7 @@ def heun(chain: Schedule, /) -> Sampler:
         x = jax.lax.cond(t > 0, corrected, lambda: prediction.x_0)
         return Step(x, prediction.x_0, memory, jnp.where(t > 0, 2, 1))
 
-    return Sampler(chain.num_timesteps, _nothing, step)
+    return Sampler(chain.num_timesteps, _nothing, step, deterministic=True)
 
 
 class Langevin(NamedTuple):

@@ -145,6 +145,7 @@ class Sampler(NamedTuple):
     step: see `SamplerStep`.
     uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
     continuous: whether steps ask the model between timesteps, as a `probability_flow.BoundFlow`.
+    deterministic: whether steps take no noise, so that x_T alone decides what is drawn.
     """
 
     num_steps: int
@@ -152,6 +153,7 @@ class Sampler(NamedTuple):
     step: SamplerStep
     uses_variance: bool = False
     continuous: bool = False
+    deterministic: bool = False
 
 
 class Likelihood(NamedTuple):

@@ -13,7 +13,7 @@ from diffusion.structs import Sampler, Schedule
 from diffusion.walk import start, walk
 from experiments import devices
 from experiments.experiment import Experiment
-from experiments.methods.method import chain_of
+from experiments.methods.method import chain_of, model_for
 
 Compiled = Callable[..., jax.Array]
 
@@ -37,13 +37,13 @@ def make_inpaint(
     schedule, denoise = chain.respaced(num_steps)
     with jax.ensure_compile_time_eval():
         walker = sampler(schedule)
+    model = model_for(walker, chain, denoise)
 
     def complete(params: Any, known: Any, mask: Any, labels: Any, keys: Any) -> jax.Array:
-        model = functools.partial(denoise, params, **chain.condition(labels))
         return inpaint(
             walker,
             schedule,
-            model,
+            model(params, labels),
             keys,
             known,
             mask,

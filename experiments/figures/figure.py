@@ -38,6 +38,42 @@ class Figure(NamedTuple):
     suffix: str = ".png"
 
 
+class Need(NamedTuple):
+    """What some figures need of a model.
+
+    words: a model that has it, as an error calls it.
+    met: whether this one has it.
+    """
+
+    words: str
+    met: Callable[[Experiment], bool]
+
+
+CHAIN = Need("the method `diffusion`", lambda model: model.method.chain is not None)
+PIXELS = Need("a model of pixels", lambda model: model.encoder.latents is None)
+AUTOENCODER = Need(
+    "a VAE or a model of its latents",
+    lambda model: model.method.vae is not None or model.encoder.latents is not None,
+)
+CLASSES = Need("a class-conditional model", lambda model: model.method.num_classes > 0)
+CAPTIONS = Need("a model that is told captions", lambda model: model.method.tokenizer is not None)
+
+
+class Maker(NamedTuple):
+    """A figure that config.figures.names can name.
+
+    make: makes it.
+    needs: what a model must have for it.
+    of_images: whether it shows images of the data set, which then have to be there.
+    idea: whether it explains an idea, and is no part of "all".
+    """
+
+    make: Callable[["Context"], Figure]
+    needs: tuple[Need, ...] = ()
+    of_images: bool = False
+    idea: bool = False
+
+
 class Context(NamedTuple):
     """What figures are made of.
 

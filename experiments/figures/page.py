@@ -1,6 +1,5 @@
 """All figures that a config asks for, each as a picture with its arrays, and one page of them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,7 +10,15 @@ from ml_collections import ConfigDict
 from experiments import console, devices
 from experiments.experiment import Experiment
 from experiments.figures import autoencoder, coding, completions, ideas, process, samples, text
-from experiments.figures.figure import Context, Figure
+from experiments.figures.figure import (
+    AUTOENCODER,
+    CAPTIONS,
+    CHAIN,
+    CLASSES,
+    PIXELS,
+    Context,
+    Maker,
+)
 from experiments.files.atomic import write_text
 from experiments.files.templates import environment
 from experiments.files.tensors import write_npz
@@ -19,49 +26,34 @@ from experiments.lookup import suggestion
 from experiments.reports.render import TEMPLATES
 from experiments.workdir.checkpoint import Loaded
 
-FIGURES: MappingProxyType[str, Callable[[Context], Figure]] = MappingProxyType(
+FIGURES: MappingProxyType[str, Maker] = MappingProxyType(
     {
-        "samples": samples.sample_grid,
-        "classes": samples.classes,
-        "prompts": text.prompts,
-        "progressive": samples.progressive,
-        "shared_latents": completions.shared_latents,
-        "interpolation": completions.interpolation,
-        "interpolation_by_time": completions.interpolation_by_time,
-        "inpainting": completions.inpainting,
-        "quality": coding.quality,
-        "decoding": coding.decoding,
-        "neighbours": samples.neighbours,
-        "reconstructions": autoencoder.reconstructions,
-        "traversals": autoencoder.traversals,
-        "latent_grid": autoencoder.latent_grid,
-        "latent_interpolation": autoencoder.latent_interpolation,
-        "forward": process.forward,
-        "schedule": process.schedule,
-        "reverse": samples.reverse,
-        "consistency": ideas.consistency,
-        "ring": ideas.ring,
-        "tangents": ideas.tangents,
-        "one_step": ideas.one_step,
-        "pixel_error": ideas.pixel_error,
+        "samples": Maker(samples.sample_grid),
+        "classes": Maker(samples.classes, (CLASSES,)),
+        "prompts": Maker(text.prompts, (CAPTIONS,), of_images=True),
+        "progressive": Maker(samples.progressive),
+        "shared_latents": Maker(completions.shared_latents, (CHAIN,)),
+        "interpolation": Maker(completions.interpolation, (CHAIN,), of_images=True),
+        "interpolation_by_time": Maker(completions.interpolation_by_time, (CHAIN,), of_images=True),
+        "inpainting": Maker(completions.inpainting, (CHAIN, PIXELS), of_images=True),
+        "quality": Maker(coding.quality),
+        "decoding": Maker(coding.decoding, (CHAIN, PIXELS), of_images=True),
+        "neighbours": Maker(samples.neighbours, of_images=True),
+        "reconstructions": Maker(autoencoder.reconstructions, (AUTOENCODER,), of_images=True),
+        "traversals": Maker(autoencoder.traversals, (AUTOENCODER,), of_images=True),
+        "latent_grid": Maker(autoencoder.latent_grid, (AUTOENCODER,)),
+        "latent_interpolation": Maker(
+            autoencoder.latent_interpolation, (AUTOENCODER,), of_images=True
+        ),
+        "forward": Maker(process.forward, (CHAIN,), of_images=True),
+        "schedule": Maker(process.schedule, (CHAIN,)),
+        "reverse": Maker(samples.reverse, (CHAIN,)),
+        "consistency": Maker(ideas.consistency, (CHAIN,), of_images=True, idea=True),
+        "ring": Maker(ideas.ring, idea=True),
+        "tangents": Maker(ideas.tangents, idea=True),
+        "one_step": Maker(ideas.one_step, idea=True),
+        "pixel_error": Maker(ideas.pixel_error, of_images=True, idea=True),
     }
-)
-# Of ideas, and no part of "all".
-IDEAS = frozenset(["consistency", "ring", "tangents", "one_step", "pixel_error"])
-NEEDS_VAE = frozenset(["reconstructions", "traversals", "latent_grid", "latent_interpolation"])
-NEEDS_CHAIN = frozenset(
-    [
-        *("shared_latents", "interpolation", "interpolation_by_time", "inpainting", "decoding"),
-        *("forward", "schedule", "reverse", "consistency"),
-    ]
-)
-NEEDS_PIXELS = frozenset(["inpainting", "decoding"])  # and not latents
-NEEDS_DATA = frozenset(
-    [
-        *("interpolation", "interpolation_by_time", "inpainting", "decoding", "neighbours"),
-        *("forward", "prompts", "reconstructions", "traversals", "latent_interpolation"),
-        *("consistency", "pixel_error"),
-    ]
 )
 PAGE = Path(__file__).parent / "page.jinja"
 
@@ -73,7 +65,7 @@ def figure_names(config: ConfigDict) -> list[str]:
         ValueError: for a name that is none.
     """
     if config.names == "all":
-        return [name for name in FIGURES if name not in IDEAS]
+        return [name for name in FIGURES if not FIGURES[name].idea]
     names = [name.strip() for name in config.names.split(",")]
     for name in names:
         if name not in FIGURES:
@@ -93,39 +85,30 @@ def wanted(experiment: Experiment) -> tuple[list[str], str]:
         ValueError: for a figure that is asked for by name and that this model cannot have.
         FileNotFoundError: for one whose data are missing.
     """
-    names, method = figure_names(experiment.config.figures), experiment.method
-    cannot: set[str] = set()
-    if method.chain is None:
-        cannot |= NEEDS_CHAIN
-    if method.vae is None and experiment.encoder.latents is None:
-        cannot |= NEEDS_VAE
-    if experiment.encoder.latents is not None:
-        cannot |= NEEDS_PIXELS
-    if not method.num_classes:
-        cannot.add("classes")
-    if method.tokenizer is None:
-        cannot.add("prompts")
-    possible = [name for name in names if name not in cannot]
-    missing = [name for name in names if name not in possible]
+    names = figure_names(experiment.config.figures)
+    unmet = {
+        name: [need.words for need in FIGURES[name].needs if not need.met(experiment)]
+        for name in names
+    }
+    possible = [name for name in names if not unmet[name]]
+    missing = [name for name in names if unmet[name]]
     if missing and experiment.config.figures.names != "all":
+        needs = [f"`{name}` needs {' and '.join(unmet[name])}" for name in missing]
         raise ValueError(
             f"config.figures.names asks for {', '.join(missing)}, which this model cannot have: "
-            "`classes` needs a class-conditional model, `prompts` one that is told captions; "
-            f"{', '.join(sorted(NEEDS_CHAIN))} need the method `diffusion`, of these "
-            f"{', '.join(sorted(NEEDS_PIXELS))} one of pixels, and {', '.join(sorted(NEEDS_VAE))} "
-            "a VAE or a model of its latents."
+            f"{'; '.join(needs)}."
         )
     left_out = ""
-    if not NEEDS_DATA.isdisjoint(possible):
+    of_images = [name for name in possible if FIGURES[name].of_images]
+    if of_images:
         try:
             for split in experiment.dataset.splits:
                 experiment.dataset.open(split)
         except (FileNotFoundError, ValueError) as error:
             if experiment.config.figures.names != "all":
                 raise
-            lacking = ", ".join(name for name in possible if name in NEEDS_DATA)
-            left_out = f"without {lacking}, which need images: {error}"
-            possible = [name for name in possible if name not in NEEDS_DATA]
+            left_out = f"without {', '.join(of_images)}, which need images: {error}"
+            possible = [name for name in possible if name not in of_images]
     return possible, left_out
 
 
@@ -146,7 +129,7 @@ def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) ->
         console.log(f"WARNING   {left_out}")
     for name in names:
         console.doing(f"drawing the figure {name}")
-        figure = FIGURES[name](context)
+        figure = FIGURES[name].make(context)
         if not devices.is_main_process():
             continue
         path = folder / f"{name}{figure.suffix}"

@@ -15,7 +15,7 @@ from diffusion.guidance import classifier_free
 from diffusion.networks import NETWORKS
 from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.probability_flow import bind, make_flow
+from diffusion.probability_flow import make_flow
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.vae import normal_log_density
@@ -31,6 +31,7 @@ from experiments.methods.method import (
     Method,
     Sampling,
     count_parameters,
+    model_for,
 )
 
 # Of a network, from here.
@@ -337,16 +338,13 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
     def sampling(steps: int, record: tuple[int, ...]) -> Sampling:
         schedule, denoise = chain.respaced(steps)
         sampler = chain.sampler(schedule)
-        flow = make_flow(chain.guided, process) if sampler.continuous else None
+        model = model_for(sampler, chain, denoise)
 
         def advance(
             params: Any, keys: jax.Array, labels: jax.Array, state: walk.Walk, t: jax.Array
         ) -> walk.Walk:
-            inputs = chain.condition(labels)
-            model = (
-                bind(flow, params, inputs) if flow else functools.partial(denoise, params, **inputs)
-            )
-            return walk.walk(sampler, model, keys, state, timesteps=t, record=record)
+            bound = model(params, labels)
+            return walk.walk(sampler, bound, keys, state, timesteps=t, record=record)
 
         def begin(params: Any, keys: jax.Array, labels: jax.Array) -> walk.Walk:
             return walk.begin(sampler, keys, encoder.shape, len(record))

@@ -11,7 +11,7 @@ from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.probability_flow import Flow, make_flow
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Process, Schedule
+from diffusion.structs import NoiseLevel, Process, Schedule
 from diffusion.variances import VARIANCES
 
 LINEAR = from_betas(BETAS["linear"](1000))
@@ -90,8 +90,9 @@ def best_apply(name: str, log_alpha_bar: Callable[..., jax.Array]) -> Callable[.
         variance = jnp.exp(log) * DATA.std**2 + noise
         eps = jnp.sqrt(noise) * (centred / variance) @ DATA.rotation.T
         x_0 = (mean + (root * DATA.std) ** 2 * centred / variance @ DATA.rotation.T) / root
-        output = {"eps": eps, "x_0": x_0, "v": root * eps - jnp.sqrt(noise) * x_0}[name]
-        return output.reshape(x.shape)
+        now = NoiseLevel(log, jnp.zeros_like(log), t)  # its rate plays no part
+        flat = x.reshape(len(x), -1)
+        return PARAMETERIZATIONS[name].target(now, x_0, eps, flat).reshape(x.shape)
 
     return apply
 

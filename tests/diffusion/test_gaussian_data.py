@@ -56,8 +56,8 @@ def bound(schedule, denoise, x_0, keys) -> Bound:
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_the_best_denoisers_bound_is_the_true_likelihood(name: str, key: jax.Array) -> None:
     """With the true reverse process the bound is tight: its mean is -log p(x_0) for every x_0."""
-    values, draws = jnp.array([-0.4, 0.3, 1.2]), 4096
-    x_0 = jnp.repeat(values, draws)[:, None]
+    values, draws = jnp.array([-0.4, 0.3, 1.2]), 256  # means over 16 values each
+    x_0 = jnp.repeat(values, draws)[:, None] * jnp.ones(16)
     result = bound(LINEAR, denoiser(LINEAR, name), x_0, jax.random.split(key, 3 * draws))
     total = np.asarray(result.total, np.float64).reshape(3, draws)
     error = total.std(axis=1) / np.sqrt(draws)
@@ -89,7 +89,9 @@ def test_ancestral_samples_have_the_datas_moments(name: str, key: jax.Array) -> 
     assert abs(np.corrcoef(x_0.T)[0, 1]) < 0.07
 
 
-@pytest.mark.parametrize("name", ["x_0", "eps", "v"])
+@pytest.mark.parametrize(
+    "name", [name for name, each in PARAMETERIZATIONS.items() if not each.predicts_mean]
+)
 def test_a_respaced_chain_still_samples_the_data(name: str, key: jax.Array) -> None:
     """The true p(x_{t-1} | x_t) is Gaussian at any step length when the data is."""
     schedule = respace(BETAS["linear"](1000), [0, 20, 150, 400, 700, 999])

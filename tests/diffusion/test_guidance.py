@@ -12,6 +12,7 @@ from diffusion.forward import at, q_sample
 from diffusion.guidance import classifier_free
 from diffusion.parameterizations import PARAMETERIZATIONS, SCORE, convert
 from diffusion.schedules import BETAS, from_betas
+from diffusion.thresholds import THRESHOLDS
 from tests.diffusion import mixture
 
 LINEAR = from_betas(BETAS["linear"](1000))
@@ -81,10 +82,14 @@ def test_whatever_a_network_says_it_says_the_same(given: str, wanted: str) -> No
     t = jnp.array([1, 50, 200, 400, 600, 800])
     now, x_t = at(LINEAR, t, x_0), q_sample(LINEAR, x_0, t, eps)
     value, expected = (known[name].target(now, x_0, eps, x_t) for name in (given, wanted))
-    found = convert(now, value, x_t, known[given], known[wanted])
-    scale = {"mu": 2e-2, "score": 20.0}  # mu hardly moves with x_0, 1 / sigma is large
-    atol = 2e-4 * scale.get(wanted, 1.0) * (100.0 if given == "mu" else 1.0)
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=atol)
+
+    def read(value: jax.Array) -> jax.Array:
+        return convert(now, value, x_t, known[given], known[wanted])
+
+    # What a few units of the last place of `value` are worth, x_t's being no less than eps's.
+    lost = abs(read(value + 1e-6) - read(value)) + abs(read(value * (1 + 1e-6)) - read(value))
+    assert (abs(read(value) - expected) <= 2e-5 + 1e-5 * abs(expected) + lost).all()
+    assert (lost <= 2e-2 * (1 + abs(expected))).all()
 
 
 @pytest.mark.parametrize("t", [5, 100, 400, 900])
@@ -114,6 +119,17 @@ def test_denoising_score_matching_has_the_score_as_its_minimum(t: int) -> None:
         gap = np.asarray(f(x_t) * (target - score), np.float64)
         assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(n)
     assert float(((target - score) ** 2).mean()) > 0.01  # they are not the same thing
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_a_threshold_moves_no_estimate_that_an_image_may_have(name: str) -> None:
+    """And none outwards; each example by itself, in its order."""
+    x = jnp.stack([jnp.linspace(-1.0, 1.0, 101), jnp.linspace(-3.0, 3.0, 101)])
+    found = THRESHOLDS[name](x)
+    assert found.shape == x.shape and found.dtype == x.dtype
+    np.testing.assert_array_equal(found[0], x[0])
+    assert (abs(found) <= abs(x)).all() and (jnp.diff(found) >= 0).all()
+    np.testing.assert_array_equal(THRESHOLDS[name](x[1:]), found[1:])
 
 
 def test_thresholds() -> None:

@@ -8,7 +8,7 @@ import pytest
 from diffusion import losses, thresholds
 from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import to_bits_per_dim
-from diffusion.losses import LOSSES, WEIGHTINGS, Noised, make_loss_fn
+from diffusion.losses import LOSSES, TIMESTEP_SAMPLERS, WEIGHTINGS, Noised, make_loss_fn
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
 from diffusion.schedules import BETAS, from_betas
@@ -17,12 +17,10 @@ from diffusion.variances import VARIANCES
 from tests.diffusion.gaussian import variational_bound
 
 SCHEDULE = from_betas(BETAS["linear"](100, beta_start=1e-3, beta_end=0.2))
-LEARNED = {name for name, variance in VARIANCES.items() if variance.extra_channels}
+FIXED = [name for name, variance in VARIANCES.items() if not variance.extra_channels]
 COMBINATIONS = list(itertools.product(PARAMETERIZATIONS, VARIANCES, LOSSES))
-
-
-def allowed(variance: str, loss: str) -> bool:
-    return loss == "vlb" or (loss == "hybrid") == (variance in LEARNED)
+# Whether a loss goes with a variance that is learned; another than these says so by refusing one.
+GOES_WITH_LEARNED = {"simple": {False}, "vlb": {False, True}, "hybrid": {True}}
 
 
 def model(parameterization: str, variance: str) -> Process:
@@ -58,16 +56,19 @@ def test_every_combination_has_finite_gradients_or_is_refused(
     def mean(params: dict) -> jax.Array:
         return loss_fn(params, *batch()).mean()
 
-    if not allowed(variance, loss):
-        with pytest.raises(ValueError, match=f"loss `{loss}`.*Allowed: simple with fixed_small"):
-            mean(params)
+    learned = variance not in FIXED
+    try:
+        value, gradient = jax.value_and_grad(mean)(params)
+    except ValueError as refusal:
+        assert f"loss `{loss}`" in str(refusal) and "Allowed: " in str(refusal)
+        assert learned not in GOES_WITH_LEARNED.get(loss, ())
         return
-    value, gradient = jax.value_and_grad(mean)(params)
+    assert learned in GOES_WITH_LEARNED.get(loss, (learned,))
     assert jnp.isfinite(value)
     assert all(jnp.isfinite(g).all() and (g != 0).all() for g in gradient.values())
 
 
-@pytest.mark.parametrize("variance", ["learned", "learned_range", "fixed_large"])
+@pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("log_variance", [-80.0, 80.0])
 def test_the_bounds_gradient_survives_absurd_variances(variance: str, log_variance: float) -> None:
     loss_fn = make_loss_fn(apply, model("eps", variance), LOSSES["vlb"])
@@ -90,7 +91,7 @@ def test_a_perfect_output_costs_nothing(parameterization: str) -> None:
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("variance", FIXED)
 def test_the_vlb_weighting_turns_simple_into_the_bound(
     parameterization: str, variance: str
 ) -> None:
@@ -125,17 +126,48 @@ def test_the_vlb_weight_of_eps_is_equation_12() -> None:
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_min_snr_is_the_published_weight(parameterization: str) -> None:
+    """On the squared error of x_0 it is min(SNR, gamma), whatever the network predicts."""
     t = jnp.arange(100)
     ratio = snr(SCHEDULE, t)
     kept = jnp.minimum(ratio, 5.0)
-    expected = {
+    m = model(parameterization, "fixed_small")
+    actual = losses.min_snr_weight(m, t, gamma=5.0)
+    published = {
         "x_0": kept,
         "eps": kept / ratio,
         "v": kept / (ratio + 1),
         "mu": kept / jnp.square(SCHEDULE.posterior_mean_x_0),
-    }[parameterization]
-    actual = losses.min_snr_weight(model(parameterization, "fixed_small"), t, gamma=5.0)
-    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+    }
+    np.testing.assert_allclose(actual, published.get(parameterization, actual), rtol=1e-3)
+    now, output, x_t = at(SCHEDULE, t, ratio), jnp.sin(ratio), jnp.cos(ratio)
+    off = [m.parameterization.decode(now, output + change, x_t) for change in (1.0, -1.0)]
+    np.testing.assert_allclose(4 * actual, kept * jnp.square(off[0] - off[1]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_a_weighting_multiplies_the_squared_error_or_is_refused(
+    weighting: str, variance: str
+) -> None:
+    """Of the loss that goes with the variance, by a weight that is finite and never negative."""
+    x_0, t, eps = batch()
+    noised = Noised(x_0, eps, q_sample(SCHEDULE, x_0, t, eps), t)
+    weigh, m = WEIGHTINGS[weighting], model("eps", variance)
+    loss, options = losses.simple, {}
+    if variance not in FIXED:
+        loss, options = losses.hybrid, {"vlb_coefficient": 0.0}
+    output = 0.3 * jnp.ones((8, 4, 4, 2 * (1 + m.variance.extra_channels)))
+    try:
+        weight = weigh(m, t)
+    except ValueError as refusal:
+        assert f"weighting `{weighting}`" in str(refusal) and variance not in FIXED
+        return
+    assert weight.shape == t.shape and jnp.isfinite(weight).all() and (weight >= 0).all()
+    np.testing.assert_allclose(
+        loss(m, output, noised, weighting=weigh, **options),
+        weight * loss(m, output, noised, **options),
+        rtol=1e-5,
+    )
 
 
 def test_weighting_by_a_learned_variance_is_refused() -> None:
@@ -185,6 +217,20 @@ def test_the_vlb_loss_is_an_unbiased_estimate_of_the_bound(key: jax.Array) -> No
     full = to_bits_per_dim(result.terms.sum(axis=0))
     error = float(jnp.sqrt(estimate.var() / n + full.var() / 200))
     assert float(estimate.mean()) == pytest.approx(float(full.mean()), abs=4 * error)
+
+
+@pytest.mark.parametrize("name", TIMESTEP_SAMPLERS)
+def test_a_loss_has_the_same_mean_however_t_is_drawn(name: str, key: jax.Array) -> None:
+    """Before any loss was seen, and when every t has shown its own often."""
+    values, n = np.array([1.0, 3.0, 0.5, 8.0, 2.0]), 20_000
+    sampler = TIMESTEP_SAMPLERS[name](5)
+    for state in (sampler.init(), fill(sampler, values, 20)):
+        t, weight = sampler.sample(state, jax.random.split(key, n))
+        assert t.dtype == jnp.int32 and int(t.min()) == 0 and int(t.max()) == 4
+        for of in (values, values[::-1]):
+            weighed = np.asarray(weight, np.float64) * of[t]
+            error = max(weighed.std() / np.sqrt(n), 1e-6)
+            assert weighed.mean() == pytest.approx(of.mean(), abs=4 * error)
 
 
 def test_uniform_timesteps_are_uniform(key: jax.Array) -> None:

@@ -1,59 +1,64 @@
 """The networks of a VAE: shapes, dropout, and what they refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion.networks import AUTOENCODERS
+from tests.diffusion.networks.small import filled, small
 
-CONV = dict(channels=8, channel_multipliers=(1, 2), norm_groups=4, attention_resolutions=(4,))
+CONV = dict(channel_multipliers=(1, 2), attention_resolutions=(4,))
+LATENTS = {"conv_vae": (4, 6, 3), "mlp_vae": (5,)}  # of an image of 8x12
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "latent"),
-    [
-        ("conv_vae", CONV | dict(latent_channels=3), (4, 6, 3)),
-        ("mlp_vae", dict(hidden_sizes=(16, 12), latent_size=5), (5,)),
-    ],
-)
+def with_params(name: str, shape: tuple[int, ...], **fields):
+    """A network, parameters of which none is zero, and its `encode` and `decode`, compiled."""
+    network = small(AUTOENCODERS[name], CONV, **fields)
+    params = filled(jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape))))
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def encode(x, **how):
+        return network.apply(params, x, method="encode", **how)
+
+    return network, encode, jax.jit(lambda z: network.apply(params, z, shape, method="decode"))
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
 @pytest.mark.parametrize("outputs", [2, 4])
-def test_an_image_and_its_latents_have_the_shapes_that_they_say(
-    name, options, latent, outputs, key
-) -> None:
-    network, shape = AUTOENCODERS[name](out_channels=outputs, **options), (8, 12, 2)
+def test_an_image_and_its_latents_have_the_shapes_that_they_say(name, outputs, key) -> None:
+    shape = (8, 12, 2)
+    network, encode, decode = with_params(name, shape, out_channels=outputs)
     network.check(shape)
-    assert network.latent_shape(shape) == latent
-    x = jax.random.normal(key, (3, *shape))
-    params = network.init(key, x)
-    q = network.apply(params, x, method="encode")
+    latent = network.latent_shape(shape)
+    assert latent == LATENTS.get(name, latent)
+    q = jax.eval_shape(encode, jax.random.normal(key, (3, *shape)))
     assert q.mean.shape == q.log_variance.shape == (3, *latent)
-    decoded = network.apply(params, q.mean, shape, method="decode")
-    assert decoded.shape == (3, 8, 12, outputs)
-    assert np.isfinite(decoded).all()
+    decoded = jax.eval_shape(decode, q.mean)
+    assert decoded.shape == (3, 8, 12, outputs) and decoded.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("name", "options"), [("conv_vae", CONV), ("mlp_vae", {})])
-def test_dropout_is_of_training_only(name, options, key) -> None:
-    network = AUTOENCODERS[name](out_channels=1, dropout=0.5, **options)
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_dropout_is_of_training_only(name, key) -> None:
+    _, encode, _ = with_params(name, (8, 8, 1), out_channels=1, dropout=0.5)
+    _, plain, _ = with_params(name, (8, 8, 1), out_channels=1)
     x = jax.random.normal(key, (2, 8, 8, 1))
-    params = jax.tree.map(lambda p: p + 0.1, network.init(key, x))
-
-    def encode(**how):
-        return network.apply(params, x, method="encode", **how).mean
-
-    np.testing.assert_array_equal(encode(), encode())
-    one, other = (encode(train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
+    np.testing.assert_array_equal(encode(x).mean, plain(x).mean)
+    one, other = (encode(x, train=True, rngs={"dropout": jax.random.key(i)}).mean for i in (1, 2))
     assert np.abs(one - other).max() > 1e-4
 
 
-def test_examples_do_not_meet(key) -> None:
-    network = AUTOENCODERS["conv_vae"](out_channels=1, **CONV)
-    x = jax.random.normal(key, (3, 8, 8, 1))
-    params = network.init(key, x)
-    np.testing.assert_allclose(
-        network.apply(params, x)[1:2], network.apply(params, x[1:2]), atol=1e-5
-    )
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_examples_do_not_meet(name, key) -> None:
+    _, encode, decode = with_params(name, (8, 8, 1), out_channels=1)
+    x = jax.random.normal(key, (2, 8, 8, 1))
+    z = encode(x).mean
+    for run, batch in ((lambda x: encode(x).mean, x), (decode, z)):
+        beside = run(batch.at[1].mul(-3.0))
+        np.testing.assert_allclose(beside[0], run(batch)[0], atol=1e-5)
+        assert np.isfinite(beside).all() and np.abs(beside[1] - run(batch)[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -65,13 +70,12 @@ def test_examples_do_not_meet(key) -> None:
     ],
 )
 def test_impossible_sizes_are_refused(change: dict, words: str) -> None:
-    network = AUTOENCODERS["conv_vae"](out_channels=1, **CONV | change)
+    network = small(AUTOENCODERS["conv_vae"], CONV | change, out_channels=1)
     with pytest.raises(ValueError, match=words):
         network.check((12, 12, 1))
 
 
-def test_log_variances_stay_where_float32_can_tell(key) -> None:
-    network = AUTOENCODERS["mlp_vae"](out_channels=1, hidden_sizes=(4,), latent_size=2)
-    x = jnp.full((1, 2, 2, 1), 1e6)
-    q = network.apply(network.init(key, x), x, method="encode")
+def test_log_variances_stay_where_float32_can_tell() -> None:
+    _, encode, _ = with_params("mlp_vae", (2, 2, 1), out_channels=1)
+    q = encode(jnp.full((1, 2, 2, 1), 1e6))
     assert (q.log_variance >= -30).all() and (q.log_variance <= 20).all()

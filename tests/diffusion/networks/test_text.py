@@ -7,42 +7,27 @@ import pytest
 
 from diffusion.networks import NETWORKS
 from diffusion.networks.text import TextEncoder, TextSettings
+from tests.diffusion.networks.small import applied, filled, small
 
 TEXT = TextSettings(vocabulary_size=20, length=6, width=16, depth=2, num_heads=2, dropout=0.5)
-OPTIONS = {
-    "unet": dict(
-        channels=8,
-        channel_multipliers=(1, 2),
-        num_blocks=1,
-        attention_resolutions=(),
-        cross_attention_resolutions=(4, 2),
-        norm_groups=4,
-    ),
-    "dit": dict(patch_size=2, hidden_size=16, depth=2, num_heads=2),
-}
+SIZES = dict(
+    **dict(channel_multipliers=(1, 2), cross_attention_resolutions=(4, 2)),
+    **dict(patch_size=2, hidden_size=16, depth=2),
+)
 TOKENS = np.array([[1, 5, 7, 0, 0, 0], [1, 9, 0, 0, 0, 0], [1, 3, 4, 5, 6, 7]], np.int32)
 x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 2)), jnp.float32)
 t = jnp.array([0, 40, 900])
 
 
-def moved(params):
-    """Every parameter off its first value, so that nothing is zero."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    return tree.unflatten(
-        [
-            leaf + 0.1 * jax.random.normal(k, leaf.shape)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ]
-    )
+def told(name: str, text: TextSettings | None = TEXT, **sizes):
+    return small(NETWORKS[name], SIZES | sizes, out_channels=2, text=text)
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(scope="module", params=NETWORKS)
 def network(request):
-    module = NETWORKS[request.param](out_channels=2, text=TEXT, **OPTIONS[request.param])
-    params = moved(module.init(jax.random.key(0), x, t, tokens=TOKENS)["params"])
-    apply = jax.jit(module.apply, static_argnames="train")
-    return lambda tokens, **more: apply({"params": params}, x, t, tokens=tokens, **more)
+    module = told(request.param)
+    params = filled(jax.eval_shape(module.init, jax.random.key(0), x, t, tokens=TOKENS))
+    return lambda tokens, **more: applied(module)(params, x, t, tokens=tokens, **more)
 
 
 def test_padding_is_ignored(network) -> None:
@@ -96,22 +81,17 @@ def test_a_number_that_is_no_word_gives_nan() -> None:
         assert np.isfinite(found.words[1]).all()
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_captions_without_a_text_encoder_are_refused(name: str) -> None:
-    options = {**OPTIONS[name]}
-    options.pop("cross_attention_resolutions", None)
-    plain = NETWORKS[name](out_channels=2, **options)
+    plain = told(name, text=None, cross_attention_resolutions=())
     with pytest.raises(ValueError, match="tokens are for a network with a text encoder"):
         plain.init(jax.random.key(0), x, t, tokens=TOKENS)
-    told = NETWORKS[name](out_channels=2, text=TEXT, **OPTIONS[name])
     with pytest.raises(ValueError, match="which needs them"):
-        told.init(jax.random.key(0), x, t)
+        told(name).init(jax.random.key(0), x, t)
 
 
 def test_cross_attention_to_nothing_and_a_width_that_does_not_divide_are_refused() -> None:
-    unet = NETWORKS["unet"](out_channels=2, **OPTIONS["unet"])
     with pytest.raises(ValueError, match="there are none"):
-        unet.check((4, 4, 2))
-    told = NETWORKS["dit"](out_channels=2, text=TEXT._replace(width=15), **OPTIONS["dit"])
+        told("unet", text=None).check((4, 4, 2))
     with pytest.raises(ValueError, match=r"config.text.width = 15 .*num_heads"):
-        told.check((4, 4, 2))
+        told("dit", text=TEXT._replace(width=15)).check((4, 4, 2))

@@ -5,21 +5,17 @@ import pytest
 
 from diffusion.networks.layers import timestep_embedding
 from diffusion.networks.unet import Settings, UNet, group_norm
+from tests.diffusion.networks.small import applied, shaken, shapes
 
 TINY = dict(channels=32, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,))
+ONE_LEVEL = dict(
+    **dict(channels=8, channel_multipliers=(1,), num_blocks=1, attention_resolutions=()),
+    norm_groups=4,
+)
 
 
-def init(unet: UNet, shape=(8, 8, 1)):
-    image, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-    return jax.jit(unet.init)(jax.random.key(0), image, t)
-
-
-def shake(params, scale: float = 0.1):
-    """Parameters none of which is zero, so that every path of the network shows in its output."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    shaken = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, shaken)
+def pictures() -> jax.Array:
+    return jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -32,15 +28,13 @@ def shake(params, scale: float = 0.1):
     ],
 )
 def test_published_parameter_counts(unet: UNet, shape: tuple, count: int) -> None:
-    params = jax.eval_shape(
-        unet.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-    )
+    params = shapes(unet, shape)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
 def test_modules_have_the_originals_names() -> None:
-    params = jax.eval_shape(lambda: init(UNet(3, **TINY), (8, 8, 3)))["params"]
+    params = shapes(UNet(3, **TINY), (8, 8, 3))["params"]
     assert sorted(params) == [
         *("conv_in", "conv_out", "down_0", "down_1", "mid", "norm_out", "temb", "up_0", "up_1")
     ]
@@ -57,10 +51,10 @@ def test_modules_have_the_originals_names() -> None:
 
 def test_the_untrained_network_returns_almost_zero() -> None:
     """conv_out starts at a scale of 1e-10, like every layer that closes a residual."""
-    unet = UNet(1, **TINY)
-    params = init(unet)
-    x = jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
-    assert float(jnp.abs(unet.apply(params, x, jnp.array([3, 900]))).max()) < 1e-3
+    unet = UNet(1, **ONE_LEVEL | dict(channels=32))
+    params = jax.jit(unet.init)(jax.random.key(0), pictures(), jnp.zeros(2, jnp.int32))
+    output = applied(unet)(params, pictures(), jnp.array([3, 900]))
+    assert float(jnp.abs(output).max()) < 1e-3
     kernel = params["params"]["conv_in"]["kernel"]
     bound = np.sqrt(3 / (9 * (1 + 32) / 2))  # uniform, variance 1 / mean(fan_in, fan_out)
     assert 0.9 * bound < float(jnp.abs(kernel).max()) <= bound
@@ -83,45 +77,37 @@ def test_the_timestep_embedding_is_sin_then_cos() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {},
-        {"num_heads": 4},
-        {"remat": True},
-        {"channel_multipliers": (1, 1, 1), "attention_resolutions": (8, 2)},
-        {"attention_resolutions": ()},
-        {"num_classes": 10},
-        {"norm_groups": 8},
+        {"num_heads": 4, "norm_groups": 8, "num_classes": 10, "remat": True},
+        {"channel_multipliers": (1, 1), "attention_resolutions": (8,), "norm_groups": 16},
     ],
 )
 def test_every_option_runs_forward_and_back(change: dict) -> None:
     unet = UNet(1, **(TINY | change))
-    params = shake(init(unet))
-    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 1)), jnp.array([0, 999])
 
     def loss(params) -> jax.Array:
-        return jnp.mean(jnp.square(unet.apply(params, x, t)))
+        return jnp.mean(jnp.square(unet.apply(params, pictures(), jnp.array([0, 999]))))
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-    assert jnp.isfinite(value)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(shaken(unet))
+    assert np.isfinite(value)
     dead = [
         jax.tree_util.keystr(path)
-        for path, leaf in jax.tree.leaves_with_path(gradient)
-        if not (jnp.isfinite(leaf).all() and (leaf != 0).any())
+        for path, leaf in jax.tree.leaves_with_path(jax.device_get(gradient))
+        if not (np.isfinite(leaf).all() and (leaf != 0).any())
     ]
     # The bias of the keys shifts all scores of a query alike, which softmax does not see.
     assert not [name for name in dead if "'k'" not in name]
 
 
 def test_rematerialisation_and_bfloat16_change_rounding_only() -> None:
-    plain = UNet(1, **TINY)
-    params = shake(init(plain))
-    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 1)), jnp.array([0, 999])
-    expected = plain.apply(params, x, t)
-    np.testing.assert_allclose(UNet(1, **TINY, remat=True).apply(params, x, t), expected, atol=1e-5)
-    half = UNet(1, **TINY, dtype=jnp.bfloat16)
-    result = half.apply(params, x, t)
+    plain, again, half = (
+        UNet(1, **ONE_LEVEL, **change) for change in ({}, {"remat": True}, {"dtype": jnp.bfloat16})
+    )
+    params, t = shaken(plain), jnp.array([0, 999])
+    expected, same, result = (applied(u)(params, pictures(), t) for u in (plain, again, half))
+    np.testing.assert_allclose(same, expected, atol=1e-5)
     assert result.dtype == jnp.float32
     assert float(jnp.abs(result - expected).max()) < 0.1 * float(jnp.abs(expected).max())
-    assert {leaf.dtype for leaf in jax.tree.leaves(init(half))} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half))} == {jnp.dtype(jnp.float32)}
 
 
 def test_a_norm_of_values_far_from_zero_keeps_its_digits() -> None:
@@ -136,37 +122,38 @@ def test_a_norm_of_values_far_from_zero_keeps_its_digits() -> None:
 
 
 def test_dropout_is_for_training_and_by_key() -> None:
-    unet = UNet(1, **TINY, dropout=0.5)
-    params = shake(init(unet))
-    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 1)), jnp.array([5, 5])
+    unet = UNet(1, **ONE_LEVEL, dropout=0.5)
+    params, t = shaken(unet), jnp.array([5, 5])
 
-    def run(seed: int) -> jax.Array:
-        return unet.apply(params, x, t, train=True, rngs={"dropout": jax.random.key(seed)})
+    def run(**how) -> jax.Array:
+        return applied(unet)(params, pictures(), t, **how)
 
-    np.testing.assert_array_equal(run(0), run(0))
-    assert float(jnp.abs(run(0) - run(1)).max()) > 1e-3
-    np.testing.assert_array_equal(unet.apply(params, x, t), unet.apply(params, x, t))
+    one, again, other = (run(train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert float(jnp.abs(one - other).max()) > 1e-3
+    plain = applied(UNet(1, **ONE_LEVEL))(params, pictures(), t)
+    np.testing.assert_array_equal(run(train=False), plain)
 
 
 def test_labels_matter_and_none_is_the_null_class() -> None:
-    unet = UNet(1, **TINY, num_classes=10, label_dropout=0.1)
-    params = shake(init(unet))
-    x, t = jnp.zeros((2, 8, 8, 1)), jnp.array([5, 5])
-    out = unet.apply(params, x, t, jnp.array([3, 4]))
+    unet = UNet(1, **ONE_LEVEL, num_classes=10, label_dropout=0.1)
+    params, x, t = shaken(unet), jnp.zeros((2, 8, 8, 1)), jnp.array([5, 5])
+    out = applied(unet)(params, x, t, jnp.array([3, 4]))
     assert float(jnp.abs(out[0] - out[1]).max()) > 1e-4
-    null = unet.apply(params, x, t, jnp.array([10, 10]))
-    np.testing.assert_array_equal(unet.apply(params, x, t), null)
-    plain = UNet(1, **TINY)
+    null = applied(unet)(params, x, t, jnp.array([10, 10]))
+    np.testing.assert_array_equal(applied(unet)(params, x, t), null)
+    plain = UNet(1, **ONE_LEVEL)
     with pytest.raises(ValueError, match="labels were given to a network without num_classes"):
-        plain.apply(init(plain), x, t, jnp.array([3, 4]))
+        jax.eval_shape(plain.apply, shapes(plain), x, t, jnp.array([3, 4]))
 
 
 def test_samples_of_a_batch_do_not_see_each_other() -> None:
-    unet = UNet(1, **TINY)
-    params = shake(init(unet))
-    x, t = jax.random.normal(jax.random.key(2), (4, 8, 8, 1)), jnp.arange(4) * 300
-    together = unet.apply(params, x, t)
-    np.testing.assert_allclose(unet.apply(params, x[2:3], t[2:3]), together[2:3], atol=1e-5)
+    unet = UNet(1, **ONE_LEVEL)
+    x, t = pictures(), jnp.array([300, 900])
+    together = applied(unet)(shaken(unet), x, t)
+    beside = applied(unet)(shaken(unet), x.at[1].mul(-3.0), t.at[1].set(5))
+    np.testing.assert_allclose(beside[0], together[0], atol=1e-5)
+    assert float(jnp.abs(beside[1] - together[1]).max()) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -184,7 +171,7 @@ def test_samples_of_a_batch_do_not_see_each_other() -> None:
 )
 def test_impossible_networks_say_what_to_change(change: dict, shape: tuple, words: list) -> None:
     unet = UNet(1, **(TINY | change))
-    for attempt in (lambda: unet.check(shape), lambda: jax.eval_shape(lambda: init(unet, shape))):
+    for attempt in (lambda: unet.check(shape), lambda: shapes(unet, shape)):
         with pytest.raises(ValueError) as error:
             attempt()
         assert all(word in str(error.value) for word in words)
@@ -194,5 +181,5 @@ def test_impossible_networks_say_what_to_change(change: dict, shape: tuple, word
 def test_any_size_that_can_be_halved_works(shape: tuple) -> None:
     unet = UNet(2, **(TINY | {"attention_resolutions": ()}))
     x = jnp.zeros((2, *shape))
-    out = jax.eval_shape(unet.apply, init(unet, shape), x, jnp.zeros(2, jnp.int32))
+    out = jax.eval_shape(unet.apply, shapes(unet, shape), x, jnp.zeros(2, jnp.int32))
     assert out.shape == (2, *shape[:2], 2)

@@ -1,10 +1,8 @@
 """Every field of every config refuses what it may not hold, by name, before anything happens."""
 
-import importlib
 import math
 import pathlib
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -16,19 +14,24 @@ from ml_collections import ConfigDict
 from diffusion import losses, samplers, schedules, spacings, thresholds
 from diffusion.networks import AUTOENCODERS, NETWORKS
 from diffusion.vae import LIKELIHOODS
-from experiments import build, configs, devices, evaluate, hooks, images, lookup, modes
+from experiments import build, devices, evaluate, hooks, images, lookup, modes, state
 from experiments.configs import base, ranges, vae_digits
 from experiments.configs.ranges import FIELDS, Many, Range, Word
 from experiments.data import emoji
 from experiments.data.dataset import SPLITS
 from experiments.data.datasets import DATASETS
 from experiments.methods import diffusion as diffusion_method
+from experiments.methods import latent
 from experiments.methods.condition import TEXTS
 from experiments.methods.latent import ENCODERS
 from experiments.metrics import flow
 from experiments.metrics.sample_store import PROTOCOLS
 from experiments.optimizers import CLIPS, OPTIMIZERS
+from experiments.workdir.checkpoint import Checkpoints
+from experiments.workdir.config import write_config
+from tests.diffusion.networks import small
 from tests.experiments import emoji_font
+from tests.experiments.catalog import MAKERS, build_once, flat, get
 
 CHOICES = MappingProxyType(
     {
@@ -72,14 +75,6 @@ def keywords(field: str) -> Iterator[tuple[str, str]]:
                 yield name, keyword
 
 
-def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}"
-
-
 def changed(config: ConfigDict, field: str, value: Any) -> ConfigDict:
     """A config with another value in a field that may be new, whatever type it had."""
     content = config.to_dict()
@@ -97,43 +92,41 @@ def config_of_words() -> dict[str, Any]:
     )
 
 
-def config_with(field: str, vae_run: str, emoji_dir: str) -> ConfigDict:
+def small_model(name: str) -> dict[str, Any]:
+    """config.model for any network or autoencoder, so small that it is soon traced."""
+    known = lookup.keywords(CHOICES["model"][name], SUPPLIED["model"])
+    model = {k: v for k, v in small.FIELDS.items() if k in known}
+    conditional = {"class_conditional": False} if name in NETWORKS else {}
+    return dict(name=name, **model, **conditional, dtype="float32")
+
+
+def config_with(field: str, folder: Callable[[str], Any]) -> ConfigDict:
     """A small config, with a choice that has the field for its keyword.
 
     Args:
-        vae_run: the working directory of a VAE of the digits.
-        emoji_dir: where emoji are prepared.
+        folder: finds "vae_run", the working directory of a VAE of the digits, and "emoji_dir",
+            where emoji are prepared.
     """
     names = [name for name, keyword in keywords("model") if f"model.{keyword}" == field]
     of_a_vae = names and not set(names) & set(NETWORKS)
     if field.startswith(("method.", "likelihood.")) or of_a_vae:
         config = vae_digits.get_config()
-        if "conv_vae" in names:
-            config.model = dict(
-                name="conv_vae",
-                channels=8,
-                channel_multipliers=(1,),
-                norm_groups=4,
-                dtype="float32",
-            )
+        config.model = small_model((names or [config.model.name])[0])
         return config
     config = base.get_config()
     config.schedule = dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
-    config.model.update(channels=8, channel_multipliers=(1,), num_blocks=1, norm_groups=4)
-    config.model.attention_resolutions = ()
+    usual = config.model.name
+    config.model = small_model(usual if usual in names or not names else names[0])
     config.train.preview_num_steps = 0
     section, _, keyword = field.rpartition(".")
     if section == "encoder":
-        config.encoder = dict(name="vae", workdir=vae_run, identity="", shift=(), scale=())
+        config.encoder = dict(
+            name="vae", workdir=str(folder("vae_run")), identity="", shift=(), scale=()
+        )
         config.sample.threshold, config.evaluate.clip_denoised = dict(name="none"), False
-        config.model.update(class_conditional=False, channel_multipliers=(1,))
         return config
-    if section == "text" or field == "sample.prompts":
-        config.data = dict(name="emoji", data_dir=emoji_dir)
-        config.text = config_of_words()
-        return config
-    if field == "model.cross_attention_resolutions":
-        config.data = dict(name="emoji", data_dir=emoji_dir)
+    if section == "text" or field in ("sample.prompts", "model.cross_attention_resolutions"):
+        config.data = dict(name="emoji", data_dir=folder("emoji_dir"))
         config.text = config_of_words()
         return config
     found = (
@@ -144,11 +137,6 @@ def config_with(field: str, vae_run: str, emoji_dir: str) -> ConfigDict:
     if field in ("model.label_dropout", "sample.guidance_scale"):
         config.data.name, config.model.class_conditional = "digits", True
         config.model.label_dropout = 0.1
-    if section == "model" and found and "unet" not in found:
-        config.model = dict(
-            **dict(name="dit", patch_size=1, hidden_size=8, depth=1, num_heads=2),
-            **dict(class_conditional=False, dtype="float32"),
-        )
     if not found or section == "model":
         return config
     entry = CHOICES[section][found[0]]
@@ -164,18 +152,29 @@ def config_with(field: str, vae_run: str, emoji_dir: str) -> ConfigDict:
 def run_checks(config: ConfigDict) -> None:
     """What the program does with a config before it reads data or compiles."""
     devices.initialize_distributed(config.distributed)
-    build.build(config)
+    build_once(config)
 
 
 def test_every_field_and_every_keyword_of_a_choice_has_its_range() -> None:
     fields = {f"{field}.{keyword}" for field in CHOICES for _, keyword in keywords(field)}
-    for module in pkgutil.iter_modules(configs.__path__):
-        get = getattr(
-            importlib.import_module(f"experiments.configs.{module.name}"), "get_config", 0
-        )
-        if get and module.name != "saved":
-            fields |= set(leaves(get().to_dict()))
+    for config in (base.get_config(), *map(get, MAKERS)):
+        fields |= set(flat(config.to_dict()))
     assert fields == set(FIELDS)
+
+
+@pytest.fixture(scope="module")
+def vae_run(
+    tiny_vae: Callable[[], ConfigDict], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The run of a VAE that was not trained yet, its latents measured."""
+    config, workdir, mesh = tiny_vae(), tmp_path_factory.mktemp("vae"), devices.make_mesh()
+    experiment = build.build(config)
+    write_config(workdir, config)
+    with Checkpoints(workdir) as checkpoints:
+        told = state.facts(experiment, experiment.open("train"))
+        state.save(checkpoints, 1, state.fresh_state(experiment, mesh), told)
+    latent.measure(str(workdir), experiment.dataset)
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +194,9 @@ def test_a_finite_number_may_be_negative_and_is_no_flag() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_nonsense_is_refused_by_name_and_anything_else_builds(
-    field: str, caplog: pytest.LogCaptureFixture, vae_run: pathlib.Path, emoji_dir: str
+    field: str, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
-    whole, allowed = config_with(field, str(vae_run), emoji_dir), []
+    whole, allowed = config_with(field, request.getfixturevalue), []
     for value in NONSENSE:
         try:
             ranges.check(changed(whole, field, value))

@@ -104,10 +104,12 @@ def test_names_agree(dataset):
 @pytest.mark.parametrize("name", NAMES)
 def test_describing_reads_nothing(name, tmp_path):
     absent = str(tmp_path / "absent")
-    kwargs = {"path": absent, "image_size": 8} if name == "image_folder" else {"data_dir": absent}
+    make = DATASETS[name]
+    folder = {"path": absent, "image_size": 8}
+    kwargs = folder if synthetic.of_a_folder(make) else {"data_dir": absent}
 
     def shape():
-        return jax.numpy.zeros(DATASETS[name](**kwargs).image_shape)
+        return jax.numpy.zeros(make(**kwargs).image_shape)
 
     assert len(jax.eval_shape(shape).shape) == 3
     assert not (tmp_path / "absent").exists()

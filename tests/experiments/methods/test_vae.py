@@ -17,6 +17,7 @@ from experiments.configs import vae_digits
 from experiments.data.dataset import read_images
 from experiments.figures import page
 from experiments.figures.autoencoder import psnr
+from experiments.figures.figure import AUTOENCODER
 from experiments.figures.ideas import altered, ring_of
 from experiments.metrics import elbo
 from experiments.modes import checked
@@ -27,7 +28,7 @@ from experiments.workdir.results import read_results
 from tests.experiments import modes
 
 Make = Callable[[], ConfigDict]
-NAMES = "samples,reconstructions,traversals,latent_grid,latent_interpolation"
+NAMES = ["samples", *(n for n, maker in page.FIGURES.items() if AUTOENCODER in maker.needs)]
 
 
 def examples(experiment, memory):
@@ -192,11 +193,11 @@ def test_samples_are_of_their_own_key(tiny_vae: Make, vae_run: pathlib.Path) -> 
 
 def test_its_figures(tiny_vae: Make, vae_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = tiny_vae()
-    config.figures.update(dict(rows=4, columns=5, names=NAMES))
+    config.figures.update(dict(rows=4, columns=5, names=",".join(NAMES)))
     experiment = build(config)
     loaded = load_ema(experiment, vae_run, devices.make_mesh())
     made = page.figures(experiment, tmp_path, loaded, devices.make_mesh())
-    assert [path.stem for path in made] == NAMES.split(",")
+    assert [path.stem for path in made] == NAMES
     arrays = {path.stem: np.load(path.with_suffix(".npz")) for path in made}
     np.testing.assert_allclose(
         arrays["reconstructions"]["psnr"],
@@ -214,12 +215,15 @@ def test_its_figures(tiny_vae: Make, vae_run: pathlib.Path, tmp_path: pathlib.Pa
 def test_figures_of_ideas(tiny_vae: Make, vae_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """They are no part of `all`, and of any model."""
     config = tiny_vae()
-    assert not {"ring", "tangents", "one_step"} & set(page.figure_names(config.figures))
-    config.figures.names = "ring,tangents,one_step"
+    figures = page.FIGURES.items()
+    names = [n for n, maker in figures if maker.idea and not (maker.needs or maker.of_images)]
+    assert {"ring", "tangents", "one_step"} <= set(names)
+    assert not set(names) & set(page.figure_names(config.figures))
+    config.figures.names = ",".join(names)
     experiment = build(config)
     loaded = load_ema(experiment, vae_run, devices.make_mesh())
     made = page.figures(experiment, tmp_path, loaded, devices.make_mesh())
-    assert len(made) == 3
+    assert len(made) == len(names)
     x = np.load(tmp_path / "ring.npz")["x"]
     radius = np.linalg.norm(x, axis=1)
     assert radius.min() >= 1.0 and np.abs(x.mean(0)).max() < 0.1
