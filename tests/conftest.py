@@ -1,6 +1,7 @@
 """Eight CPU devices, a compilation cache shared by all tests, and shape checks at every call."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import pathlib
@@ -46,11 +47,13 @@ MOST = 1.25 * 2**30  # bytes that a worker may keep from one file to the next
 def bounded_memory() -> Iterator[None]:
     """What jax compiled for earlier files is let go of where a process has become large."""
     yield
-    with contextlib.suppress(OSError):  # where there is no /proc, it may become larger
+    with contextlib.suppress(OSError):  # without a /proc it may become larger
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") > MOST:
             jax.clear_caches()
             gc.collect()
+            with contextlib.suppress(AttributeError):  # of glibc, which keeps it otherwise
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

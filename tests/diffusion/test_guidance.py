@@ -60,7 +60,7 @@ def test_outside_its_interval_nothing_is_guided(scale: float) -> None:
         times = jnp.full(4, t)
         found = outputs(scale, (100, 600), times)
         expected = outputs(scale if inside else 1.0, None, times)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)  # sums of some 40
 
 
 def test_the_network_is_asked_once_with_both() -> None:

@@ -128,6 +128,7 @@ def test_a_batch_that_has_no_such_parts_is_refused(clip, num_parts: int, size: i
 
 # --- A network with dropout ---
 
+
 class Network(nn.Module):
     """The least that has dropout and more activations than parameters."""
 

@@ -36,7 +36,9 @@ def drawn(tiny_unet: Make) -> Callable[[str], np.ndarray]:
     params = jax.tree.map(lambda x: x + 0.1 * noise.normal(size=x.shape).astype("f4"), params)
 
     def samples(labels: str) -> np.ndarray:
-        sample_fn = make_sample_fn(conditional(tiny_unet, labels), mesh, num_steps=0, quantize="none")
+        sample_fn = make_sample_fn(
+            conditional(tiny_unet, labels), mesh, num_steps=0, quantize="none"
+        )
         return draw(sample_fn, params, 0, 20, 20, mesh).samples
 
     return samples

@@ -279,7 +279,9 @@ def test_a_set_of_before_these_files_is_known(fresh_chain) -> None:
         assert stored.files == ["arr_0"]  # nothing was drawn
 
 
-def test_a_batch_that_does_not_fit_is_drawn_in_halves(fresh_chain, monkeypatch, capsys, params) -> None:
+def test_a_batch_that_does_not_fit_is_drawn_in_halves(
+    fresh_chain, monkeypatch, capsys, params
+) -> None:
     config, copy = fresh_chain
     config.sample.update(num_images=8, batch_size=8, progress_images=1)
     whole, small = copy("whole"), copy("small")

@@ -67,7 +67,8 @@ def records(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("model", "clip"), [("plain", dict(name="global")), ("tiny", dict(name="per_core", max_norm=0.5))]
+    ("model", "clip"),
+    [("plain", dict(name="global")), ("tiny", dict(name="per_core", max_norm=0.5))],
 )
 def test_eight_devices_train_like_one(
     model: str, clip: dict, request: pytest.FixtureRequest
@@ -79,7 +80,9 @@ def test_eight_devices_train_like_one(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.params, eight.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), first, second)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one.memory, eight.memory
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        one.memory,
+        eight.memory,
     )
     seen = one.memory["seen"] if model == "plain" else one.memory.seen.sum()
     assert seen == 4 * config.train.batch_size
@@ -111,7 +114,9 @@ def test_a_checkpoint_older_than_num_cores_goes_on(plain: Make, tmp_path: pathli
         check_same(old, config, TRAINING, tmp_path)
 
 
-def test_a_checkpoint_older_than_label_dropout_goes_on(tiny_unet: Make, tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_older_than_label_dropout_goes_on(
+    tiny_unet: Make, tmp_path: pathlib.Path
+) -> None:
     """No label was dropped then; a network that is not the U-Net has its fields from the start."""
     config = tiny_unet()
     config.model.class_conditional = True
