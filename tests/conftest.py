@@ -39,7 +39,6 @@ install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype
 
 from experiments.data.digits import digits
 
-
 MOST = 1.25 * 2**30  # bytes that a worker may keep from one file to the next
 
 

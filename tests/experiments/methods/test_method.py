@@ -3,9 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
