@@ -13,7 +13,8 @@ from diffusion.structs import Sampler, Schedule
 from diffusion.walk import start, walk
 from experiments import devices
 from experiments.experiment import Experiment
-from experiments.methods.method import chain_of, model_for
+from experiments.methods.method import chain_of
+from experiments.methods.sampler_model import model_for
 
 Compiled = Callable[..., jax.Array]
 

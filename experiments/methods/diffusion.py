@@ -31,8 +31,8 @@ from experiments.methods.method import (
     Method,
     Sampling,
     count_parameters,
-    model_for,
 )
+from experiments.methods.sampler_model import model_for
 
 # Of a network, from here.
 SUPPLIED = ("out_channels", "dtype", "num_classes", "text", "parent", "name")

@@ -1,6 +1,5 @@
 """The contract of a generative model: what the loop, the sampler and the metrics see of it."""
 
-import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +10,6 @@ from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from diffusion.likelihood import Decoder
 from diffusion.networks.network import Network
-from diffusion.probability_flow import bind, make_flow
 from diffusion.reverse import Denoise, Threshold
 from diffusion.structs import Gaussian, Likelihood, Process, Sampler, Schedule
 from diffusion.walk import Samples
@@ -212,25 +210,6 @@ def chain_of(method: Method, purpose: str) -> Chain:
             "(config.method) does not have. Leave it out, or choose the method `diffusion`."
         )
     return method.chain
-
-
-def model_for(
-    sampler: Sampler, chain: Chain, denoise: Denoise
-) -> Callable[[Any, Int[Array, "b ..."]], Any]:
-    """(params, labels) -> what the steps of a sampler ask, under the guidance of sampling.
-
-    Args:
-        sampler: on a chain of `chain.respaced`.
-        chain: the model's.
-        denoise: the reverse process on the chain of the sampler.
-    """
-    flow = make_flow(chain.guided, chain.process) if sampler.continuous else None
-
-    def model(params: Any, labels: Int[Array, "b ..."]) -> Any:
-        inputs = chain.condition(labels)
-        return bind(flow, params, inputs) if flow else functools.partial(denoise, params, **inputs)
-
-    return model
 
 
 def count_parameters(init: Callable[[jax.Array], Any]) -> int:

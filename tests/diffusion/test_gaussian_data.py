@@ -15,7 +15,7 @@ from diffusion.likelihood import (
 )
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import make_denoise
-from diffusion.samplers import ancestral
+from diffusion.samplers import ancestral, predictor_corrector
 from diffusion.schedules import BETAS, from_betas, respace
 from diffusion.structs import Gaussian, Process
 from tests.diffusion.gaussian import (
@@ -87,6 +87,28 @@ def test_ancestral_samples_have_the_datas_moments(name: str, key: jax.Array) -> 
     assert x_0.mean() == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(16_000))
     assert x_0.var() == pytest.approx(DEVIATION**2, rel=4 * np.sqrt(2 / 16_000))
     assert abs(np.corrcoef(x_0.T)[0, 1]) < 0.07
+
+
+def test_a_correction_is_made_at_the_level_below_with_noise_of_its_own(key: jax.Array) -> None:
+    """It leaves the mean, and turns the variance V into (1 - s sigma^2 / V)^2 V + 2 s sigma^2.
+
+    The best predictor leads from the marginal of x_t to that of x_{t-1}, whose V and sigma those
+    are. A single step, between two levels that are far apart.
+    """
+    schedule, size, n = from_betas([0.2, 0.9]), 0.5, 100_000
+    sampler, keys = predictor_corrector(schedule, step_size=size), jax.random.split(key, n)
+    root, noise = schedule.sqrt_alpha_bar, schedule.one_minus_alpha_bar
+    marginal = root**2 * DEVIATION**2 + noise
+    x_t = root[1] * MEAN + jnp.sqrt(marginal[1]) * random.normal(keys, 99, (1,))
+
+    def draws(number: int | jax.Array) -> jax.Array:
+        return random.normal(keys, number, (1,))
+
+    x = sampler.step(denoiser(schedule), x_t, jnp.asarray(1), draws, ()).x
+    force = float(size * noise[0] / marginal[0])
+    variance = float((1 - force) ** 2 * marginal[0] + 2 * size * noise[0])
+    assert float(x.mean()) == pytest.approx(float(root[0]) * MEAN, abs=4 * np.sqrt(variance / n))
+    assert float(x.var()) == pytest.approx(variance, rel=4 * np.sqrt(2 / n))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from diffusion.inpainting import inpaint, moves
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas, respace
 from diffusion.spacings import uniform
+from diffusion.structs import Sampler, Step
 from tests.diffusion import mixture
 from tests.diffusion.walks import model_of
 
@@ -91,3 +94,65 @@ def test_a_sampler_with_a_memory_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="remembers its last steps"):
         complete(0.3, 2, 2, name)
     assert not forgets(name) and forgets("ancestral")
+
+
+class Visit(NamedTuple):
+    """What a sampler was given in one step: f32[n, 2] each, but for t."""
+
+    t: int
+    x_t: np.ndarray
+    first: np.ndarray  # its first draw of noise
+    second: np.ndarray
+
+
+SHORT = from_betas(BETAS["linear"](6, beta_start=0.1, beta_end=0.5))
+
+
+def visits(known: float, n: int) -> tuple[list[Visit], np.ndarray]:
+    """The steps down of a resampled walk whose sampler draws 0, and the moves that it made.
+
+    The first of two values is known.
+    """
+    found: list[Visit] = []
+
+    def step(model, x_t, t, noise, memory):
+        told = (t, x_t, noise(0), noise(1))
+        jax.debug.callback(lambda *args: found.append(Visit(*map(np.asarray, args))), *told)
+        return Step(jnp.zeros_like(x_t), x_t, memory)
+
+    steps, mask = SHORT.num_timesteps, jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, 2))
+    arguments = (jax.random.split(jax.random.key(2), n), jnp.full((n, 2), known), mask)
+    options = dict(jump_length=1, resamplings=2)
+    inpaint(Sampler(steps, lambda x_T: (), step), SHORT, None, *arguments, **options)
+    jax.effects_barrier()
+    return found, moves(steps, *options.values())
+
+
+def test_the_known_part_always_has_the_noise_of_its_level() -> None:
+    """On the way down and after every jump: q(x_t | x_0) (RePaint Eq. 8)."""
+    known, n = 0.7, 20_000
+    found, walk = visits(known, n)
+    assert [visit.t for visit in found] == [level - 1 for level in walk if level > 0]
+    for visit in found[1:]:  # the first is x_T
+        x_t, noise = visit.x_t[:, 0], float(SHORT.one_minus_alpha_bar[visit.t])
+        mean = float(SHORT.sqrt_alpha_bar[visit.t]) * known
+        assert x_t.mean() == pytest.approx(mean, abs=5 * np.sqrt(noise / n))
+        assert x_t.var() == pytest.approx(noise, rel=5 * np.sqrt(2 / n))
+
+
+def test_no_noise_is_used_twice() -> None:
+    """Not of the start, of steps, of what is known, of jumps: each is told by what it led to.
+
+    With 0 known and 0 drawn, x_t is the noise of the known value after a move down, and that of the
+    unknown one after a jump.
+    """
+    n = 2000
+    found, walk = visits(0.0, n)
+    after_jump = walk[np.flatnonzero(walk > 0)[1:] - 1] < 0
+    draws = [*found[0].x_t.T]
+    for visit, jumped in zip(found[1:], after_jump, strict=True):
+        draws.append(visit.x_t[:, 1 if jumped else 0])
+    for visit in found:
+        draws += [*visit.first.T, *visit.second.T]
+    alike = np.corrcoef(draws) - np.eye(len(draws))
+    assert after_jump.any() and np.abs(alike).max() < 6 / np.sqrt(n)

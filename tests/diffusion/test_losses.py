@@ -261,6 +261,16 @@ def test_importance_sampling_is_unbiased_and_follows_the_losses(key: jax.Array) 
     assert float((weight * values[t]).std()) < 0.2 * values.std()
 
 
+def test_a_timestep_whose_losses_vary_is_drawn_more_often(key: jax.Array) -> None:
+    """In proportion to the root of the second moment, which of equal means is larger there."""
+    sampler = losses.loss_second_moment(2, history=2, uniform_share=1e-3)
+    state = sampler.init()
+    for row in ([1.0, 0.0], [1.0, 2.0]):
+        state = sampler.update(state, jnp.arange(2), jnp.array(row))
+    t, _ = sampler.sample(state, jax.random.split(key, 20_000))
+    assert float(t.mean()) == pytest.approx(np.sqrt(2) / (1 + np.sqrt(2)), abs=0.015)
+
+
 def test_rare_timesteps_of_a_long_chain_keep_their_probability() -> None:
     """Every u below the total belongs to one t, and to as many of them as its probability says."""
     p = np.random.default_rng(0).uniform(size=4000) ** 12

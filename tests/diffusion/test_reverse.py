@@ -69,6 +69,10 @@ def test_clipping_moves_every_mean_but_a_predicted_one(name: str, truth: tuple) 
         return predict(process, output, x_t, TIMES, threshold=threshold)
 
     free, clipped = read(thresholds.none), read(thresholds.clip)
+    now = at(schedule, TIMES, x_t)
+    for found in (free, clipped):  # eps belongs to the estimate, clipped or not
+        again = now.sqrt_alpha_bar * found.x_0 + now.sqrt_one_minus_alpha_bar * found.eps
+        np.testing.assert_allclose(again, x_t, rtol=1e-4, atol=1e-4)
     assert float(jnp.abs(clipped.x_0).max()) <= 1.0 < float(jnp.abs(free.x_0).max())
     if parameterization.predicts_mean:
         np.testing.assert_array_equal(clipped.mean, output)

@@ -87,13 +87,15 @@ def test_more_memory_is_worth_it(error_of) -> None:
     assert unipc < third < 0.6 * second
 
 
+@pytest.mark.parametrize("lengths", [[1.0], [1.0, 2.0]])
 @pytest.mark.parametrize("order", [2, 3])
-def test_one_step_of_a_multistep_method_has_its_order(order: int) -> None:
+def test_one_step_of_a_multistep_method_has_its_order(order: int, lengths: list[float]) -> None:
     """From exact estimates of the steps before, the local error is one order smaller."""
 
     def local_error(steps: int) -> tuple[float, ...]:
-        # Levels evenly spaced in lambda from 0 to 1; the middle step is of the full order.
-        lam = np.concatenate([[np.inf], np.linspace(1.0, 0.0, steps)])
+        # Steps in lambda from 0 to 1, in turn of these lengths; the middle one is of full order.
+        rises = np.cumsum(np.resize(lengths, steps - 1))
+        lam = np.concatenate([[np.inf, 1.0], 1.0 - rises / rises[-1]])
         alpha, sigma = np.sqrt(1 / (1 + np.exp(-2 * lam))), np.sqrt(1 / (1 + np.exp(2 * lam)))
         levels = Levels(alpha, sigma, lam)
         t = steps // 2

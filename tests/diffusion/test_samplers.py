@@ -121,11 +121,11 @@ def test_x_T_is_the_same_for_every_length_and_no_other_noise_repeats_it() -> Non
         return Prediction(x_t, x_t, x_t, jnp.zeros(()))
 
     def noises(steps: int) -> np.ndarray:
-        """f32[1 + 2 steps, 2]: the first value of x_T and of two draws of every step."""
+        """f32[1 + 4 steps, 2]: the first value of x_T and of four draws of every step."""
 
         def step(denoise, x_t, t, noise, memory):
-            drawn = jnp.stack([noise(0), noise(1)])
-            rest = jax.lax.dynamic_update_slice(x_t[:, 1:], drawn[..., 0].T, (0, 2 * t))
+            drawn = jnp.stack([noise(draw) for draw in range(4)])
+            rest = jax.lax.dynamic_update_slice(x_t[:, 1:], drawn[..., 0].T, (0, 4 * t))
             x_t = jnp.concatenate([x_t[:, :1], rest], axis=1)
             return Step(x_t, denoise(x_t, t).x_0, memory)
 
@@ -133,7 +133,7 @@ def test_x_T_is_the_same_for_every_length_and_no_other_noise_repeats_it() -> Non
             Sampler(steps, lambda x_T: (), step),
             unchanged,
             keys,
-            (1 + 2 * steps,),
+            (1 + 4 * steps,),
         )
         return np.asarray(end.x_0).T
 

@@ -71,6 +71,13 @@ def test_16_bits_become_8(tmp_path: pathlib.Path) -> None:
         decode(str(tmp_path / "a.tif"), 8)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.3, 0.9])
+def test_the_share_that_is_held_out_is_the_one_asked_for(fraction: float) -> None:
+    count = 4000
+    held_out = np.mean([own.is_test(f"{i}.png", fraction) for i in range(count)])
+    assert abs(held_out - fraction) <= 4 * np.sqrt(fraction * (1 - fraction) / count)
+
+
 def test_folders_are_classes_where_they_are_asked_for(tmp_path: pathlib.Path) -> None:
     for name in ("cats/a.png", "cats/deep/b.png", "dogs/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Diffusion of the latents of a VAE: the seam, what is stored of the VAE, and the bound of both."""
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from ml_collections import ConfigDict
 import experiments
 from diffusion import thresholds
 from diffusion.forward import at
+from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.reverse import predict
+from diffusion.structs import Process
 from diffusion.vae import elbo_terms
 from experiments import build as building
 from experiments import devices, images, train
@@ -24,11 +27,15 @@ from experiments.data.fashion_mnist import fashion_mnist
 from experiments.files.atomic import read_json
 from experiments.methods.latent import ENCODERS, kept, measure, read_vae
 from experiments.methods.method import Encoder, pixels
+from experiments.metrics import elbo
+from experiments.metrics.metric import Context
 from experiments.modes import checked
 from experiments.state import init_state, load_ema
 from experiments.weights import export
+from experiments.workdir.origin import Origin
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
+from tests.diffusion.gaussian import exact_variance, x_0_given_x_t
 from tests.experiments import modes
 
 Make = Callable[[], ConfigDict]
@@ -243,52 +250,39 @@ def test_a_vector_of_latents_is_refused_by_networks_of_images(
 
 
 def test_the_bound_of_both_is_a_likelihood_where_that_is_known(
-    of_latents: Make, run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    of_latents: Make, vae_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """Of a chain that knows its latents to be N(0, I) it is the ELBO of the VAE itself.
+    """Of a chain that knows z to be N(0, I) it is the ELBO of the VAE, whatever shift and scale.
 
-    With x_0 ~ N(0, I) the best estimate of x_0 is known, and with shift 0 and scale 1 the prior of
-    the VAE is that of the chain: the bound's mean is then the ELBO's.
+    The chain's latents, (z - shift) * scale, are then normal, and its best step back is known.
     """
     config = of_latents()
-    config.evaluate.num_draws = 60
-    config.variance = ConfigDict(dict(name="fixed_large"))
+    shift, scale = np.array([2.0, -1.0]), np.array([2.0, 1.5])
+    identity = build(config).encoder.protocol["encoder"]["identity"]
+    config.encoder.update(identity=identity, shift=(*shift,), scale=(*scale,))
+    config.evaluate.update(num_draws=4, batch_size=96)
     experiment = build(config)
-    latents = experiment.encoder.latents
-    plain = latents._replace(shift=jnp.zeros(2), scale=jnp.ones(2))
-    vae, params = latents.vae, latents.params
-
-    def draw(found: jax.Array, keys: jax.Array) -> jax.Array:
-        mean, log_variance = jnp.split(found, 2, axis=-1)
-        eps = jax.vmap(lambda k: jax.random.normal(k, (4, 4, 2)))(keys)
-        return mean + jnp.exp(0.5 * log_variance) * eps
-
-    encoder = experiment.encoder._replace(latents=plain, draw=draw)
     chain = experiment.method.chain
+    known = Process(chain.process.schedule, PARAMETERIZATIONS["x_0"], exact_variance(scale))
 
     def denoise(params: Any, x_t: jax.Array, t: jax.Array, **inputs: Any) -> Any:
-        process = chain.process
-        now = at(process.schedule, jnp.broadcast_to(t, x_t.shape[:1]), x_t)
-        eps = now.sqrt_one_minus_alpha_bar * x_t
-        return predict(process, eps, x_t, t, threshold=thresholds.none)
+        x_0, _ = x_0_given_x_t(at(known.schedule, t, x_t), x_t, -shift * scale, scale)
+        return predict(known, x_0, x_t, t, threshold=thresholds.none)
 
     method = experiment.method._replace(chain=chain._replace(denoise=denoise))
-    experiment = experiment._replace(encoder=encoder, method=method)
-    both = modes.evaluate(experiment, run)["latent_bound"]["bits_per_dim"]
+    source, count = experiment.dataset.open("test"), 96
+    context = Context(
+        *(experiment._replace(method=method), tmp_path, devices.make_mesh(), 0, {}),
+        *(source, count, "", Origin("ema", "")),
+    )
+    both = elbo.latent_bound(context).values["bits_per_dim"]
 
-    source = experiment.dataset.open("test")
-    pictures = images.to_model(jnp.asarray(read_images(source, 0, 10)["image"]), 17)
+    vae, params = experiment.encoder.latents.vae, experiment.encoder.latents.params
+    pictures = images.to_model(jnp.asarray(read_images(source, 0, count)["image"]), 17)
     q = vae.encode(params, pictures)
-    keys = jax.random.split(jax.random.key(3), 400)
-    terms = jax.vmap(
-        lambda k: elbo_terms(
-            vae.likelihood,
-            lambda z: vae.decode(params, z),
-            pictures,
-            q,
-            jax.random.normal(k, q.mean.shape),
-        )
-    )(keys)
+    decode = functools.partial(vae.decode, params)
+    eps = jax.random.normal(jax.random.key(3), (100, *q.mean.shape))
+    terms = jax.lax.map(lambda e: elbo_terms(vae.likelihood, decode, pictures, q, e), eps)
     expected = np.asarray(terms.reconstruction + terms.kl).mean() / (64 * np.log(2))
     assert both["value"] == pytest.approx(expected, abs=0.03)
 

@@ -3,18 +3,20 @@
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import build, devices, evaluate, hooks, images
+from experiments import build, devices, evaluate, hooks, images, train
 from experiments.data.dataset import read_images
 from experiments.data.digits import digits
 from experiments.drawing import draw, make_sample_fn
 from experiments.methods.method import pixels
-from experiments.state import load_ema
+from experiments.state import init_state, load_ema
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.results import read_results
 from tests.experiments import modes
@@ -105,3 +107,35 @@ def test_pixels_are_their_own_encoding() -> None:
     x = encoder.encode(jnp.asarray(stored))
     assert x.shape[1:] == encoder.shape and float(x.min()) == -1 and float(x.max()) == 1
     np.testing.assert_array_equal(images.to_uint8(encoder.decode(x)), stored)
+
+
+@pytest.mark.parametrize(("make", "uses"), [("tiny", 4), ("tiny_vae", 3)])
+def test_every_use_of_randomness_in_training_has_its_own_keys(
+    make: str, uses: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flips, the encoder's noise and all that the method draws, of every example and step."""
+    config = request.getfixturevalue(make)()
+    config.train.flip = True
+    plain, found = build.build(config), []
+
+    def noted(keys: jax.Array) -> jax.Array:
+        found.append(np.asarray(jax.random.key_data(keys)))
+        return keys
+
+    def draw(memory: Any, x_0: jax.Array, labels: jax.Array, keys: Any) -> Any:
+        return plain.method.draw(memory, x_0, labels, lambda name: noted(keys(name)))
+
+    flip = images.random_flip
+    monkeypatch.setattr(images, "random_flip", lambda keys, image: flip(noted(keys), image))
+    experiment = plain._replace(
+        method=plain.method._replace(draw=draw),
+        encoder=plain.encoder._replace(
+            draw=lambda kept, keys: plain.encoder.draw(kept, noted(keys))
+        ),
+    )
+    state, steps, size = init_state(plain), 3, 8
+    batch = {"image": jnp.zeros((size, 8, 8, 1), jnp.uint8), "label": jnp.zeros(size, jnp.int32)}
+    for step in range(steps):
+        train.draw_examples(experiment, state._replace(step=jnp.int32(step)), batch)
+    every = np.concatenate(found)
+    assert len(every) == uses * steps * size == len(np.unique(every, axis=0))
