@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+from collections.abc import Iterator
 
 # Nothing in the tests runs long enough to be worth optimising, and everything has to be compiled.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -29,6 +31,20 @@ install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype
 
 
 from experiments.data.digits import digits
+from tests import started
+
+
+def pytest_configure() -> None:
+    started.watch()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Signals as in the foreground, wherever the tests were started."""
+    with started.foreground_signals():
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A data set and a config small enough to train in a moment."""
 
 import pathlib
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,11 +132,3 @@ def quick_classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program sees the first device only, as on a laptop."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in the foreground, wherever the tests were started."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -2,11 +2,9 @@
 equal."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -25,6 +23,7 @@ from experiments.workdir.config import write_config
 from experiments.workdir.results import read_results
 from tests.experiments import modes
 from tests.experiments.test_main import program
+from tests.started import PIPE, STDOUT, started
 
 
 @pytest.mark.parametrize(
@@ -134,16 +133,14 @@ def test_a_killed_program_goes_on_to_the_same_bytes(fresh) -> None:
     command = [sys.executable, "-m", "experiments.main", *options, f"--workdir={torn}"]
     parts, kills = torn / "samples" / "step8_seed0_ancestral8" / "parts", 0
     for least in (3, 30):
-        running = subprocess.Popen(
-            command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        until = time.monotonic() + 240
-        while running.poll() is None and time.monotonic() < until:
-            if len(list(parts.glob("*/*.npz"))) >= least:
-                running.send_signal(signal.SIGKILL)
-                kills += running.wait() == -signal.SIGKILL
-                break
-            time.sleep(0.01)
+        with started(command, stdout=PIPE, stderr=STDOUT) as running:
+            until = time.monotonic() + 240
+            while running.poll() is None and time.monotonic() < until:
+                if len(list(parts.glob("*/*.npz"))) >= least:
+                    running.send_signal(signal.SIGKILL)
+                    kills += running.wait() == -signal.SIGKILL
+                    break
+                time.sleep(0.01)
     assert kills == 2, "the program was faster than this test"
     said = program(*options, f"--workdir={torn}").stdout
     assert "are there already" in said

@@ -8,7 +8,6 @@ import pathlib
 import random
 import signal
 import socket
-import subprocess
 import sys
 import textwrap
 import threading
@@ -19,7 +18,7 @@ import pytest
 
 from experiments.workdir import lock
 from experiments.workdir.lock import InUse, only_writer
-from tests.experiments.processes import ROOT
+from tests.started import PIPE, Popen, started
 
 HOLD = """
     import pathlib, sys, time
@@ -38,18 +37,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def another(workdir: pathlib.Path, seconds: float = 100) -> Iterator[subprocess.Popen]:
+def another(workdir: pathlib.Path, seconds: float = 100) -> Iterator[Popen]:
     """A program that is in."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(workdir), str(seconds)],
-        **dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
-    )
-    try:
-        assert program.stdout is not None and program.stdout.readline() == "in\n"
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(workdir), str(seconds)]
+    with started(command, stdout=PIPE, stderr=PIPE) as program:
+        assert program.stdout.readline() == "in\n"
         yield program
-    finally:
-        program.kill()
-        program.communicate()
 
 
 def write(workdir: pathlib.Path, **changes: object) -> None:

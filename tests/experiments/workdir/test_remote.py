@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,9 +25,9 @@ for needed in ("gcsfs", "gcp_storage_emulator"):
         pytest.skip(f"a bucket on this machine needs {needed}", allow_module_level=True)
 from benchmarks.bucket import Bucket  # noqa: E402
 from tests.experiments.test_main import TINY, program  # noqa: E402
+from tests.started import PIPE, started  # noqa: E402
 
 Make = Callable[[], ConfigDict]
-ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -157,18 +156,13 @@ def test_the_writer_before_ends(bucket: Bucket, tmp_path: pathlib.Path) -> None:
         "    print('in', flush=True)\n"
         "    time.sleep(120)\n"
     )
-    first = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert first.stdout.readline() == "in\n"
-    with remote.latest_writer(tmp_path):
-        assert first.wait(30) == USER_ERROR
-    said = first.stderr.read()
+    environ = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    with started(command, env=environ, stdout=PIPE, stderr=PIPE) as first:
+        assert first.stdout.readline() == "in\n"
+        with remote.latest_writer(tmp_path):
+            assert first.wait(30) == USER_ERROR
+        said = first.stderr.read()
     assert f"process {os.getpid()} on " in said and "gs://bucket/two" in said
 
 
