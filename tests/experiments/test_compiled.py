@@ -14,6 +14,7 @@ from experiments import devices
 from tests.started import ROOT, run
 
 
+@pytest.mark.slow
 def test_every_reported_number_is_what_single_operations_give(data_dir: pathlib.Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = run(

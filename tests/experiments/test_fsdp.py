@@ -172,6 +172,7 @@ def test_numbers_that_are_not_finite_are_found_in_every_part(
             checkpoints.restore(1, "state", abstract)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_two_four_and_one_processes(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

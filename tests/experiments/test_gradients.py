@@ -204,6 +204,7 @@ def test_a_group_is_the_same_on_part_of_a_device_and_on_several(count: int, core
     assert_same(jax.tree.leaves(on_devices(count, cores)), by_the_formula(cores))
 
 
+@pytest.mark.slow
 def test_sixteen_devices_clip_as_the_eight_cores_did(tmp_path: pathlib.Path) -> None:
     program = f"""
 import jax, numpy

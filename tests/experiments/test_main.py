@@ -14,6 +14,8 @@ from experiments.workdir.lock import only_writer
 from tests import started
 from tests.experiments.processes import in_processes, processes
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "config.schedule.num_timesteps": "8",
     "config.schedule.beta_start": "0.02",

@@ -86,6 +86,7 @@ def test_options_in_parentheses_make_a_whole_choice() -> None:
     assert config.sample.spacing.to_dict() == {"name": "uniform"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["experiments.main", "experiments.convert"])
 def test_without_arguments_a_program_says_how_it_is_used(module: str) -> None:
     command = [sys.executable, "-m", module]

@@ -53,6 +53,7 @@ def start() -> Iterator[Callable[..., Peers]]:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (3, 0), (3, 2)])
 def test_a_dead_process_ends_the_others_at_once(start, count: int, victim: int) -> None:
     peers = start(count)
@@ -65,6 +66,7 @@ def test_a_dead_process_ends_the_others_at_once(start, count: int, victim: int) 
     assert seconds < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_frozen_process_ends_the_others_and_itself_when_it_wakes(start, victim: int) -> None:
     peers = start(3)
@@ -80,6 +82,7 @@ def test_a_frozen_process_ends_the_others_and_itself_when_it_wakes(start, victim
         assert re.search(rf"process {victim} of 3 has not answered for 3 s", text), text
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_others(start) -> None:
     peers = start(2, "error")
     statuses, _ = peers.end(30)
@@ -88,6 +91,7 @@ def test_an_error_of_one_process_ends_the_others(start) -> None:
     assert any("of one process only" in line for line in peers.said[1])
 
 
+@pytest.mark.slow
 def test_a_process_that_leaves_in_order_is_not_missed(start) -> None:
     peers = start(2, "leave")
     statuses, seconds = peers.end(60)

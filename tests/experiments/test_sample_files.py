@@ -122,6 +122,7 @@ def test_a_set_whose_files_were_not_all_written_is_finished(fresh, monkeypatch, 
     assert not list((torn / "samples").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_program_goes_on_to_the_same_bytes(fresh) -> None:
     """kill -9, twice, wherever it hits."""
     config, copy = fresh
@@ -228,6 +229,7 @@ def test_png_files_by_number_in_any_order(fresh, tmp_path: pathlib.Path) -> None
         modes.sample(build(other), run, Place([0], out))
 
 
+@pytest.mark.slow
 def test_seeds_of_the_program(fresh, tmp_path: pathlib.Path) -> None:
     config, copy = fresh
     run, out = copy("run"), tmp_path / "out"

@@ -45,6 +45,7 @@ def skypilot(text: str, home: pathlib.Path) -> CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accelerators"),
     [
@@ -65,6 +66,7 @@ def test_skypilot_reads_the_tasks(name: str, accelerators: list, tmp_path: pathl
         run(["bash", "-n"], input=task[part])
 
 
+@pytest.mark.slow
 def test_skypilot_refuses_what_it_does_not_know(tmp_path: pathlib.Path) -> None:
     text = (CLUSTERS / "tpu_pod.yaml").read_text().replace("use_spot", "use_spots")
     result = skypilot(text, tmp_path)

@@ -19,6 +19,8 @@ from tests.started import PIPE, ROOT, STDOUT, Popen, run, started
 
 STEPS = 100
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:

@@ -104,6 +104,7 @@ def test_the_twin_of_an_error_is_not_started(tmp_path: pathlib.Path) -> None:
     assert states(tmp_path, 3) == ["finished"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [1, 2])
 def test_no_more_runs_at_a_time_than_there_are_places(tmp_path: pathlib.Path, places: int) -> None:
     run(tmp_path, ["finish"] * 4, f"--max_parallel={places}")
@@ -115,6 +116,7 @@ def test_no_more_runs_at_a_time_than_there_are_places(tmp_path: pathlib.Path, pl
     assert max(running) <= places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
 def test_a_signal_saves_all_and_the_same_command_continues(
     tmp_path: pathlib.Path, how: str
@@ -135,6 +137,7 @@ def test_a_signal_saves_all_and_the_same_command_continues(
         assert done(folder(tmp_path, seed)) == WHOLE
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_program_costs_the_steps_since_its_checkpoint(tmp_path: pathlib.Path) -> None:
     with under_way(tmp_path, ["finish"]) as process:
         wait_for_step(folder(tmp_path, 0), 3)
@@ -146,6 +149,7 @@ def test_kill_9_of_a_program_costs_the_steps_since_its_checkpoint(tmp_path: path
     assert len(status.read(folder(tmp_path, 0)).attempts) == 2
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_sweep_and_of_a_job_starts_nothing_twice(tmp_path: pathlib.Path) -> None:
     with under_way(tmp_path, ["finish"], seconds=0.4) as process:
         wait_for_step(folder(tmp_path, 0), 2)
@@ -254,8 +258,13 @@ def test_the_script_for_fashion_mnist_plans_table_2(tmp_path: pathlib.Path) -> N
     ],
 )
 def test_a_command_that_cannot_be_is_refused(
-    options: list[str], words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+    options: list[str],
+    words: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(plan, "check", lambda runs: None)  # whose process takes seconds
     assert sweep.main([DIGITS, f"--workdir={tmp_path / 'sweep'}", *options]) == 2
     error = capsys.readouterr().err
     for word in words:
@@ -330,6 +339,7 @@ def test_a_run_compiles_until_it_says_that_it_has(tmp_path: pathlib.Path) -> Non
         assert is_compiling(tmp_path) == compiling
 
 
+@pytest.mark.slow
 def test_the_real_program_under_a_sweep(
     tmp_path: pathlib.Path, data_dir: pathlib.Path, capfd: pytest.CaptureFixture
 ) -> None:

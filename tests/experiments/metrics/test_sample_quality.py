@@ -196,6 +196,7 @@ def test_without_held_out_images_the_other_numbers_stay(config, workdir) -> None
     assert (protocol["test_images"], protocol["test_fingerprint"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_two_processes_judge_samples_like_one(
     config, workdir, tmp_path: pathlib.Path, monkeypatch
 ) -> None:

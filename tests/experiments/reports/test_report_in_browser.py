@@ -34,6 +34,7 @@ def browse(page: pathlib.Path, profile: pathlib.Path, *options: str) -> tuple[st
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
 def test_a_browser_shows_the_page(tmp_path: pathlib.Path) -> None:
     half_done(tmp_path / "sweep")

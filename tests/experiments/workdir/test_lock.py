@@ -15,7 +15,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from absl import flags
 
+from experiments import main
+from experiments.experiment import Experiment
 from experiments.workdir import lock
 from experiments.workdir.lock import InUse, only_writer
 from tests.started import PIPE, Popen, started
@@ -59,6 +62,18 @@ def test_a_second_writer_is_told_who_is_in_and_changes_nothing(tmp_path: pathlib
             with pytest.raises(InUse, match=said), only_writer(tmp_path, "training"):
                 pytest.fail("both are in")
         assert (tmp_path / lock.NAME).read_text() == before
+
+
+def test_the_program_is_refused_before_it_writes_anything(
+    tiny_experiment: Experiment, tmp_path: pathlib.Path
+) -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with only_writer(tmp_path, "training"):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+        with pytest.raises(InUse, match=f"in use: process {os.getpid()} on"):
+            main.run(tiny_experiment, tmp_path, ())
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_the_lock_of_a_killed_process_is_taken_at_once(
