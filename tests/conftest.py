@@ -5,7 +5,10 @@ import ctypes
 import gc
 import os
 import pathlib
+import shlex
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 # Nothing in the tests runs long enough to be worth optimising, and everything has to be compiled.
 # The smallest network's training step compiles in 3.0 s of CPU so, and in 5.3 with the first alone.
@@ -38,6 +41,56 @@ install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype
 
 
 from experiments.data.digits import digits
+from tests import started
+
+LEFT_OUT = ("slow", "parity")  # of a run that names no file and no marker
+_said = pytest.StashKey[str]()
+
+
+def pytest_configure() -> None:
+    started.watch()
+
+
+@pytest.hookimpl(trylast=True)  # when -k has chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is slow, but for files that were named, with or without `::test`."""
+    where = config.invocation_params.dir
+    named = {(where / argument.partition("::")[0]).resolve() for argument in config.args}
+    kept, left, marks = [], [], set()
+    for item in items:
+        found = {name for name in LEFT_OUT if item.get_closest_marker(name)}
+        leave = found and not config.option.markexpr and item.path.resolve() not in named
+        (left if leave else kept).append(item)
+        marks |= found if leave else set()
+    if left:
+        items[:] = kept
+        config.hook.pytest_deselected(items=left)
+        choice = " or ".join(sorted(marks, key=LEFT_OUT.index))
+        line = f"left out: {len(left)} tests marked {choice}; "
+        line += f"python -m pytest -m {shlex.quote(choice)} runs them"
+        config.stash[_said] = getattr(config, "workeroutput", {})["left_out"] = line
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes the line from a worker of pytest-xdist, which alone collects."""
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[_said] = left_out
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if _said in config.stash:
+        terminalreporter.write_line(config.stash[_said])
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Signals as in the foreground, wherever the tests were started."""
+    with started.foreground_signals():
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
 
 MOST = 1.25 * 2**30  # bytes that a worker may keep from one file to the next
 

@@ -6,12 +6,12 @@ import importlib.util
 import itertools
 import pathlib
 import re
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.started import ROOT, run
+
 THEORY = ROOT / "docs" / "theory.md"
 EQUATIONS = {"2", "4", "5", "6", "7", "8", "11", "12", "13", "14", "15"}
 
@@ -25,8 +25,7 @@ TAG = re.compile(r"\((IDDPM )?Eqs?\. ([\d, ]+)\)")
 
 def documents() -> list[pathlib.Path]:
     """Every Markdown file that git tracks; outside a checkout, those at the usual places."""
-    command = ["git", "ls-files", "*.md"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    listed = run(["git", "ls-files", "*.md"], code=None)
     found = [ROOT / name for name in listed.stdout.splitlines()]
     found = found or [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     return [path for path in found if path.is_file()]

@@ -3,12 +3,12 @@
 import ast
 import functools
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.started import ROOT, run
+
 PACKAGES = ("diffusion", "experiments", "launch", "benchmarks")
 # A room is a package, or a folder or file of experiments/. From the lowest layer to the highest.
 LAYERS = tuple(
@@ -134,7 +134,7 @@ def test_the_training_loop_needs_no_metric() -> None:
 @pytest.mark.parametrize("module", ["launch.plan", "launch.job", "experiments"])
 def test_what_launches_needs_no_jax(module: str) -> None:
     code = f"import sys, {module}; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    run([sys.executable, "-c", code])
 
 
 def test_files_stay_short() -> None:

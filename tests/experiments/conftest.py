@@ -1,7 +1,6 @@
 """A data set and a config small enough to train in a moment."""
 
 import pathlib
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -185,11 +184,3 @@ def quick_classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.delenv("DDPM_INCEPTION_WEIGHTS", raising=False)
         patch.setattr(classifier, "RECIPE", QUICK)
         yield
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in the foreground, wherever the tests were started."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

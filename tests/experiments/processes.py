@@ -1,15 +1,16 @@
 """The program in two processes of one run, as on two hosts."""
 
+import contextlib
 import os
-import pathlib
 import socket
-import subprocess
 import sys
+from collections.abc import Iterator
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.started import PIPE, STDOUT, Popen, started
 
 
-def processes(count: int, *command: str, last: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+@contextlib.contextmanager
+def processes(count: int, *command: str, last: tuple[str, ...] = ()) -> Iterator[list[Popen]]:
     """Python with `command` in processes of one run, each with one device; to be read.
 
     Args:
@@ -18,22 +19,18 @@ def processes(count: int, *command: str, last: tuple[str, ...] = ()) -> list[sub
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    return [
-        subprocess.Popen(
-            [sys.executable, *command, f"--config.distributed={address},{count},{i}", *last],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(count)
-    ]
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    places = [f"--config.distributed={address},{count},{i}" for i in range(count)]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(started(each, env=environ, stdout=PIPE, stderr=STDOUT))
+            for each in ([sys.executable, *command, place, *last] for place in places)
+        ]
 
 
 def in_processes(count: int, *command: str) -> list[str]:
     """Runs `processes` to their end, and returns what each printed."""
-    started = processes(count, *command)
-    outputs = [process.communicate(timeout=400)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
+    with processes(count, *command) as running:
+        outputs = [process.communicate(timeout=400)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * count, "\n".join(outputs)
     return outputs

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import jax
@@ -12,22 +11,17 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import devices
+from tests.started import ROOT, run
 
-ROOT = pathlib.Path(__file__).parents[2]
 
-
+@pytest.mark.slow
 def test_every_reported_number_is_what_single_operations_give(data_dir: pathlib.Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-m", "tests.experiments.compiled", str(data_dir)],
-        cwd=ROOT,
         env=environment | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
         timeout=1200,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("sum") == 2.0**30
     assert set(found) == {"bound", "samples", "train step", "flow", "features"}

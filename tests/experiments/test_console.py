@@ -1,39 +1,37 @@
 """How programs end that are asked to; those here import no jax, so that each takes no time."""
 
+import contextlib
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from experiments import command_line, console
-from tests.experiments.processes import ROOT
+from tests.started import PIPE, CompletedProcess, Popen, TimeoutExpired, run, started
 
-START = """from experiments import console; import ctypes, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in background it may be ignored
-"""
+START = "from experiments import console; import ctypes, signal, sys, time\n"
 # As a compiler does: not a Python instruction in ten seconds, and other threads may run.
 BUSY = "print('ready', flush=True)\nwhile True: ctypes.CDLL(None).usleep(10_000_000)\n"
 
 
-def started(program: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def ready(program: str) -> Iterator[Popen]:
     """A program that has printed its first line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", START + program], cwd=ROOT, text=True, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    return process
+    with started([sys.executable, "-c", START + program], stdout=PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
 
 
 @pytest.mark.parametrize("number", console.SIGNALS)
 def test_a_signal_ends_a_program_at_once_whatever_it_does(number: int) -> None:
-    process = started("console.watch_signals(); console.doing('compiling')\n" + BUSY)
-    begin = time.monotonic()
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=5)
+    with ready("console.watch_signals(); console.doing('compiling')\n" + BUSY) as process:
+        begin = time.monotonic()
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=5)
     assert time.monotonic() - begin < 3
     assert process.returncode == console.STOPPED
     assert said == "stopped   while compiling; the same command continues\n"
@@ -42,29 +40,29 @@ def test_a_signal_ends_a_program_at_once_whatever_it_does(number: int) -> None:
 def test_a_signal_waits_where_a_good_moment_will_come_and_a_second_one_does_not() -> None:
     program = "console.watch_signals()\nwith console.stop_requested() as stop:\n "
     program += "print('ready', flush=True)\n while not stop: time.sleep(0.01)\n "
-    process = started(program + "print('seen', flush=True)\n time.sleep(60)\n")
-    process.send_signal(signal.SIGINT)
-    assert process.stdout is not None and process.stdout.readline() == "seen\n"
-    process.send_signal(signal.SIGINT)  # at once, as Slurm sends them
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=console.REPEATED)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == console.STOPPED
+    with ready(program + "print('seen', flush=True)\n time.sleep(60)\n") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "seen\n"
+        process.send_signal(signal.SIGINT)  # at once, as Slurm sends them
+        with pytest.raises(TimeoutExpired):
+            process.wait(timeout=console.REPEATED)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == console.STOPPED
 
 
 def test_what_is_ignored_stays_so_and_a_released_program_is_python_s() -> None:
     ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); console.watch_signals()\n" + BUSY
-    process = started(ignoring)
-    process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=0.5)
-    process.terminate()
-    assert process.wait(timeout=5) == console.STOPPED
+    with ready(ignoring) as process:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.terminate()
+        assert process.wait(timeout=5) == console.STOPPED
     program = "console.watch_signals(); console.release_signals()\n"
     program += "try:\n print('ready', flush=True)\n time.sleep(60)\n"
-    process = started(program + "except KeyboardInterrupt: sys.exit(9)\n")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 9
+    with ready(program + "except KeyboardInterrupt: sys.exit(9)\n") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 9
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -102,19 +100,15 @@ def test_ctrl_c_in_a_program_without_a_training_is_one_line(capsys) -> None:
     assert capsys.readouterr().err == "stopped   the same command begins again\n"
 
 
-def run_unread(program: str, first: int, **environ: str) -> subprocess.CompletedProcess:
+def run_unread(program: str, first: int, **environ: str) -> CompletedProcess[bytes]:
     """A program whose standard output is closed after so many lines, as by `| head`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from experiments import console\n" + program],
-        **dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE),
-        env=os.environ | environ,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    lines = [process.stdout.readline() for _ in range(first)]
-    process.stdout.close()
-    errors = process.stderr.read()
-    process.stderr.close()
-    return subprocess.CompletedProcess("", process.wait(timeout=60), b"".join(lines), errors)
+    command = [sys.executable, "-c", "from experiments import console\n" + program]
+    pipes = dict(stdout=PIPE, stderr=PIPE, text=False)
+    with started(command, env=os.environ | environ, **pipes) as process:
+        lines = [process.stdout.readline() for _ in range(first)]
+        process.stdout.close()
+        errors = process.stderr.read()
+        return CompletedProcess(command, process.wait(timeout=60), b"".join(lines), errors)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +136,7 @@ def test_letters_that_the_locale_has_not_are_escaped(locale: str) -> None:
 
 def test_too_few_addresses_are_an_error_at_once_and_no_hang(tmp_path: pathlib.Path) -> None:
     command = f"{sys.executable} -m experiments.main --config=digits --workdir={tmp_path}"
-    limited = f"ulimit -v 2000000; exec {command}"
-    done = subprocess.run(
-        ["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
+    done = run(["bash", "-c", f"ulimit -v 2000000; exec {command}"], code=2, timeout=60)
     assert "1.9 GiB of addresses (ulimit -v), and jax needs 3" in done.stderr
 
 

@@ -228,6 +228,7 @@ def test_a_class_conditional_model_has_a_row_for_each_class(
     assert "classes" in page.wanted(build(config))[0]
 
 
+@pytest.mark.slow
 def test_the_program_draws_them(trained_unet: tuple, tmp_path: pathlib.Path) -> None:
     run = shutil.copytree(trained_unet[1], tmp_path / "run")
     write_config(run, trained_unet[0])

@@ -1,7 +1,6 @@
 """Devices that share one copy of the training state compute what devices that each have it do."""
 
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,9 @@ from experiments.build import build
 from experiments.state import fresh_state, init_state
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.outcome import Outcome
-from tests.experiments.processes import ROOT, in_processes
+from tests.experiments.processes import in_processes
 from tests.experiments.test_train import final_state, host_batches
+from tests.started import run
 
 Make = Callable[[], ConfigDict]
 pytestmark = pytest.mark.usefixtures("all_devices")
@@ -193,6 +193,7 @@ def test_numbers_that_are_not_finite_are_found_in_every_part(
             checkpoints.restore(1, "state", abstract)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_two_four_and_one_processes(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -211,7 +212,7 @@ def test_a_run_goes_on_in_two_four_and_one_processes(
     in_processes(2, *command(shared, 4, "--config.mesh.fsdp=2"))  # that share a copy
     in_processes(4, *command(shared, 8, "--config.mesh.fsdp=2"))  # two by two
     for arguments in (command(shared, 12), command(alone, 12)):
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+        run([sys.executable, *arguments])
     losses = []
     for workdir in (shared, alone):
         lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text()

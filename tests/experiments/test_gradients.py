@@ -3,7 +3,6 @@
 import functools
 import os
 import pathlib
-import subprocess
 import sys
 
 import flax.linen as nn
@@ -22,8 +21,8 @@ from experiments.optimizers import (
     clip_none,
     clip_per_core,
 )
+from tests.started import run
 
-ROOT = pathlib.Path(__file__).parents[2]
 PARAMS = {"w": jnp.array([0.5, -2.0, 3.0])}
 EXAMPLES = jax.random.normal(jax.random.key(0), (16, 3))
 
@@ -205,6 +204,7 @@ def test_a_group_is_the_same_on_part_of_a_device_and_on_several(count: int, core
     assert_same(jax.tree.leaves(on_devices(count, cores)), by_the_formula(cores))
 
 
+@pytest.mark.slow
 def test_sixteen_devices_clip_as_the_eight_cores_did(tmp_path: pathlib.Path) -> None:
     program = f"""
 import jax, numpy
@@ -212,8 +212,7 @@ jax.config.update("jax_num_cpu_devices", 16)
 from tests.experiments.test_gradients import on_devices
 numpy.savez({str(tmp_path / "found.npz")!r}, *jax.tree.leaves(on_devices(16, 8)))
 """
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, check=True, timeout=300)
+    run([sys.executable, "-c", program], env=os.environ | {"JAX_PLATFORMS": "cpu"})
     with np.load(tmp_path / "found.npz", allow_pickle=False) as stored:
         assert_same([stored[f"arr_{i}"] for i in range(len(stored.files))], by_the_formula(8))
 

@@ -5,14 +5,16 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from experiments.workdir.lock import only_writer
-from tests.experiments.processes import ROOT, in_processes, processes
+from tests import started
+from tests.experiments.processes import in_processes, processes
+
+pytestmark = pytest.mark.slow
 
 TINY = {
     "config.schedule.num_timesteps": "8",
@@ -38,19 +40,11 @@ TINY = {
 }
 
 
-def program(*arguments: str, code: int = 0, module: str = "main") -> subprocess.CompletedProcess:
+def program(*arguments: str, code: int = 0, module: str = "main") -> started.CompletedProcess:
     environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    result = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *arguments],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
+    command = [sys.executable, "-m", f"experiments.{module}", *arguments]
+    return started.run(command, code, env=environ)
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +143,8 @@ def test_sampling_needs_only_the_working_directory(run: tuple) -> None:
     ],
 )
 def test_errors_are_messages(arguments: list, words: list, tmp_path: pathlib.Path) -> None:
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.main"),
-            *("--config=experiments/configs/digits.py", f"--workdir={tmp_path}", *arguments),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 2
+    options = ("--config=experiments/configs/digits.py", f"--workdir={tmp_path}", *arguments)
+    result = program(*options, code=2)
     message = result.stdout + result.stderr
     assert all(word in message for word in words), message
     assert "Traceback" not in message
@@ -246,18 +231,17 @@ def test_ctrl_c_lets_two_processes_agree_save_and_stop(
     """As a terminal sends it, to both, and where only one is reached."""
     options = TINY | {"config.train.num_steps": "100000", "config.train.checkpoint_every": "100000"}
     options["config.train.preview_every"] = "0"
-    both = processes(
-        2,
+    command = (
         *("-m", "experiments.main", f"--workdir={tmp_path}"),
         *("--config=experiments/configs/digits.py", f"--config.data.data_dir={data_dir}"),
         *(f"--{name}={value}" for name, value in options.items()),
     )
-    assert both[0].stdout is not None
-    said = iter(both[0].stdout.readline, "")
-    assert any(line.startswith("step") for line in said)
-    for index in whom:
-        both[index].send_signal(signal.SIGINT)
-    outputs = [process.communicate(timeout=100)[0] for process in both]
+    with processes(2, *command) as both:
+        said = iter(both[0].stdout.readline, "")
+        assert any(line.startswith("step") for line in said)
+        for index in whom:
+            both[index].send_signal(signal.SIGINT)
+        outputs = [process.communicate(timeout=100)[0] for process in both]
     assert [process.returncode for process in both] == [75, 75], "\n".join(outputs)
     assert "which is saved; the same command continues" in outputs[0]
     assert not any("Traceback" in output for output in outputs)

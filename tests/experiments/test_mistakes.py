@@ -3,7 +3,6 @@
 import errno
 import pathlib
 import shutil
-import subprocess
 import sys
 from collections import namedtuple
 
@@ -14,7 +13,7 @@ from experiments import command_line, devices, hooks
 from experiments.build import build
 from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.outcome import Outcome
-from tests.experiments.processes import ROOT
+from tests.started import ROOT, run
 
 # Arguments -> words of the message; all of them end the program before anything is computed.
 CONFIGS = {
@@ -71,16 +70,6 @@ def test_short_forms_mean_what_they_say(written: str, meant: str) -> None:
         assert command_line.as_meant([name, value]) == [name, meant.partition("=")[2]]
 
 
-def ran(*arguments: str, module: str = "experiments.main") -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_options_in_parentheses_make_a_whole_choice() -> None:
     """Nothing of the choice before stays, at any depth, and what has none is left alone."""
     config = command_line.load_config(
@@ -97,10 +86,11 @@ def test_options_in_parentheses_make_a_whole_choice() -> None:
     assert config.sample.spacing.to_dict() == {"name": "uniform"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["experiments.main", "experiments.convert"])
 def test_without_arguments_a_program_says_how_it_is_used(module: str) -> None:
-    bare, asked = ran(module=module), ran("--help", module=module)
-    assert (bare.returncode, asked.returncode) == (2, 0)
+    command = [sys.executable, "-m", module]
+    bare, asked = run(command, code=2), run([*command, "--help"])
     for said in (bare.stderr, asked.stdout):
         assert f"python -m {module} --" in said and "Traceback" not in said
     assert "--workdir" in asked.stdout or "--to" in asked.stdout
@@ -158,10 +148,5 @@ def test_a_finished_training_says_that_there_is_nothing_to_do(plain, tmp_path, c
 def test_a_choice_with_options_reaches_the_program(tmp_path: pathlib.Path) -> None:
     """ml_collections finds the flags of a config in sys.argv, which has to say what was meant."""
     choice = ("--config.sample.sampler=ddim(etta=0.5)", f"--workdir={tmp_path}")
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.main", "--config=digits", *choice],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "sample.sampler" in done.stderr and "etta" in done.stderr
+    done = run([sys.executable, "-m", "experiments.main", "--config=digits", *choice], code=2)
+    assert "sample.sampler" in done.stderr and "etta" in done.stderr

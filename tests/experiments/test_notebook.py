@@ -87,6 +87,7 @@ def test_the_files_name_no_place_on_a_machine() -> None:
         assert PLACE.search(found), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["trained_unet", "labelled"])
 def test_it_runs_from_model_to_pictures(
     run: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -1,18 +1,19 @@
 """A process that dies or freezes ends the others within seconds, and says that it was so."""
 
+import contextlib
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from experiments.console import STOPPED
-from tests.experiments.processes import ROOT, processes
+from tests.experiments.processes import processes
+from tests.started import PIPE, Popen, run, started
 
 PEER = str(pathlib.Path(__file__).with_name("peer.py"))
 PATIENCE = 3.0
@@ -21,11 +22,11 @@ PATIENCE = 3.0
 class Peers:
     """Processes of one run, whose lines are collected as they come."""
 
-    def __init__(self, count: int, *fault: str) -> None:
-        self.all = processes(count, PEER, last=(str(PATIENCE), *fault))
+    def __init__(self, running: list[Popen]) -> None:
+        self.all = running
         self.said: list[list[str]] = [[] for _ in self.all]
         self.ready = [threading.Event() for _ in self.all]
-        for i in range(count):
+        for i in range(len(running)):
             threading.Thread(target=self._read, args=(i,), daemon=True).start()
         for event in self.ready:
             assert event.wait(120)
@@ -43,27 +44,19 @@ class Peers:
         time.sleep(0.2)  # the last lines
         return found, time.monotonic() - begin
 
-    def stop(self) -> None:
-        for process in self.all:
-            process.kill()
-
 
 @pytest.fixture
-def started() -> Iterator:
-    running: list[Peers] = []
-
-    def start(count: int, *fault: str) -> Peers:
-        running.append(Peers(count, *fault))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.stop()
+def start() -> Iterator[Callable[..., Peers]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda count, *fault: Peers(
+            stack.enter_context(processes(count, PEER, last=(str(PATIENCE), *fault)))
+        )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (3, 0), (3, 2)])
-def test_a_dead_process_ends_the_others_at_once(started, count: int, victim: int) -> None:
-    peers = started(count)
+def test_a_dead_process_ends_the_others_at_once(start, count: int, victim: int) -> None:
+    peers = start(count)
     peers.all[victim].kill()
     statuses, seconds = peers.end(30)
     for i in set(range(count)) - {victim}:
@@ -73,9 +66,10 @@ def test_a_dead_process_ends_the_others_at_once(started, count: int, victim: int
     assert seconds < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_frozen_process_ends_the_others_and_itself_when_it_wakes(started, victim: int) -> None:
-    peers = started(3)
+def test_a_frozen_process_ends_the_others_and_itself_when_it_wakes(start, victim: int) -> None:
+    peers = start(3)
     peers.all[victim].send_signal(signal.SIGSTOP)
     others = [process for i, process in enumerate(peers.all) if i != victim]
     begin = time.monotonic()
@@ -88,16 +82,18 @@ def test_a_frozen_process_ends_the_others_and_itself_when_it_wakes(started, vict
         assert re.search(rf"process {victim} of 3 has not answered for 3 s", text), text
 
 
-def test_an_error_of_one_process_ends_the_others(started) -> None:
-    peers = started(2, "error")
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_others(start) -> None:
+    peers = start(2, "error")
     statuses, _ = peers.end(30)
     assert statuses[0] == STOPPED
     assert any("process 1 of 2 ended with an error" in line for line in peers.said[0])
     assert any("of one process only" in line for line in peers.said[1])
 
 
-def test_a_process_that_leaves_in_order_is_not_missed(started) -> None:
-    peers = started(2, "leave")
+@pytest.mark.slow
+def test_a_process_that_leaves_in_order_is_not_missed(start) -> None:
+    peers = start(2, "leave")
     statuses, seconds = peers.end(60)
     assert statuses == [0, 0], peers.said
     assert all(said[-1] == "left" for said in peers.said) and seconds > 2 * PATIENCE - 1
@@ -122,9 +118,7 @@ found = sorted(peers._accepted(listener, token))
 thread.join(0.5)
 print("found", found)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = run([sys.executable, "-c", program], timeout=60)
     assert "found [1]" in done.stdout, done
 
 
@@ -139,12 +133,11 @@ def test_a_program_that_failed_waits_for_no_thread_and_no_child() -> None:
         "print(child.pid)\n"
         "peers.end_with(7)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60
-    )
-    assert done.returncode == 7
-    child = pathlib.Path("/proc", done.stdout.strip())
-    until = time.monotonic() + 10
-    while child.exists() and "State:\tZ" not in (child / "status").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    with started([sys.executable, "-c", program], stdout=PIPE) as process:
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 7
+        child = pathlib.Path("/proc", said.strip())
+        until = time.monotonic() + 10
+        while child.exists() and "State:\tZ" not in (child / "status").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)

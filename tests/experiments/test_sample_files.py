@@ -2,11 +2,9 @@
 equal."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -25,6 +23,7 @@ from experiments.workdir.config import write_config
 from experiments.workdir.results import read_results
 from tests.experiments import modes
 from tests.experiments.test_main import program
+from tests.started import PIPE, STDOUT, started
 
 
 @pytest.mark.parametrize(
@@ -140,6 +139,7 @@ def test_a_set_whose_files_were_not_all_written_is_finished(fresh, monkeypatch, 
     assert not list((torn / "samples").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_program_goes_on_to_the_same_bytes(fresh_unet) -> None:
     """kill -9, twice, wherever it hits."""
     config, copy = fresh_unet
@@ -151,16 +151,14 @@ def test_a_killed_program_goes_on_to_the_same_bytes(fresh_unet) -> None:
     command = [sys.executable, "-m", "experiments.main", *options, f"--workdir={torn}"]
     parts, kills = torn / "samples" / "step8_seed0_ancestral8" / "parts", 0
     for least in (3, 30):
-        running = subprocess.Popen(
-            command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        until = time.monotonic() + 240
-        while running.poll() is None and time.monotonic() < until:
-            if len(list(parts.glob("*/*.npz"))) >= least:
-                running.send_signal(signal.SIGKILL)
-                kills += running.wait() == -signal.SIGKILL
-                break
-            time.sleep(0.01)
+        with started(command, stdout=PIPE, stderr=STDOUT) as running:
+            until = time.monotonic() + 240
+            while running.poll() is None and time.monotonic() < until:
+                if len(list(parts.glob("*/*.npz"))) >= least:
+                    running.send_signal(signal.SIGKILL)
+                    kills += running.wait() == -signal.SIGKILL
+                    break
+                time.sleep(0.01)
     assert kills == 2, "the program was faster than this test"
     said = program(*options, f"--workdir={torn}").stdout
     assert "are there already" in said
@@ -248,6 +246,7 @@ def test_png_files_by_number_in_any_order(fresh, tmp_path: pathlib.Path) -> None
         modes.sample(build(other), run, Place([0], out))
 
 
+@pytest.mark.slow
 def test_seeds_of_the_program(fresh_unet, tmp_path: pathlib.Path) -> None:
     config, copy = fresh_unet
     run, out = copy("run"), tmp_path / "out"

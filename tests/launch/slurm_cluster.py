@@ -5,16 +5,16 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from tests.started import STDOUT, TimeoutExpired, run, started
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
-COMMANDS = ("setpriv", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
+COMMANDS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 CPUS, GPUS = 64, 8  # as Slurm counts them: none need exist, and nothing binds a task to one
 
 # All files in one folder and all ports its own, so that no Slurm of the machine is touched.
@@ -61,11 +61,7 @@ class Cluster(NamedTuple):
 
     def run(self, *command: str) -> str:
         """What a command prints."""
-        result = subprocess.run(
-            command, env=self.environ, capture_output=True, text=True, timeout=60
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout.strip()
+        return run(command, env=self.environ, timeout=60).stdout.strip()
 
 
 def _find_programs() -> dict[str, str]:
@@ -109,31 +105,23 @@ def _write_files(folder: pathlib.Path, slurmd: str, kill_wait: int) -> None:
     (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
     # No task gets a cgroup, which a container often cannot give. From 23.02 on that can be said;
     # before, the plugin must only be one that loads.
-    version = subprocess.run([slurmd, "-V"], capture_output=True, text=True, check=True).stdout
-    old = int(re.findall(r"\d+", version)[0]) < 23
+    old = int(re.findall(r"\d+", run([slurmd, "-V"]).stdout)[0]) < 23
     (folder / "cgroup.conf").write_text(f"CgroupPlugin={'cgroup/v1' if old else 'disabled'}\n")
 
 
 @contextlib.contextmanager
 def _daemon(folder: pathlib.Path, *command: str, environ: dict[str, str]) -> Iterator[None]:
-    """Runs a daemon in the foreground, in a session of its own; it ends when this process does."""
-    with (folder / f"{pathlib.Path(command[0]).name}.out").open("wb") as output:
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=TERM", *command],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environ,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """Runs a daemon in the foreground, and lets it end in order."""
+    with (
+        (folder / f"{pathlib.Path(command[0]).name}.out").open("wb") as output,
+        started(command, env=environ, stdout=output, stderr=STDOUT) as process,
+    ):
+        try:
+            yield
+        finally:
+            process.terminate()
+            with contextlib.suppress(TimeoutExpired):
+                process.wait(10)
 
 
 def _wait(what: str, check: Callable[[], bool], folder: pathlib.Path) -> None:
@@ -175,7 +163,7 @@ def start(kill_wait: int = 30) -> Iterator[Cluster]:
             stack.enter_context(_daemon(folder, programs[daemon], "-D", environ=environ))
 
         def answer(*command: str) -> str:
-            return subprocess.run(command, env=environ, capture_output=True, text=True).stdout
+            return run(command, code=None, env=environ).stdout
 
         _wait("the node", lambda: answer("sinfo", "-h", "-o", "%T").strip() == "idle", folder)
         try:

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,8 +11,9 @@ import yaml
 from ml_collections import ConfigDict
 
 from experiments.command_line import load_config
+from tests.started import ROOT, CompletedProcess, run
 
-CLUSTERS = pathlib.Path(__file__).parents[2] / "launch" / "clusters"
+CLUSTERS = ROOT / "launch" / "clusters"
 
 # SkyPilot's pins exclude the project's, so that it lives in an environment of its own; this runs
 # there.
@@ -33,21 +33,19 @@ print("ANSWER", json.dumps({
 """
 
 
-def skypilot(text: str, home: pathlib.Path) -> subprocess.CompletedProcess:
+def skypilot(text: str, home: pathlib.Path) -> CompletedProcess:
     """SkyPilot's reading of a task, offline and with nothing reported to its makers."""
     program = shutil.which("sky")
     if program is None:
         pytest.skip("no SkyPilot: no `sky` in PATH (pipx install skypilot)")
-    return subprocess.run(
+    return run(
         [pathlib.Path(program).resolve().parent / "python", "-c", READ],
-        input=text,
+        **dict(code=None, input=text),
         env=os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accelerators"),
     [
@@ -65,10 +63,10 @@ def test_skypilot_reads_the_tasks(name: str, accelerators: list, tmp_path: pathl
     assert task["mounts"] == {"/bucket": "some-bucket"}
     assert "--workdir=/bucket/" in task["run"]
     for part in ("setup", "run"):
-        checked = subprocess.run(["bash", "-n"], input=task[part], text=True, capture_output=True)
-        assert checked.returncode == 0, checked.stderr
+        run(["bash", "-n"], input=task[part])
 
 
+@pytest.mark.slow
 def test_skypilot_refuses_what_it_does_not_know(tmp_path: pathlib.Path) -> None:
     text = (CLUSTERS / "tpu_pod.yaml").read_text().replace("use_spot", "use_spots")
     result = skypilot(text, tmp_path)
@@ -87,13 +85,8 @@ def config_of(words: list[str]) -> ConfigDict:
 def test_tasks_start_runs_that_exist(name: str, distributed: str, extra: str) -> None:
     task = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())
     command = task["run"].replace("exec ~/ddpm/bin/python", "printf '%s\\n'")
-    words = subprocess.run(
-        ["bash", "-c", command],
-        env=os.environ | task["envs"] | {"OPTIONS": "--config.seed=3", "BUCKET": "some-bucket"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    environ = task["envs"] | {"OPTIONS": "--config.seed=3", "BUCKET": "some-bucket"}
+    words = run(["bash", "-c", command], env=os.environ | environ).stdout.split()
     config = config_of(words)
     assert (config.distributed, config.seed) == (distributed, 3)
     assert config.data.name == task["envs"]["DATASET"]
@@ -108,14 +101,12 @@ def test_the_slurm_example_goes_on_with_what_was_stopped(
     for name, body in bodies.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    result = subprocess.run(
+    result = run(
         ["bash", CLUSTERS / "slurm.sbatch", "--config=experiments/configs/cifar10.py"],
+        code,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
-        capture_output=True,
-        text=True,
     )
     lines = result.stdout.splitlines()
-    assert result.returncode == code
     assert ("scontrol requeue 7" in lines) == again
     config = config_of([line for line in lines[1:] if not line.startswith("scontrol")])
     assert config.distributed == "auto"
@@ -147,14 +138,10 @@ def gcloud_calls(
     program = folder / "gcloud"
     program.write_text(GCLOUD.format(python=sys.executable, folder=str(folder)))
     program.chmod(0o755)
-    result = subprocess.run(
+    environ = {"PATH": f"{folder}:{os.environ['PATH']}", "NFS": "10.0.0.2:/share", "POLL": "0"}
+    result = run(
         [CLUSTERS / "tpu_pod.sh", "--config.model.channel_multipliers=(1, 2)"],
-        cwd=CLUSTERS.parents[1],
-        env=os.environ
-        | {"PATH": f"{folder}:{os.environ['PATH']}", "NFS": "10.0.0.2:/share", "POLL": "0"},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        **dict(code=None, env=os.environ | environ, timeout=60),
     )
     calls = [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
     assert json.loads((folder / "answers").read_text()) == {"describe": [], "run": []}, result
@@ -178,7 +165,7 @@ def test_gcloud_asks_again_for_a_slice_that_was_taken_away(tmp_path: pathlib.Pat
     # The options arrive as they were given, through two shells.
     command = runs[0][-1].removeprefix("--command=").replace("cd ddpm", "true")
     command = command.replace("exec ~/ddpm-venv/bin/python", "printf '%s\\n'")
-    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    said = run(["bash", "-c", command])
     config = config_of(said.stdout.splitlines())
     assert config.distributed == "auto" and config.model.channel_multipliers == (1, 2)
 

@@ -1,13 +1,14 @@
 """One run, from its start to the record of its end."""
 
+import contextlib
 import json
 import os
 import pathlib
 import pickle
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,7 @@ from experiments.workdir import status
 from experiments.workdir.metrics_file import Progress, progress
 from experiments.workdir.status import Status
 from launch.job import Job, Signals
+from tests.started import PIPE, Popen, started
 
 PROGRAM = str(pathlib.Path(__file__).parent / "program.py")
 
@@ -64,6 +66,7 @@ def test_a_job_that_was_queued_twice_leaves_alone_what_has_ended(
     assert status.read(tmp_path) == Status(state)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_warning_at_the_end_of_a_run_queues_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +101,8 @@ def test_a_crash_is_retried_a_stated_number_of_times(
         assert known.message == "" and known.log_tail == ()
 
 
-def start(task: Job, **more: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def begun(task: Job, **more: str) -> Iterator[Popen]:
     """The job in a process of its own, as submitit would run it."""
     script = (
         "import pickle, sys, signal\n"
@@ -106,17 +110,11 @@ def start(task: Job, **more: str) -> subprocess.Popen:
         "signal.signal(signal.SIGUSR2, lambda *_: print('queued again', flush=True))\n"
         "print(pickle.load(sys.stdin.buffer)(), flush=True)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | more,
-        cwd=pathlib.Path(__file__).parents[2],
-    )
-    assert process.stdin is not None
-    process.stdin.write(pickle.dumps(task))
-    process.stdin.flush()
-    return process
+    pipes = dict(stdin=PIPE, stdout=PIPE, text=False)
+    with started([sys.executable, "-c", script], env=os.environ | more, **pipes) as process:
+        process.stdin.write(pickle.dumps(task))
+        process.stdin.flush()
+        yield process
 
 
 def wait_for_step(folder: pathlib.Path, step: int) -> None:
@@ -139,10 +137,10 @@ def wait_for_step(folder: pathlib.Path, step: int) -> None:
 def test_a_signal_lets_the_program_save(
     tmp_path: pathlib.Path, number: int, more: dict[str, str], said: list[str]
 ) -> None:
-    process = start(job(tmp_path, "finish", STEP_SECONDS="0.2"), **more)
-    wait_for_step(tmp_path, 2)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    with begun(job(tmp_path, "finish", STEP_SECONDS="0.2"), **more) as process:
+        wait_for_step(tmp_path, 2)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
     assert out.decode().split("\n")[:-1] == said
     assert status.read(tmp_path).state == "stopped"
     saved = int((tmp_path / "step.txt").read_text())
@@ -159,25 +157,25 @@ def test_the_warning_does_not_reach_the_program(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_killed_program_is_started_again(tmp_path: pathlib.Path) -> None:
-    process = start(job(tmp_path, "finish", STEP_SECONDS="0.2"))
-    wait_for_step(tmp_path, 2)
-    os.kill(int((tmp_path / "starts.txt").read_text().split()[1]), signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    with begun(job(tmp_path, "finish", STEP_SECONDS="0.2")) as process:
+        wait_for_step(tmp_path, 2)
+        os.kill(int((tmp_path / "starts.txt").read_text().split()[1]), signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
     assert out.decode() == "finished\n" and starts(tmp_path) == 2
     assert status.read(tmp_path).attempts[0]["exit_status"] == -signal.SIGKILL
 
 
 def test_a_run_is_carried_out_once_at_a_time(tmp_path: pathlib.Path) -> None:
     """Also by a program whose job was killed over it."""
-    process = start(job(tmp_path, "finish", STEP_SECONDS="0.2"))
-    wait_for_step(tmp_path, 1)
-    assert job(tmp_path, "finish")() == "running"
-    process.kill()
-    process.communicate(timeout=60)
-    assert job(tmp_path, "finish")() == "running"
-    wait_for_step(tmp_path, 12)
-    while job(tmp_path, "finish")() == "running":
-        time.sleep(0.05)
+    with begun(job(tmp_path, "finish", STEP_SECONDS="0.2")) as process:
+        wait_for_step(tmp_path, 1)
+        assert job(tmp_path, "finish")() == "running"
+        process.kill()
+        process.communicate(timeout=60)
+        assert job(tmp_path, "finish")() == "running"
+        wait_for_step(tmp_path, 12)
+        while job(tmp_path, "finish")() == "running":
+            time.sleep(0.05)
     done = [int(line) for line in (tmp_path / "done.txt").read_text().split()]
     assert done == list(range(1, 13))
 
@@ -205,6 +203,7 @@ def test_other_processes_of_a_run_leave_its_record_alone(
     assert (tmp_path / "train.1.log").is_file()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_handlers_are_put_back() -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]

@@ -144,6 +144,7 @@ def test_a_run_that_never_took_a_step_begins_under_other_settings(tmp_path: path
         plan.write(tmp_path, first)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_built_is_told_before_anything_starts() -> None:
     """All of it at once, each message once however many seeds it is of."""
     plan.check(make(seeds=(0, 1)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +15,11 @@ from experiments.workdir.metrics_file import progress
 from tests.experiments.test_main import TINY
 from tests.launch import slurm_cluster
 from tests.launch.slurm_cluster import Cluster
+from tests.started import PIPE, ROOT, STDOUT, Popen, run, started
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 100
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def wait(what: str, check: Callable[[], bool], seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> Iterator[subprocess.Popen]:
+def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> Iterator[Popen]:
     """A sweep of one run of two processes with a device each."""
     fields = TINY | {
         "config.data.data_dir": str(folder / "data"),
@@ -47,31 +48,21 @@ def sweep(cluster: Cluster, folder: pathlib.Path, name: str) -> Iterator[subproc
         "config.train.checkpoint_every": str(STEPS),
         "config.train.finish_with": "()",
     }
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "launch.sweep", "--config=experiments/configs/digits.py"),
-            *("--ablations=eps_simple", f"--workdir={folder / name}", "--retries=0"),
-            *("--cluster=slurm", "--slurm=ntasks_per_node=2,time=30"),
-            *(f"--{field}={value}" for field, value in fields.items()),
-        ],
-        cwd=ROOT,
-        env=cluster.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "1",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+    command = [
+        *(sys.executable, "-m", "launch.sweep", "--config=experiments/configs/digits.py"),
+        *("--ablations=eps_simple", f"--workdir={folder / name}", "--retries=0"),
+        *("--cluster=slurm", "--slurm=ntasks_per_node=2,time=30"),
+        *(f"--{field}={value}" for field, value in fields.items()),
+    ]
+    environ = cluster.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    with started(command, env=environ, stdout=PIPE, stderr=STDOUT) as process:
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def requeue(cluster: Cluster, run: pathlib.Path) -> None:
@@ -110,10 +101,9 @@ def test_slurm_accepts_the_example(cluster: Cluster) -> None:
     """Slurm's own check, which submits nothing."""
     example = str(ROOT / "launch" / "clusters" / "slurm.sbatch")
     command = ("sbatch", "--test-only", example, "--config=experiments/configs/cifar10.py")
-    answer = subprocess.run(command, env=cluster.environ, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
+    answer = run(command, env=cluster.environ)
     assert "to start at" in answer.stderr and "using 64 processors" in answer.stderr
     # It does read the options: more GPUs than the node has are refused.
     wrong = (*command[:2], "--gpus-per-node=9", *command[2:])
-    answer = subprocess.run(wrong, env=cluster.environ, capture_output=True, text=True)
+    answer = run(wrong, code=None, env=cluster.environ)
     assert answer.returncode != 0 and "not available" in answer.stderr, answer.stderr

@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -22,10 +21,11 @@ from experiments.workdir.status import Status
 from launch import executors, plan, sweep
 from launch.executors import Debug, Local
 from launch.live_table import LiveTable, RunState, is_compiling
+from tests import started
 from tests.experiments.test_main import TINY
 from tests.launch.test_job import wait_for_step
+from tests.started import PIPE, ROOT, Popen
 
-ROOT = pathlib.Path(__file__).parents[2]
 DRIVER = "tests.launch.driver"
 DIGITS = "--config=experiments/configs/digits.py"
 
@@ -43,39 +43,19 @@ def environment(behaviour: list[str], seconds: float = 0.02) -> dict[str, str]:
 def run(workdir: pathlib.Path, behaviour: list[str], *options: str, code: int = 0) -> str:
     """A whole sweep over as many seeds as there are behaviours; returns what it printed."""
     seeds = ",".join(map(str, range(len(behaviour))))
-    result = subprocess.run(
-        command(workdir, f"--seeds={seeds}", *options),
-        cwd=ROOT,
-        env=environment(behaviour),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result.stdout
+    words = command(workdir, f"--seeds={seeds}", *options)
+    return started.run(words, code, env=environment(behaviour)).stdout
 
 
 @contextlib.contextmanager
-def started(
+def under_way(
     workdir: pathlib.Path, behaviour: list[str], *options: str, seconds: float = 0.2
-) -> Iterator[subprocess.Popen]:
-    """A sweep that is under way, in a process group of its own as in a terminal."""
+) -> Iterator[Popen]:
+    """A sweep that has begun."""
     seeds = ",".join(map(str, range(len(behaviour))))
-    process = subprocess.Popen(
-        command(workdir, f"--seeds={seeds}", *options),
-        cwd=ROOT,
-        env=environment(behaviour, seconds),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    words = command(workdir, f"--seeds={seeds}", *options)
+    with started.started(words, env=environment(behaviour, seconds), stdout=PIPE) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()  # and not for the jobs, which have its output open
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
@@ -124,6 +104,7 @@ def test_the_twin_of_an_error_is_not_started(tmp_path: pathlib.Path) -> None:
     assert states(tmp_path, 3) == ["finished"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [1, 2])
 def test_no_more_runs_at_a_time_than_there_are_places(tmp_path: pathlib.Path, places: int) -> None:
     run(tmp_path, ["finish"] * 4, f"--max_parallel={places}")
@@ -135,12 +116,13 @@ def test_no_more_runs_at_a_time_than_there_are_places(tmp_path: pathlib.Path, pl
     assert max(running) <= places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
 def test_a_signal_saves_all_and_the_same_command_continues(
     tmp_path: pathlib.Path, how: str
 ) -> None:
     behaviour = ["finish"] * 3
-    with started(tmp_path, behaviour, "--max_parallel=2") as process:
+    with under_way(tmp_path, behaviour, "--max_parallel=2") as process:
         wait_for_step(folder(tmp_path, 0), 2)
         wait_for_step(folder(tmp_path, 1), 2)
         if how == "ctrl-c":  # a terminal signals its whole process group
@@ -148,15 +130,16 @@ def test_a_signal_saves_all_and_the_same_command_continues(
         else:
             process.terminate()
         assert process.wait(timeout=60) == 75
-        assert process.stdout is not None and "the same command" in process.stdout.read()
+        assert "the same command" in process.stdout.read()
     assert states(tmp_path, 3) == ["stopped", "stopped", "waiting"]
     run(tmp_path, behaviour, "--max_parallel=2")
     for seed in range(3):
         assert done(folder(tmp_path, seed)) == WHOLE
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_program_costs_the_steps_since_its_checkpoint(tmp_path: pathlib.Path) -> None:
-    with started(tmp_path, ["finish"]) as process:
+    with under_way(tmp_path, ["finish"]) as process:
         wait_for_step(folder(tmp_path, 0), 3)
         words = (folder(tmp_path, 0) / "starts.txt").read_text().split()
         os.kill(int(words[1]), signal.SIGKILL)
@@ -166,15 +149,17 @@ def test_kill_9_of_a_program_costs_the_steps_since_its_checkpoint(tmp_path: path
     assert len(status.read(folder(tmp_path, 0)).attempts) == 2
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_sweep_and_of_a_job_starts_nothing_twice(tmp_path: pathlib.Path) -> None:
-    with started(tmp_path, ["finish"], seconds=0.4) as process:
+    with under_way(tmp_path, ["finish"], seconds=0.4) as process:
         wait_for_step(folder(tmp_path, 0), 2)
         process.kill()
-    listing = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True).stdout
-    jobs = re.findall(rf"^\s*(\d+) .*submitit.core._submit {tmp_path}", listing, re.MULTILINE)
-    assert len(jobs) == 1
-    os.kill(int(jobs[0]), signal.SIGKILL)  # its program is an orphan now, and trains on
-    run(tmp_path, ["finish"])
+        process.wait()
+        listing = started.run(["ps", "-ewwo", "pid,args"]).stdout
+        jobs = re.findall(rf"^\s*(\d+) .*submitit.core._submit {tmp_path}", listing, re.MULTILINE)
+        assert len(jobs) == 1
+        os.kill(int(jobs[0]), signal.SIGKILL)  # its program is an orphan now, and trains on
+        run(tmp_path, ["finish"])
     assert done(folder(tmp_path, 0)) == WHOLE
     assert states(tmp_path, 1) == ["finished"]
 
@@ -245,13 +230,10 @@ def test_a_workdir_under_home_is_where_the_runs_are_told_to_work(
 def test_the_script_for_fashion_mnist_plans_table_2(tmp_path: pathlib.Path) -> None:
     """Every config of it is loaded as experiments.main would load it."""
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-    result = subprocess.run(
+    result = started.run(
         [str(ROOT / "docs" / "fashion_table2.sh"), "--dry_run", "--config.train.num_steps=20"],
         env=os.environ | {"PATH": path, "WORKDIR": str(tmp_path / "sweep")},
-        capture_output=True,
-        text=True,
     )
-    assert result.returncode == 0, result.stderr
     assert "18 runs" in result.stdout and result.stdout.count("num_steps=20") == 18
     assert not (tmp_path / "sweep").exists()
 
@@ -276,8 +258,13 @@ def test_the_script_for_fashion_mnist_plans_table_2(tmp_path: pathlib.Path) -> N
     ],
 )
 def test_a_command_that_cannot_be_is_refused(
-    options: list[str], words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+    options: list[str],
+    words: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(plan, "check", lambda runs: None)  # whose process takes seconds
     assert sweep.main([DIGITS, f"--workdir={tmp_path / 'sweep'}", *options]) == 2
     error = capsys.readouterr().err
     for word in words:
@@ -287,9 +274,7 @@ def test_a_command_that_cannot_be_is_refused(
 
 def test_without_submitit_the_command_says_what_to_install() -> None:
     script = "import sys; sys.modules['submitit'] = None; import launch.sweep"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = started.run([sys.executable, "-c", script], code=None)
     assert result.returncode != 0 and result.stderr.count("\n") == 1
     assert "submitit" in result.stderr and "'.[launch]'" in result.stderr
 
@@ -354,6 +339,7 @@ def test_a_run_compiles_until_it_says_that_it_has(tmp_path: pathlib.Path) -> Non
         assert is_compiling(tmp_path) == compiling
 
 
+@pytest.mark.slow
 def test_the_real_program_under_a_sweep(
     tmp_path: pathlib.Path, data_dir: pathlib.Path, capfd: pytest.CaptureFixture
 ) -> None:

@@ -351,6 +351,7 @@ def test_threads_change_nothing(num_threads, arguments):
                  take(8, load_in_memory(source, num_threads), **kwargs))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(arguments):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its flags where it starts workers

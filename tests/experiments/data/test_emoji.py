@@ -280,9 +280,10 @@ def test_unreadable_files_are_refused(tmp_path, font):
     assert_refused(font, tmp_path, "picture of 'grinning face' is no PNG")
 
 
-# Noto Color Emoji itself.
+# Noto Color Emoji itself, which .ci/run installs.
 
 
+@pytest.mark.slow
 def test_noto_is_named_throughout(noto):
     texts = [glyph.text for glyph in noto]
     assert len(set(texts)) == len(texts) == len({glyph.sequence for glyph in noto})
@@ -307,6 +308,7 @@ def test_noto_is_named_throughout(noto):
     } <= sequences
 
 
+@pytest.mark.slow
 def test_no_variant_of_a_test_emoji_of_noto_is_in_train(noto):
     bases = [
         {
@@ -326,12 +328,14 @@ def test_no_variant_of_a_test_emoji_of_noto_is_in_train(noto):
         assert held_out.get(plain, held_out[glyph.sequence]) == held_out[glyph.sequence]
 
 
+@pytest.mark.slow
 def test_every_group_of_noto_is_there(noto):
     labels = [emoji_names.group(glyph.sequence) for glyph in noto]
     counts = np.bincount(labels, minlength=len(GROUPS))
     assert counts.min() > 50 and len(counts) == len(GROUPS)
 
 
+@pytest.mark.slow
 def test_noto_is_centred_and_white_around(noto):
     for glyph in noto[::40]:
         side = max(decoded(glyph.picture).shape)

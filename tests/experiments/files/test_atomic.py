@@ -3,12 +3,10 @@
 import json
 import math
 import pathlib
-import subprocess
 import sys
 
 from experiments.files.atomic import number, read_json, strict_json
-
-ROOT = pathlib.Path(__file__).parents[3]
+from tests.started import started
 
 
 def test_two_writers_of_one_file_do_not_stumble_over_each_other(tmp_path: pathlib.Path) -> None:
@@ -17,10 +15,9 @@ def test_two_writers_of_one_file_do_not_stumble_over_each_other(tmp_path: pathli
         "for i in range(2000): write_json(pathlib.Path(sys.argv[1]), {'list': [i] * 100})"
     )
     path = tmp_path / "jobs.json"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT) for _ in range(2)
-    ]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    command = [sys.executable, "-c", script, str(path)]
+    with started(command) as one, started(command) as other:
+        assert [writer.wait(timeout=120) for writer in (one, other)] == [0, 0]
     assert read_json(path) == {"list": [1999] * 100}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -3,11 +3,11 @@
 import pathlib
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from experiments.files import latex
+from tests.started import run
 
 EVERY = r"a_b 50% & #1 $2 {x} \y ~ ^ <z> |w| 'q' " + '"r" 28.6 ± 1.3, ≤ 3.75 – ε μ̃ β̃ √β ᾱ × 2'
 
@@ -27,5 +27,5 @@ def test_a_compiler_takes_all_signs(tmp_path: pathlib.Path) -> None:
     page = f"\\documentclass{{article}}\\begin{{document}}{body}\\end{{document}}"
     (tmp_path / "page.tex").write_text(page)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Missing character" not in done.stdout, done.stdout
+    done = run(command, cwd=tmp_path)
+    assert "Missing character" not in done.stdout, done.stdout

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -16,8 +15,8 @@ from experiments.workdir import status
 from experiments.workdir.status import Status
 from tests.experiments.reports import made_runs
 from tests.experiments.reports.made_runs import finished, put
+from tests.started import ROOT, run
 
-ROOT = pathlib.Path(__file__).parents[3]
 EPS = next(row for row in published.TABLES["table2"].rows if row.ablation == "eps_simple")
 FOURTH = published.TABLES["table4"].rows
 
@@ -233,7 +232,7 @@ def test_pictures_of_a_folder_count_only_under_the_rows_own_config(tmp_path: pat
 def test_the_committed_ledger_is_that_of_the_committed_results() -> None:
     summaries = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*/summary.json"))]
     command = [sys.executable, "-m", "launch.ledger", *summaries]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run(command)
     hint = f"python -m launch.ledger {' '.join(summaries)} > docs/ledger.md"
     assert (ROOT / "docs" / "ledger.md").read_text() == done.stdout, f"run: {hint}"
 

@@ -3,7 +3,6 @@
 import pathlib
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -12,6 +11,7 @@ from experiments.files import templates
 from experiments.reports import render, report
 from experiments.reports.render import Cell, Link, Table, latex_table
 from tests.experiments.reports.made_runs import half_done
+from tests.started import run
 
 TABLE = Table(
     ("row|", "fd_train <samples>"),
@@ -98,5 +98,5 @@ def test_the_tables_of_a_report_compile(tmp_path: pathlib.Path) -> None:
     page = f"{head}{inputs}\\end{{document}}"
     (tmp_path / "out" / "page.tex").write_text(page)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
-    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True)
-    assert done.returncode == 0 and "Missing character" not in done.stdout, done.stdout
+    done = run(command, cwd=tmp_path / "out")
+    assert "Missing character" not in done.stdout, done.stdout

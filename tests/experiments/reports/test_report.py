@@ -6,8 +6,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,10 +20,10 @@ from experiments.reports.collect import collect, read_summary
 from experiments.workdir import status
 from experiments.workdir.protocols import training_fields
 from experiments.workdir.status import Status
+from launch.report import main
 from tests.experiments.reports import made_runs
 from tests.experiments.reports.made_runs import finished, half_done, put
-
-ROOT = pathlib.Path(__file__).parents[3]
+from tests.started import ROOT
 
 
 def written(workdir: pathlib.Path, out: pathlib.Path, links: bool = True) -> str:
@@ -370,20 +368,17 @@ def test_what_defines_a_training_leaves_places_and_the_seed_out() -> None:
     assert not {"seed", "data.data_dir", "train.log_every", "sample.num_images"} & set(fields)
 
 
-def test_the_command_says_where_the_report_is_and_what_is_wrong(tmp_path: pathlib.Path) -> None:
+def test_the_command_says_where_the_report_is_and_what_is_wrong(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
     half_done(tmp_path / "sweep")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "launch.report", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = run(str(tmp_path / "sweep"), f"--out={tmp_path / 'out'}", "--nolinks")
-    assert done.returncode == 0 and str(tmp_path / "out" / "report.html") in done.stdout
+    assert main([str(tmp_path / "sweep"), f"--out={tmp_path / 'out'}", "--nolinks"]) == 0
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
     assert "train.log" not in (tmp_path / "out" / "report.md").read_text()
     assert not (tmp_path / "sweep" / "report").exists()
-    wrong = run(str(tmp_path / "nothing"))
-    assert wrong.returncode == 2 and "or a folder of runs" in wrong.stderr
-    assert run().returncode == 2
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "or a folder of runs" in capsys.readouterr().err
+    assert main([]) == 2
 
 
 def test_a_damaged_status_is_named(tmp_path: pathlib.Path) -> None:

@@ -4,7 +4,6 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 
 from experiments.reports import report
 from tests.experiments.reports.made_runs import half_done
+from tests.started import run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -30,10 +30,11 @@ def browse(page: pathlib.Path, profile: pathlib.Path, *options: str) -> tuple[st
     assert BROWSER is not None
     root = ("--no-sandbox",) if os.geteuid() == 0 else ()
     command = [BROWSER, *QUIET, *root, f"--user-data-dir={profile}", *options, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = run(command, timeout=120)
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
 def test_a_browser_shows_the_page(tmp_path: pathlib.Path) -> None:
     half_done(tmp_path / "sweep")

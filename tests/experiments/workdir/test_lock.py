@@ -8,7 +8,6 @@ import pathlib
 import random
 import signal
 import socket
-import subprocess
 import sys
 import textwrap
 import threading
@@ -16,10 +15,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from absl import flags
 
+from experiments import main
+from experiments.experiment import Experiment
 from experiments.workdir import lock
 from experiments.workdir.lock import InUse, only_writer
-from tests.experiments.processes import ROOT
+from tests.started import PIPE, Popen, started
 
 HOLD = """
     import pathlib, sys, time
@@ -38,18 +40,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def another(workdir: pathlib.Path, seconds: float = 100) -> Iterator[subprocess.Popen]:
+def another(workdir: pathlib.Path, seconds: float = 100) -> Iterator[Popen]:
     """A program that is in."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(workdir), str(seconds)],
-        **dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
-    )
-    try:
-        assert program.stdout is not None and program.stdout.readline() == "in\n"
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(workdir), str(seconds)]
+    with started(command, stdout=PIPE, stderr=PIPE) as program:
+        assert program.stdout.readline() == "in\n"
         yield program
-    finally:
-        program.kill()
-        program.communicate()
 
 
 def write(workdir: pathlib.Path, **changes: object) -> None:
@@ -66,6 +62,18 @@ def test_a_second_writer_is_told_who_is_in_and_changes_nothing(tmp_path: pathlib
             with pytest.raises(InUse, match=said), only_writer(tmp_path, "training"):
                 pytest.fail("both are in")
         assert (tmp_path / lock.NAME).read_text() == before
+
+
+def test_the_program_is_refused_before_it_writes_anything(
+    tiny_experiment: Experiment, tmp_path: pathlib.Path
+) -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with only_writer(tmp_path, "training"):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+        with pytest.raises(InUse, match=f"in use: process {os.getpid()} on"):
+            main.run(tiny_experiment, tmp_path, ())
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_the_lock_of_a_killed_process_is_taken_at_once(

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,9 +25,9 @@ for needed in ("gcsfs", "gcp_storage_emulator"):
         pytest.skip(f"a bucket on this machine needs {needed}", allow_module_level=True)
 from benchmarks.bucket import Bucket  # noqa: E402
 from tests.experiments.test_main import TINY, program  # noqa: E402
+from tests.started import PIPE, started  # noqa: E402
 
 Make = Callable[[], ConfigDict]
-ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +58,7 @@ def trained(make: Make, workdir: pathlib.Path, steps: int, address: str = "") ->
         return checkpoints.meta(steps)["checksums"]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_in_a_folder_and_goes_on_elsewhere(
     bucket: Bucket, tiny: Make, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -77,6 +77,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder_and_goes_on_elsewhere(
         load_ema(build(config), workdir, devices.make_mesh())
 
 
+@pytest.mark.slow
 def test_the_program_takes_an_address(
     bucket: Bucket, tmp_path: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
@@ -114,6 +115,7 @@ def restore(workdir: pathlib.Path) -> tuple[int, Any]:
         return checkpoints.newest(lambda step: checkpoints.restore(step, "state", abstract))
 
 
+@pytest.mark.slow
 def test_a_damaged_step_in_a_bucket_is_set_aside_there(
     bucket: Bucket, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_damaged_step_in_a_bucket_is_set_aside_there(
     assert "set aside step 2: gs://bucket/damaged/set_aside/2" in said
 
 
+@pytest.mark.slow
 def test_a_save_that_was_cut_off_is_no_step(bucket: Bucket, tmp_path: pathlib.Path) -> None:
     workdir = saved(tmp_path / "run", "gs://bucket/cut")
     for name in bucket.names("cut/checkpoints/2/"):
@@ -146,6 +149,7 @@ def test_a_save_that_was_cut_off_is_no_step(bucket: Bucket, tmp_path: pathlib.Pa
     np.testing.assert_array_equal(state["w"], make(5)["w"])
 
 
+@pytest.mark.slow
 def test_the_writer_before_ends(bucket: Bucket, tmp_path: pathlib.Path) -> None:
     code = (
         "import pathlib, time\n"
@@ -157,18 +161,13 @@ def test_the_writer_before_ends(bucket: Bucket, tmp_path: pathlib.Path) -> None:
         "    print('in', flush=True)\n"
         "    time.sleep(120)\n"
     )
-    first = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert first.stdout.readline() == "in\n"
-    with remote.latest_writer(tmp_path):
-        assert first.wait(30) == USER_ERROR
-    said = first.stderr.read()
+    environ = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    with started(command, env=environ, stdout=PIPE, stderr=PIPE) as first:
+        assert first.stdout.readline() == "in\n"
+        with remote.latest_writer(tmp_path):
+            assert first.wait(30) == USER_ERROR
+        said = first.stderr.read()
     assert f"process {os.getpid()} on " in said and "gs://bucket/two" in said
 
 
@@ -179,6 +178,7 @@ def test_no_address_is_refused(bucket: Bucket, tmp_path: pathlib.Path, address: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_elsewhere_are_not_left(
     bucket: Bucket, tmp_path: pathlib.Path
 ) -> None:
@@ -228,6 +228,7 @@ def test_no_bucket_is_named(bucket: Bucket, tmp_path: pathlib.Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_bucket_that_stalls_is_told_and_waited_for(
     bucket: Bucket,
     tmp_path: pathlib.Path,

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 import time
 
@@ -16,7 +15,7 @@ from experiments.state import load_ema, load_raw
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.sinks import SINKS, open_sinks
 from tests.experiments.modes import sample
-from tests.experiments.processes import ROOT
+from tests.started import run
 
 
 def events(workdir: pathlib.Path):
@@ -115,9 +114,7 @@ except OSError as error: print("met", error.errno, step < 19_999)
 try: board.close()
 except OSError as error: print("and", error.errno)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = run([sys.executable, "-c", program], timeout=60)
     numbers = (5, 30) if early else (30,)  # 5 where the thread had ended before it was watched
     assert done.stdout in {f"met {n} True\nand {n}\n" for n in numbers}, done.stderr
     assert early or "Traceback" not in done.stderr, done.stderr
@@ -134,5 +131,5 @@ tensorboardX.event_file_writer.EventsWriter.flush = full
 try: board.close()
 except OSError as error: print("met", error.errno)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = run([sys.executable, "-c", program])
     assert done.stdout == "met 28\n" and "Traceback" not in done.stderr, done.stderr
