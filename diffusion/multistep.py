@@ -23,6 +23,7 @@ from diffusion.levels import Levels, levels_of, taken
 from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
 
 X = Float[Array, "b *x"]
+FEW = 15  # steps below which the last but one of DPM-Solver++ is of a lower order too
 
 
 def _order(step: int, num_steps: int, order: int) -> int:
@@ -43,7 +44,8 @@ def dpm_weights(levels: Levels, order: int) -> np.ndarray:
         first = -np.expm1(-h)  # 1 - e^-h
         weights[t, 0] = sigma[there] / sigma[here]
         row = weights[t, 1:]
-        used = _order(t, num_steps, order)
+        falls = t == 0 or num_steps < FEW
+        used = _order(t, num_steps, order) if falls else min(order, num_steps - t)
         row[0] = alpha[there] * first
         if used == 1:
             continue
