@@ -5,13 +5,14 @@ increasing in [0, num_timesteps), and raises ValueError unless 1 <= num_steps <=
 Under all of them a chain of every timestep is the chain itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int64
 
 Timesteps = Int64[np.ndarray, " n"]
+Spacing = Callable[[int, int], Timesteps]
 
 
 def _check_steps(num_timesteps: int, num_steps: int) -> None:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from diffusion.spacings import Spacing, uniform
+
 
 class Schedule(NamedTuple):
     """Tables of the forward process, f32[T] each, derived in float64 by `schedules.from_betas`.
@@ -145,6 +147,7 @@ class Sampler(NamedTuple):
     step: see `SamplerStep`.
     uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
     continuous: whether steps ask the model between timesteps, as a `probability_flow.BoundFlow`.
+    spacing: its timesteps where none are asked for, an entry of `spacings.SPACINGS`.
     """
 
     num_steps: int
@@ -152,6 +155,7 @@ class Sampler(NamedTuple):
     step: SamplerStep
     uses_variance: bool = False
     continuous: bool = False
+    spacing: Spacing = uniform
 
 
 class Likelihood(NamedTuple):

@@ -33,6 +33,7 @@ from experiments.methods.method import (
     count_parameters,
 )
 
+AUTO = "auto"  # of config.sample.spacing: the sampler's own
 # Of a network, from here.
 SUPPLIED = ("out_channels", "dtype", "num_classes", "text", "parent", "name")
 
@@ -73,7 +74,7 @@ def _loss(config: ConfigDict) -> Callable[..., jax.Array]:
     return lookup(losses.LOSSES, spec, "loss")
 
 
-def _process(config: ConfigDict) -> tuple[Any, Process]:
+def _process(config: ConfigDict, encoder: Encoder) -> tuple[Any, Process]:
     """The betas f64[T] and the process on their chain."""
     with naming_field("schedule"):
         betas = lookup(schedules.BETAS, config.schedule, "schedule")()
@@ -94,18 +95,25 @@ class Walks(NamedTuple):
     threshold: Callable[[jax.Array], jax.Array]
 
 
-def _walks(config: ConfigDict) -> Walks:
-    """The choices of config.sample, their options bound."""
+def _walks(config: ConfigDict, schedule: Schedule) -> Walks:
+    """The choices of config.sample for a whole chain, their options bound."""
     make = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")
     threshold = lookup(thresholds.THRESHOLDS, config.sample.threshold, "sample.threshold")
-    spacing = lookup(spacings.SPACINGS, config.sample.spacing, "sample.spacing")
 
     def sampler(schedule: Schedule) -> Sampler:
         with naming_field("sample.sampler"), jax.ensure_compile_time_eval():
             made: Sampler = make(schedule)
             return made
 
-    return Walks(sampler, spacing, threshold)
+    table = {AUTO: sampler(schedule).spacing, **spacings.SPACINGS}
+    return Walks(sampler, lookup(table, config.sample.spacing, "sample.spacing"), threshold)
+
+
+def spacing_of(config: ConfigDict, chain: Chain) -> dict[str, Any]:
+    """config.sample.spacing, {name, **options}, or where it is auto the sampler's own."""
+    own = chain.sampler(chain.process.schedule).spacing
+    asked: dict[str, Any] = config.sample.spacing.to_dict()
+    return {"name": own.__name__} if asked["name"] == AUTO else asked
 
 
 def _respaced(
@@ -203,11 +211,10 @@ def _check_latents(config: ConfigDict, shape: tuple[int, ...]) -> None:
             )
 
 
-def _chain(
-    config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Condition, walks: Walks
-) -> Chain:
+def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Condition) -> Chain:
     """The network of the config on its process, to be walked as config.sample says."""
-    betas, process = _process(config)
+    betas, process = _process(config, encoder)
+    walks = _walks(config, process.schedule)
     network = _network(config, condition, encoder.shape, 1 + process.variance.extra_channels)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> Any:
@@ -289,7 +296,7 @@ def _protocol(config: ConfigDict, chain: Chain) -> dict[str, Any]:
         guidance["interval"] = list(config.sample.guidance_interval)
     return {
         "sampler": config.sample.sampler.to_dict(),
-        "spacing": config.sample.spacing.to_dict(),
+        "spacing": spacing_of(config, chain),
         "last_step": "x_0",  # where all samplers here end: at no noise, not at the first timestep's
         "threshold": config.sample.threshold.to_dict(),
         "guidance": guidance,
@@ -304,10 +311,10 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
             choices that has no meaning.
     """
-    walks, condition = _walks(config), condition_of(config, dataset)
+    condition = condition_of(config, dataset)
     if encoder.latents is not None:
         _check_latents(config, encoder.shape)
-    chain = _chain(config, dataset, encoder, condition, walks)
+    chain = _chain(config, dataset, encoder, condition)
     process, network = chain.process, chain.network
     num_timesteps = process.schedule.num_timesteps
     timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
