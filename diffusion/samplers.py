@@ -19,6 +19,7 @@ from diffusion.multistep import dpm_solver_pp, unipc
 from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
 
 X = Float[Array, "b *x"]
+STEEPEST = 10.0  # alpha' (sigma / alpha - sigma' / alpha') of a step that Heun's method corrects
 
 
 def _nothing(x_T: X) -> tuple[()]:
@@ -74,30 +75,30 @@ def ddim(chain: Schedule, /, eta: float | int = 0.0) -> Sampler:
 def heun(chain: Schedule, /) -> Sampler:
     """Heun's method on the probability flow d(x / alpha) / d(sigma / alpha) = eps (DDIM Eq. 14).
 
-    The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise), and a DDIM
-    step alone to clean data: 2 T - 1 evaluations.
+    The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise): 2 T - 1
+    evaluations, less one for each step that is left at the guess. Those are the last, to clean
+    data, and such as multiply a difference of eps by more than STEEPEST: the first of a cosine
+    chain, where sigma / alpha falls from thousands, and the first of any chain in 3 or 4 steps.
 
     Raises:
         ValueError: for a chain that ends in pure noise.
     """
     levels = levels_of(chain, "heun")
-    ratio = levels.alpha[:-1] / levels.alpha[1:]
-    rise = levels.alpha[:-1] * (
-        levels.sigma[:-1] / levels.alpha[:-1] - levels.sigma[1:] / levels.alpha[1:]
-    )
-    table = np.stack([ratio, rise], axis=1)
+    ratio = levels.sigma / levels.alpha
+    rise = levels.alpha[:-1] * (ratio[:-1] - ratio[1:])
+    table = np.stack([levels.alpha[:-1], levels.sigma[:-1], rise], axis=1)
+    corrects = (abs(rise) <= STEEPEST) & (np.arange(chain.num_timesteps) > 0)
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        prediction = denoise(x_t, t)
-        stay, rise = taken(table, t, x_t)
-        guess = stay * x_t + rise * prediction.eps
+        prediction, again = denoise(x_t, t), jnp.asarray(corrects)[t]
+        signal, direction, rise = taken(table, t, x_t)
+        guess = signal * prediction.x_0 + direction * prediction.eps
 
         def corrected() -> jax.Array:
-            slope = 0.5 * (prediction.eps + denoise(guess, t - 1).eps)
-            return stay * x_t + rise * slope
+            return guess + 0.5 * rise * (denoise(guess, t - 1).eps - prediction.eps)
 
-        x = jax.lax.cond(t > 0, corrected, lambda: prediction.x_0)
-        return Step(x, prediction.x_0, memory, jnp.where(t > 0, 2, 1))
+        x = jax.lax.cond(again, corrected, lambda: guess)
+        return Step(x, prediction.x_0, memory, jnp.where(again, 2, 1))
 
     return Sampler(chain.num_timesteps, _nothing, step)
 
@@ -145,19 +146,21 @@ def annealed_langevin(
 ) -> Sampler:
     """Langevin dynamics at every noise level in turn, from the score alone (NCSN Alg. 1).
 
-    At the end of a level x / sqrt(alpha_bar), data plus noise, is handed on as it is to the next
-    one; after the last level comes one evaluation more, for the estimate of x_0.
+    x is handed on as it is from level to level, in the chain's scale, in which all of them have
+    about the variance of the data (Song Alg. 3 without its predictor). NCSN hands on
+    x / sqrt(alpha_bar): its noise then grows from one level to the next by the ratio of their
+    sqrt(alpha_bar), beyond all bounds where levels are far apart, as the first of a cosine chain
+    are. After the last level comes one evaluation more, for the estimate of x_0.
 
     Raises:
-        ValueError: for a step size that diverges, and for a chain that ends in pure noise.
+        ValueError: for a step size that diverges.
     """
-    levels, langevin = levels_of(chain, "annealed_langevin"), _langevin(steps_per_level, step_size)
-    table = np.stack([levels.sigma[1:], levels.alpha[:-1] / levels.alpha[1:]], axis=1)
+    langevin, table = _langevin(steps_per_level, step_size), levels_of(chain).sigma[1:, None]
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        sigma, ratio = taken(table, t, x_t)
+        (sigma,) = taken(table, t, x_t)
         x, x_0 = langevin(denoise, x_t, t, sigma, noise, 0)
-        x = jax.lax.cond(t > 0, lambda: ratio * x, lambda: denoise(x, t).x_0)
+        x = jax.lax.cond(t > 0, lambda: x, lambda: denoise(x, t).x_0)
         return Step(x, x_0, memory, steps_per_level + (t == 0))
 
     return Sampler(chain.num_timesteps, _nothing, step)

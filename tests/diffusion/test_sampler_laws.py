@@ -314,7 +314,7 @@ def test_langevin_ends_in_the_marginal_of_its_level(step_size: float) -> None:
 def test_a_chain_that_ends_in_noise_is_walked_or_refused_by_name(name: str) -> None:
     betas = BETAS["jsd"](20)
     chain = from_betas(betas)
-    if name in ("heun", "dpm_solver_pp", "unipc", "annealed_langevin"):
+    if name in ("heun", "dpm_solver_pp", "unipc"):
         with pytest.raises(ValueError, match=f"{name}.*ends in pure noise"):
             SAMPLERS[name](chain)
         return
