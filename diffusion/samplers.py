@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion.flow_sampler import flow
 from diffusion.levels import levels_of, taken
@@ -194,27 +194,42 @@ def predictor_corrector(
     return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
 
 
-def ddim_encode(chain: Schedule, denoise: BoundDenoise, x_0: X) -> X:
+def ddim_encode(
+    chain: Schedule, denoise: BoundDenoise, x_0: X, timesteps: Int[Array, " n"] | None = None
+) -> X:
     """x_T of an image: DDIM's deterministic steps taken backwards (DDIM section 4.3).
 
-    x_{t+1} = sqrt(alpha_bar_{t+1}) x_0(x_t, t) + sqrt(1 - alpha_bar_{t+1}) eps(x_t, t), from clean
-    data, which the network is told is at t = 0. Decoding it by `ddim` gives x_0 back but for an
-    error that is of the first order in the number of steps.
+    x_{t'} = sqrt(alpha_bar_{t'}) x_0(x_t, t) + sqrt(1 - alpha_bar_{t'}) eps(x_t, t) from each of
+    the timesteps to the next, t', and first from clean data, which the network is told is at its
+    timestep 0, visited or not. Decoding it by `ddim` on the chain of these timesteps gives x_0 back
+    but for an error that is of the first order in their number.
 
     Args:
-        chain: respaced or not.
+        chain: one with the network's timestep 0, such as the whole one.
         denoise: of that chain; of an estimate that is clipped the way back is another.
         x_0: f32[B, ...], clean data.
+        timesteps: of the chain, rising, that are visited; None is all of them.
+
+    Raises:
+        ValueError: for a chain without timestep 0.
     """
+    if (first := np.asarray(chain.model_t)[0]) != 0:
+        raise ValueError(
+            f"this chain begins at the network's timestep {first}, and clean data is at 0: give "
+            "the whole chain, and the timesteps to visit."
+        )
     levels = levels_of(chain)
     table = np.stack([levels.alpha[1:], levels.sigma[1:]], axis=1)
+    visited = jnp.arange(chain.num_timesteps) if timesteps is None else timesteps
 
-    def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        prediction = denoise(x, jnp.maximum(t - 1, 0))
+    def body(x: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        before, t = step
+        prediction = denoise(x, before)
         signal, noise = taken(table, t, x)
         return signal * prediction.x_0 + noise * prediction.eps, None
 
-    return jax.lax.scan(body, x_0, jnp.arange(chain.num_timesteps))[0]
+    before = jnp.concatenate([jnp.zeros_like(visited[:1]), visited[:-1]])
+    return jax.lax.scan(body, x_0, (before, visited))[0]
 
 
 SAMPLERS = MappingProxyType(
