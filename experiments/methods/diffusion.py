@@ -19,7 +19,7 @@ from diffusion.probability_flow import bind, make_flow
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.vae import normal_log_density
-from diffusion.variances import VARIANCES
+from diffusion.variances import VARIANCES, of_density
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
 from experiments.methods.condition import Condition, condition_of
@@ -81,6 +81,8 @@ def _process(config: ConfigDict, encoder: Encoder) -> tuple[Any, Process]:
         schedule = schedules.from_betas(betas)
     parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
     variance = lookup(VARIANCES, config.variance, "variance")
+    if encoder.latents is not None:
+        variance = of_density(variance)
     with naming_field("schedule"):
         process = Process(schedule, parameterization, variance)
         check_signal(process)

@@ -141,9 +141,9 @@ def latent_bound(context: Context) -> Result:
 
         E_q(z | x) [-log p(x | z) + log q(z | x)] + E_q(z | x) [the variational bound of -log p(z)]
 
-    The last term is DDPM's Eq. 5 with a density for L_0. It is the bound of a model of images, of
-    which the VAE was trained first and for itself; what it says of the diffusion model alone is
-    `latents`.
+    The last term is DDPM's Eq. 5 with a density for L_0 (`variances.of_density`). It is the bound
+    of a model of images, of which the VAE was trained first and for itself; what it says of the
+    diffusion model alone is `latents`.
     """
     experiment, config = context.experiment, context.experiment.config.evaluate
     latents, encoder = _latents(experiment), experiment.encoder
@@ -159,17 +159,19 @@ def latent_bound(context: Context) -> Result:
         entropy = sum_per_example(0.5 * (1.0 + LOG_TWO_PI + log_variance))
         return -sum_per_example(log_prob), entropy
 
+    chain = chain_of(experiment.method, "The metric latent_bound")
     protocol = image_protocol(context) | {
         "quantity": "bound of a VAE and a diffusion model of its latents",
         "num_draws": config.num_draws,
         **encoder.protocol,
     }
+    if not chain.process.variance.extra_channels:
+        protocol["first_variance"] = "beta_0"  # of L_0, once that of the discretised decoder
     folder = context.folder("latent_bound", protocol)
     function = compiled(context, first_stage)
     columns = ("reconstruction", "entropy")
     found = measure_images(context, function, columns, folder / "vae", "VAE")
     reconstruction, entropy = (value.astype(np.float64) for value in found)
-    chain = chain_of(experiment.method, "The metric latent_bound")
     table = bound.evaluate_bound(
         *(experiment, chain.denoise, context.params, context.source),
         *(context.num_images, context.mesh, folder / "chain"),
