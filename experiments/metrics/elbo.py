@@ -124,13 +124,15 @@ def evidence_lower_bound(context: Context) -> Result:
         "active_units": number((variances > ACTIVE).sum(), of=int(means.shape[1])),
         "psnr": number(psnr.mean(), standard_error(psnr)),
     }
+    split = " + ".join(
+        f"{word} {values[name]['value']:.3f}"
+        for word, name in (("reconstruction", "reconstruction"), ("KL", "kl"))
+    )
     lines = [
         f"bits/dim  of {which_images(context)}, +- standard error over images",
-        line("this model (ELBO)", values["bits_per_dim"]),
+        line("this model (ELBO)", values["bits_per_dim"], f"  = {split}"),
         line(f"importance, K = {count}", values["iwae_bits_per_dim"]),
-        f"  = reconstruction {values['reconstruction']['value']:.3f} + KL "
-        f"{values['kl']['value']:.3f}; {values['active_units']['value']:.0f} of {means.shape[1]} "
-        "coordinates of z active",
+        f"  {values['active_units']['value']:.0f} of {means.shape[1]} coordinates of z active",
         line("PSNR in dB", values["psnr"]),
     ]
     return Result(values, protocol, (), lines, (folder,))
