@@ -31,14 +31,18 @@ from experiments.files import markdown
 from experiments.state import load_ema
 
 ANCESTRAL = {"name": "ancestral"}
-FAST: dict[str, dict[str, Any]] = {
+AUTO = "auto"  # the sampler's own timesteps
+FAST: dict[str, dict[str, Any]] = {  # others after a comma
     "ancestral": ANCESTRAL,
     "DDIM": {"name": "ddim"},
     "DDIM, quadratic": {"name": "ddim"},
     "Heun": {"name": "heun"},
     "DPM-Solver++ 2M": {"name": "dpm_solver_pp", "order": 2},
+    "DPM-Solver++ 2M, uniform": {"name": "dpm_solver_pp", "order": 2},
     "DPM-Solver++ 3M": {"name": "dpm_solver_pp", "order": 3},
+    "DPM-Solver++ 3M, uniform": {"name": "dpm_solver_pp", "order": 3},
     "UniPC-3": {"name": "unipc", "order": 3},
+    "UniPC-3, uniform": {"name": "unipc", "order": 3},
     "UniPC-3, quadratic": {"name": "unipc", "order": 3},
 }
 MARKS = ("s", "^", "D", "v")  # of samplers with a single row, whose colours come again
@@ -64,14 +68,14 @@ def rows(seeds: int) -> Iterator[Row]:
     for evaluations in (20, *(n for n in EVALUATIONS if n != 20)):
         for label, sampler in FAST.items():
             steps = (evaluations + 1) // 2 if sampler["name"] == "heun" else evaluations
-            spacing = "quadratic" if label.endswith("quadratic") else "uniform"
+            spacing = label.partition(", ")[2] or AUTO
             yield Row(label, sampler, spacing, steps, seeds if evaluations == 20 else 1)
     for tolerance in (1e-2, 1e-3):
-        yield Row("adaptive flow", {"name": "flow", "tolerance": tolerance}, "uniform", 0, 1)
+        yield Row("adaptive flow", {"name": "flow", "tolerance": tolerance}, AUTO, 0, 1)
     langevin = {"name": "annealed_langevin", "steps_per_level": 4}
-    yield Row("annealed Langevin", langevin, "uniform", 50, 1)
-    yield Row("predictor–corrector", {"name": "predictor_corrector"}, "uniform", 50, 1)
-    yield Row("ancestral", ANCESTRAL, "uniform", 0, seeds)
+    yield Row("annealed Langevin", langevin, AUTO, 50, 1)
+    yield Row("predictor–corrector", {"name": "predictor_corrector"}, AUTO, 50, 1)
+    yield Row("ancestral", ANCESTRAL, AUTO, 0, seeds)
 
 
 def measure(workdir: Path, out: Path, num: int, batch: int, seeds: int) -> None:
@@ -103,8 +107,9 @@ def measure(workdir: Path, out: Path, num: int, batch: int, seeds: int) -> None:
             labels = requested_labels("all", sampled.method)
             sample_fn = compile_sampling(sampled, mesh, num_steps=row.steps)
             steps = sampled.method.sampling(row.steps, ()).num_steps
+            spacing = sampled.method.protocol["spacing"]["name"]
             for seed in range(row.seeds):
-                if (row.label, row.spacing, str(steps), str(seed)) in done:
+                if (row.label, spacing, str(steps), str(seed)) in done:
                     continue
                 pictures, evaluations, seconds = _drawn(
                     sample_fn, params, num, batch, seed, labels, mesh
@@ -112,7 +117,7 @@ def measure(workdir: Path, out: Path, num: int, batch: int, seeds: int) -> None:
                 distance = judge.distance(judge.features(pictures, mesh).features)
                 quantity = judge.extractor.quantity("fid_train")
                 values = (
-                    *(row.label, row.spacing, steps, evaluations, seed, num),
+                    *(row.label, spacing, steps, evaluations, seed, num),
                     *(f"{distance:.4f}", quantity, f"{seconds:.5f}"),
                 )
                 table.writerow(dict(zip(COLUMNS, values, strict=True)))

@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion.forward import q_sample, q_step
-from diffusion.likelihood import mean_per_example, normal_kl
+from diffusion.likelihood import (
+    Decoder,
+    mean_per_example,
+    normal_kl,
+    prior_term,
+    tanh_decoder,
+    vlb_term,
+)
 from diffusion.random import normal
 from diffusion.structs import BoundDenoise, Gaussian, Schedule
 from diffusion.vae import normal_log_density, reparameterize
@@ -29,10 +36,13 @@ def consistency_terms(
         L = E -log p(x_0 | x_1) + sum_{t=1}^{T-1} E log q(x_t | x_{t-1}) / p(x_t | x_{t+1})
             + E KL(q(x_T | x_{T-1}) || p(x_T))
 
-    is DDPM's Eq. 3 with its factors paired otherwise, so that its mean is the bound's; its variance
-    is larger than that of Eq. 5, because three neighbours on a path are drawn where Eq. 5 draws
-    one. Texts write each term as KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})) under x_{t-1} and x_{t+1}
-    drawn together; that is another, larger number: given both, x_t is not q(x_t | x_{t-1}).
+    is DDPM's Eq. 3 with its factors paired otherwise, so that its mean is the bound's. A term by
+    itself, as here, varies more than that of Eq. 5: it draws three neighbours on a path where Eq. 5
+    draws one. The sum along one path need not (`along_a_path`). Texts write each term as
+    KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})) under x_{t-1} and x_{t+1} drawn together; that is
+    another number: given both, x_t is not q(x_t | x_{t-1}). It is larger by
+    E cov(x_t, mu(x_{t+1}) | x_{t-1}) / sigma^2, for p = N(mu, sigma^2), and so wherever the mean
+    follows its input, as that of the true reverse process does.
 
     Args:
         x_0: f32[B, ...] in [-1, 1].
@@ -60,6 +70,48 @@ def consistency_terms(
 
     _, found = jax.lax.scan(term, None, timesteps)
     return found
+
+
+def along_a_path(
+    schedule: Schedule,
+    denoise: BoundDenoise,
+    x_0: Float[Array, "b *x"],
+    keys: Key[Array, " b"],
+    *,
+    decoder: Decoder = tanh_decoder,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """The whole bound at one path x_1 .. x_T of each example, f32[B] nats per dimension each: by
+    Eq. 5 and in the consistency form.
+
+    Both have the same mean. Along a path the ratios of the second cancel each other's noise, those
+    of the true reverse process altogether: their product is p(x_0), but for the divergence at the
+    end. Eq. 5 integrates x_{t-1} out term by term, and keeps the noise of every x_t.
+
+    Args:
+        x_0, decoder: as for `likelihood.bound_terms`.
+        keys: one an example; x_t is a function of (key, t) and the x_{t-1} before it.
+    """
+    last, zero = schedule.num_timesteps - 1, jnp.zeros(())
+
+    def step(carry: tuple[jax.Array, ...], t: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        x_before, closed, ratios = carry
+        times = jnp.full(len(x_0), t)
+        forward = q_step(schedule, x_before, times)
+        x_t = reparameterize(forward, normal(keys, t, x_0.shape[1:]))
+        back = denoise(x_t, times)
+        term = vlb_term(schedule, back, x_0, x_t, times, decoder=decoder)
+        returned = normal_log_density(x_before, Gaussian(back.mean, back.log_variance))
+        gone = jnp.where(
+            t == last,
+            normal_kl(forward, Gaussian(zero, zero)),
+            normal_log_density(x_t, forward),
+        )
+        ratio = mean_per_example(gone) + jnp.where(t == 0, term, -mean_per_example(returned))
+        return (x_t, closed + term, ratios + ratio), None
+
+    none = jnp.zeros(len(x_0), x_0.dtype)
+    _, closed, ratios = jax.lax.scan(step, (x_0, none, none), jnp.arange(last + 1))[0]
+    return closed + prior_term(schedule, x_0), ratios
 
 
 def entropy_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:

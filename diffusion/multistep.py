@@ -6,9 +6,13 @@ Both integrate the probability flow in lambda = log(alpha / sigma), where it is
 
 from one level to the next (primed), with x_0 replaced by a polynomial through what is known of it.
 Each step is then a linear combination of x and estimates of x_0, whose weights depend on the chain
-alone. The order falls to 1 towards the last step, where lambda' is infinite and x' = x_0, and it
-grows from 1 at the first. "DPM-Solver++" is Lu et al. (2022), arXiv:2211.01095; "UniPC" is Zhao et
-al. (2023), arXiv:2302.04867.
+alone. The order grows from 1 at the first step, and is 1 at the last, where lambda' is infinite and
+x' = x_0. "DPM-Solver++" is Lu et al. (2022), arXiv:2211.01095; "UniPC" is Zhao et al. (2023),
+arXiv:2302.04867.
+
+Their own spacing is `trailing`, to a timestep that of their authors. A walk of few steps down to
+timestep 0 comes there by a step several times as long in lambda as those before, beyond which no
+polynomial through them says anything of x_0.
 """
 
 import math
@@ -20,9 +24,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion.levels import Levels, levels_of, taken
+from diffusion.spacings import trailing
 from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
 
 X = Float[Array, "b *x"]
+FEW = 15  # steps below which the last but one of DPM-Solver++ is of a lower order too
 
 
 def _order(step: int, num_steps: int, order: int) -> int:
@@ -33,7 +39,9 @@ def _order(step: int, num_steps: int, order: int) -> int:
 def dpm_weights(levels: Levels, order: int) -> np.ndarray:
     """f64[T, 1 + order]: row t weighs x and the estimates at t, t + 1, ... in the step to t - 1.
 
-    DPM-Solver++ Alg. 2 for order 2, and its authors' third-order multistep for 3.
+    DPM-Solver++ Alg. 2 for order 2, and its authors' third-order multistep for 3. As in diffusers
+    (and below 10 steps in its authors' code), the order falls towards the last step, of order 1,
+    only where the steps are few.
     """
     alpha, sigma, lam = levels
     num_steps = len(lam) - 1
@@ -43,7 +51,8 @@ def dpm_weights(levels: Levels, order: int) -> np.ndarray:
         first = -np.expm1(-h)  # 1 - e^-h
         weights[t, 0] = sigma[there] / sigma[here]
         row = weights[t, 1:]
-        used = _order(t, num_steps, order)
+        falls = t == 0 or num_steps < FEW
+        used = _order(t, num_steps, order) if falls else min(order, num_steps - t)
         row[0] = alpha[there] * first
         if used == 1:
             continue
@@ -85,7 +94,7 @@ def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
         x = _combined(taken(weights, t, x_t), x_t, known)
         return Step(x, x_0, known[:, :-1])
 
-    return Sampler(chain.num_timesteps, init, step, deterministic=True)
+    return Sampler(chain.num_timesteps, init, step, deterministic=True, spacing=trailing)
 
 
 def _no_estimates(x_T: X, count: int) -> jax.Array:
@@ -185,4 +194,4 @@ def unipc(chain: Schedule, /, order: int = 3) -> Sampler:
         known = known[:, :-1]
         return Step(_combined(taken(weights.predictor, t, x_t), x, known), x_0, (x, known))
 
-    return Sampler(chain.num_timesteps, init, step, deterministic=True)
+    return Sampler(chain.num_timesteps, init, step, deterministic=True, spacing=trailing)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion.flow_sampler import flow
 from diffusion.levels import levels_of, taken
@@ -19,6 +19,7 @@ from diffusion.multistep import dpm_solver_pp, unipc
 from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
 
 X = Float[Array, "b *x"]
+STEEPEST = 10.0  # alpha' (sigma / alpha - sigma' / alpha') of a step that Heun's method corrects
 
 
 def _nothing(x_T: X) -> tuple[()]:
@@ -74,30 +75,30 @@ def ddim(chain: Schedule, /, eta: float | int = 0.0) -> Sampler:
 def heun(chain: Schedule, /) -> Sampler:
     """Heun's method on the probability flow d(x / alpha) / d(sigma / alpha) = eps (DDIM Eq. 14).
 
-    The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise), and a DDIM
-    step alone to clean data: 2 T - 1 evaluations.
+    The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise): 2 T - 1
+    evaluations, less one for each step that is left at the guess. Those are the last, to clean
+    data, and such as multiply a difference of eps by more than STEEPEST: the first of a cosine
+    chain, where sigma / alpha falls from thousands, and the first of any chain in 3 or 4 steps.
 
     Raises:
         ValueError: for a chain that ends in pure noise.
     """
     levels = levels_of(chain, "heun")
-    ratio = levels.alpha[:-1] / levels.alpha[1:]
-    rise = levels.alpha[:-1] * (
-        levels.sigma[:-1] / levels.alpha[:-1] - levels.sigma[1:] / levels.alpha[1:]
-    )
-    table = np.stack([ratio, rise], axis=1)
+    ratio = levels.sigma / levels.alpha
+    rise = levels.alpha[:-1] * (ratio[:-1] - ratio[1:])
+    table = np.stack([levels.alpha[:-1], levels.sigma[:-1], rise], axis=1)
+    corrects = (abs(rise) <= STEEPEST) & (np.arange(chain.num_timesteps) > 0)
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        prediction = denoise(x_t, t)
-        stay, rise = taken(table, t, x_t)
-        guess = stay * x_t + rise * prediction.eps
+        prediction, again = denoise(x_t, t), jnp.asarray(corrects)[t]
+        signal, direction, rise = taken(table, t, x_t)
+        guess = signal * prediction.x_0 + direction * prediction.eps
 
         def corrected() -> jax.Array:
-            slope = 0.5 * (prediction.eps + denoise(guess, t - 1).eps)
-            return stay * x_t + rise * slope
+            return guess + 0.5 * rise * (denoise(guess, t - 1).eps - prediction.eps)
 
-        x = jax.lax.cond(t > 0, corrected, lambda: prediction.x_0)
-        return Step(x, prediction.x_0, memory, jnp.where(t > 0, 2, 1))
+        x = jax.lax.cond(again, corrected, lambda: guess)
+        return Step(x, prediction.x_0, memory, jnp.where(again, 2, 1))
 
     return Sampler(chain.num_timesteps, _nothing, step, deterministic=True)
 
@@ -145,19 +146,21 @@ def annealed_langevin(
 ) -> Sampler:
     """Langevin dynamics at every noise level in turn, from the score alone (NCSN Alg. 1).
 
-    At the end of a level x / sqrt(alpha_bar), data plus noise, is handed on as it is to the next
-    one; after the last level comes one evaluation more, for the estimate of x_0.
+    x is handed on as it is from level to level, in the chain's scale, in which all of them have
+    about the variance of the data (Song Alg. 3 without its predictor). NCSN hands on
+    x / sqrt(alpha_bar): its noise then grows from one level to the next by the ratio of their
+    sqrt(alpha_bar), beyond all bounds where levels are far apart, as the first of a cosine chain
+    are. After the last level comes one evaluation more, for the estimate of x_0.
 
     Raises:
-        ValueError: for a step size that diverges, and for a chain that ends in pure noise.
+        ValueError: for a step size that diverges.
     """
-    levels, langevin = levels_of(chain, "annealed_langevin"), _langevin(steps_per_level, step_size)
-    table = np.stack([levels.sigma[1:], levels.alpha[:-1] / levels.alpha[1:]], axis=1)
+    langevin, table = _langevin(steps_per_level, step_size), levels_of(chain).sigma[1:, None]
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        sigma, ratio = taken(table, t, x_t)
+        (sigma,) = taken(table, t, x_t)
         x, x_0 = langevin(denoise, x_t, t, sigma, noise, 0)
-        x = jax.lax.cond(t > 0, lambda: ratio * x, lambda: denoise(x, t).x_0)
+        x = jax.lax.cond(t > 0, lambda: x, lambda: denoise(x, t).x_0)
         return Step(x, x_0, memory, steps_per_level + (t == 0))
 
     return Sampler(chain.num_timesteps, _nothing, step)
@@ -191,27 +194,42 @@ def predictor_corrector(
     return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
 
 
-def ddim_encode(chain: Schedule, denoise: BoundDenoise, x_0: X) -> X:
+def ddim_encode(
+    chain: Schedule, denoise: BoundDenoise, x_0: X, timesteps: Int[Array, " n"] | None = None
+) -> X:
     """x_T of an image: DDIM's deterministic steps taken backwards (DDIM section 4.3).
 
-    x_{t+1} = sqrt(alpha_bar_{t+1}) x_0(x_t, t) + sqrt(1 - alpha_bar_{t+1}) eps(x_t, t), from clean
-    data, which the network is told is at t = 0. Decoding it by `ddim` gives x_0 back but for an
-    error that is of the first order in the number of steps.
+    x_{t'} = sqrt(alpha_bar_{t'}) x_0(x_t, t) + sqrt(1 - alpha_bar_{t'}) eps(x_t, t) from each of
+    the timesteps to the next, t', and first from clean data, which the network is told is at its
+    timestep 0, visited or not. Decoding it by `ddim` on the chain of these timesteps gives x_0 back
+    but for an error that is of the first order in their number.
 
     Args:
-        chain: respaced or not.
+        chain: one with the network's timestep 0, such as the whole one.
         denoise: of that chain; of an estimate that is clipped the way back is another.
         x_0: f32[B, ...], clean data.
+        timesteps: of the chain, rising, that are visited; None is all of them.
+
+    Raises:
+        ValueError: for a chain without timestep 0.
     """
+    if (first := np.asarray(chain.model_t)[0]) != 0:
+        raise ValueError(
+            f"this chain begins at the network's timestep {first}, and clean data is at 0: give "
+            "the whole chain, and the timesteps to visit."
+        )
     levels = levels_of(chain)
     table = np.stack([levels.alpha[1:], levels.sigma[1:]], axis=1)
+    visited = jnp.arange(chain.num_timesteps) if timesteps is None else timesteps
 
-    def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        prediction = denoise(x, jnp.maximum(t - 1, 0))
+    def body(x: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        before, t = step
+        prediction = denoise(x, before)
         signal, noise = taken(table, t, x)
         return signal * prediction.x_0 + noise * prediction.eps, None
 
-    return jax.lax.scan(body, x_0, jnp.arange(chain.num_timesteps))[0]
+    before = jnp.concatenate([jnp.zeros_like(visited[:1]), visited[:-1]])
+    return jax.lax.scan(body, x_0, (before, visited))[0]
 
 
 SAMPLERS = MappingProxyType(

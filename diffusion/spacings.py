@@ -5,13 +5,14 @@ increasing in [0, num_timesteps), and raises ValueError unless 1 <= num_steps <=
 Under all of them a chain of every timestep is the chain itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int64
 
 Timesteps = Int64[np.ndarray, " n"]
+Spacing = Callable[[int, int], Timesteps]
 
 
 def _check_steps(num_timesteps: int, num_steps: int) -> None:
@@ -35,8 +36,13 @@ def quadratic(num_timesteps: int, num_steps: int, /, share: float = 0.8) -> Time
     The last is at `share` of the chain, where DDIM's code ends and the walk then begins from pure
     noise. DDIM's code repeats small timesteps where squares round to the same one; here each is
     visited once, and those that follow are moved up.
+
+    Raises:
+        ValueError: also for a share that is not in (0, 1].
     """
     _check_steps(num_timesteps, num_steps)
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share = {share} must be above 0 and at most 1, the whole chain.")
     if num_steps == num_timesteps:
         return np.arange(num_timesteps)
     end = max(share * num_timesteps, num_steps - 1)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from diffusion.spacings import Spacing, uniform
+
 
 class Schedule(NamedTuple):
     """Tables of the forward process, f32[T] each, derived in float64 by `schedules.from_betas`.
@@ -146,6 +148,7 @@ class Sampler(NamedTuple):
     uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
     continuous: whether steps ask the model between timesteps, as a `probability_flow.BoundFlow`.
     deterministic: whether steps take no noise, so that x_T alone decides what is drawn.
+    spacing: its timesteps where none are asked for, an entry of `spacings.SPACINGS`.
     """
 
     num_steps: int
@@ -154,6 +157,7 @@ class Sampler(NamedTuple):
     uses_variance: bool = False
     continuous: bool = False
     deterministic: bool = False
+    spacing: Spacing = uniform
 
 
 class Likelihood(NamedTuple):

@@ -7,6 +7,7 @@ broadcastable to x_t.
 
 from types import MappingProxyType
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion.structs import Schedule, Variance
@@ -18,7 +19,8 @@ LogVariance = Float[Array, "..."]
 def fixed_large(now: Schedule, extra: None, x_t: X) -> LogVariance:
     """log beta_t, except that t = 0 uses log beta-tilde_1 (DDPM section 3.2; the original's code).
 
-    The first entry is what scales the decoder of x_0; the larger log beta_0 would cost bits.
+    The first entry is what scales the discretised decoder of x_0; the larger log beta_0 would cost
+    bits there. See `of_density` for another.
     """
     return now.large_log_variance
 
@@ -37,6 +39,23 @@ def learned_range(now: Schedule, extra: X, x_t: X) -> LogVariance:
     """v log beta_t + (1 - v) log beta-tilde_t with v = (extra + 1) / 2 (IDDPM Eq. 15)."""
     v = (extra + 1.0) / 2.0
     return v * now.log_beta + (1.0 - v) * now.posterior_log_variance
+
+
+def of_density(variance: Variance) -> Variance:
+    """`variance` for an L_0 that is a density, as of latents: beta_0 at t = 0 where it is fixed.
+
+    The repeat of log beta-tilde_1 there suits a discretised decoder alone, which gains by a
+    narrower Gaussian: of data of variance 1 the true p(x_0 | x_1) has beta_0. A learned variance is
+    the network's own at t = 0 too.
+    """
+    if variance.extra_channels:
+        return variance
+
+    def log_variance(now: Schedule, extra: None, x_t: X) -> LogVariance:
+        fixed = variance.log_variance(now, extra, x_t)
+        return jnp.where(now.posterior_variance > 0.0, fixed, now.log_beta)
+
+    return variance._replace(log_variance=log_variance)
 
 
 VARIANCES = MappingProxyType(

@@ -59,24 +59,28 @@ def make_inpaint(
 def make_ddim(experiment: Experiment, num_steps: int) -> tuple[Compiled, Compiled]:
     """(x_0 to x_T, x_T to x_0), both (params, x [B, ...], labels i32[B]) -> [B, ...], compiled.
 
-    DDIM's deterministic steps on the chain of so many steps, without guidance or threshold.
+    DDIM's deterministic steps on the chain of so many steps, without guidance or threshold; clean
+    data is at timestep 0 whatever the spacing.
 
     Raises:
         ValueError: for a method without a chain.
     """
     chain = chain_of(experiment.method, "DDIM")
     schedule, _ = chain.respaced(num_steps)
-    process = chain.process._replace(schedule=schedule)
-    denoise = make_denoise(chain.apply, process, threshold=thresholds.none)
+    whole = chain.process.schedule
+    known, walked = (
+        make_denoise(chain.apply, chain.process._replace(schedule=each), threshold=thresholds.none)
+        for each in (whole, schedule)
+    )
     with jax.ensure_compile_time_eval():
         sampler = samplers.ddim(schedule)
 
     def encode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        model = functools.partial(denoise, params, **chain.condition(labels))
-        return samplers.ddim_encode(schedule, model, x)
+        model = functools.partial(known, params, **chain.condition(labels))
+        return samplers.ddim_encode(whole, model, x, schedule.model_t)
 
     def decode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        model = functools.partial(denoise, params, **chain.condition(labels))
+        model = functools.partial(walked, params, **chain.condition(labels))
         keys = jax.random.split(jax.random.key(0), len(x))  # of noise that is not used
         return walk(sampler, model, keys, start(sampler, x, 0)).x_t
 

@@ -20,7 +20,7 @@ from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import BEST, Checkpoints, DamagedCheckpoint
-from experiments.workdir.config import check_same
+from experiments.workdir.config import check_same, config_from_dict, config_to_dict
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import MODEL, TRAINING
 
@@ -78,6 +78,18 @@ def selected_on(experiment: Experiment) -> str:
     return origin.sample_distance(config.validate_images, config.preview_num_steps)
 
 
+def _with_own_spacing(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """A config as JSON has it, with the name of the sampler's spacing where it says auto.
+
+    So that a best checkpoint that is older than auto was chosen as one is now.
+    """
+    chain, sample = experiment.method.chain, content.get("sample", {})
+    if sample.get("spacing") != {"name": "auto"}:
+        return content
+    own = chain.sampler(chain.process.schedule).spacing.__name__ if chain else "uniform"
+    return content | {"sample": sample | {"spacing": {"name": own}}}
+
+
 class Validation:
     """Runs config.train.validate_with now and then and keeps the best checkpoint apart.
 
@@ -110,7 +122,11 @@ class Validation:
                 self.step = None
         if self.step is not None:
             fields = (*(MODEL if new_settings else TRAINING), *MEASURED_BY[self.name])
-            check_same(meta["config"], config, fields, workdir / BEST)
+            then, now = (
+                _with_own_spacing(content, experiment)
+                for content in (meta["config"], config_to_dict(config))
+            )
+            check_same(then, config_from_dict(now), fields, workdir / BEST)
             before = origin.of_checkpoint(meta, {}).selected_on
             if before != self.selected_on:
                 raise ValueError(

@@ -119,8 +119,9 @@ def get_config() -> ConfigDict:
     # (corrector_steps, step_size): docs/samplers.md
     config.sample.sampler = dict(name="ancestral")
     config.sample.num_steps = 0  # of the walk; 0 is every timestep, and the flow's 10 stops
-    # Its timesteps: uniform | quadratic (share) | leading (offset) | trailing | array (timesteps)
-    config.sample.spacing = dict(name="uniform")
+    # Its timesteps: auto (the sampler's own: trailing of dpm_solver_pp and unipc, else uniform) |
+    # uniform | quadratic (share) | leading (offset) | trailing | array (timesteps)
+    config.sample.spacing = dict(name="auto")
     # Of the estimate of x_0: clip to [-1, 1] | percentile (quantile, most) | none
     config.sample.threshold = dict(name="clip")
     # Of a model trained with and without labels: 1 is the conditional one, 0 the other

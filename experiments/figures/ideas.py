@@ -181,11 +181,15 @@ def pixel_error(context: Context) -> Figure:
 
 
 def consistency(context: Context) -> Figure:
-    """Deviations of the bound's terms in two forms, by timestep, of this model on real images."""
+    """Deviations of the bound in two forms, of this model on real images: by timestep, each term
+    with draws of its own, and of the sum along one path.
+    """
     chain = chain_of(context.experiment.method, "The figure consistency")
     schedule, last = chain.process.schedule, chain.process.schedule.num_timesteps - 1
-    records = real_images(context, 32)
-    x_0, labels = context.encode(records["image"]), jnp.asarray(records["label"])
+    records = real_images(context, 16)
+    half = len(records["image"])
+    x_0 = jnp.tile(context.encode(records["image"]), (2, 1, 1, 1))
+    labels = jnp.concatenate([jnp.asarray(records["label"])] * 2)
     keys = random.per_index(random.stream(context.seed, "consistency"), jnp.arange(len(x_0)))
     times = np.unique(np.linspace(1, last - 1, min(24, last - 1)).round().astype(np.int32))
 
@@ -196,14 +200,18 @@ def consistency(context: Context) -> Figure:
             return chain.denoise(params, x_t, t, **inputs)
 
         rows = jnp.asarray(times)[:, None].repeat(len(x_0), 1)
-        whole = bound_terms(schedule, denoise, x_0, keys, rows).nats
-        return whole, bound_forms.consistency_terms(
-            schedule, denoise, x_0, keys, jnp.asarray(times)
-        )
+        closed = bound_terms(schedule, denoise, x_0, keys, rows, decoder=chain.decoder).nats
+        ratios = bound_forms.consistency_terms(schedule, denoise, x_0, keys, jnp.asarray(times))
+        paths = bound_forms.along_a_path(schedule, denoise, x_0, keys, decoder=chain.decoder)
+        return closed, ratios, *paths
 
     compiled = devices.jit(terms, precision=devices.REPORTED)
-    found = [np.asarray(f, np.float64) for f in compiled(context.params, x_0, keys, labels)]
-    deviations = [values.std(axis=1) for values in found]
+    *by_term, closed, ratios = (
+        np.asarray(f, np.float64) for f in compiled(context.params, x_0, keys, labels)
+    )
+    deviations = [values.std(axis=1) for values in by_term]
+    # Over paths of one image: of the images, the first half comes again as the second.
+    sums = [float(np.sqrt(np.square(s[:half] - s[half:]).mean() / 2)) for s in (closed, ratios)]
 
     def draw(path: Path) -> None:
         canvas = blank(figsize=(5, 3.3))
@@ -215,8 +223,12 @@ def consistency(context: Context) -> Figure:
         canvas.savefig(path, dpi=DPI)
 
     caption = (
-        f"How much a term of the bound varies over {len(x_0)} images and draws of the noise: as a "
-        "divergence (DDPM Eq. 5), and as a step and its way back. Both sum to the same mean."
+        f"How much a term of the bound varies over {half} images, each twice, and draws of the "
+        "noise: as a divergence (DDPM Eq. 5), and as a step and its way back. Both sum to the same "
+        "mean. The sum along one path is another matter: there it varies, from path to path of an "
+        f"image, by {sums[0]:.2g} nats per dimension as divergences and by {sums[1]:.2g} as steps "
+        "and their ways back."
     )
     arrays = {"timesteps": times, "divergence": deviations[0], "consistency": deviations[1]}
+    arrays |= {"sums": np.array(sums)}
     return Figure("Two forms of the bound", caption, arrays, draw)

@@ -19,7 +19,7 @@ from diffusion.probability_flow import make_flow
 from diffusion.reverse import Denoise, check_signal, make_denoise
 from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
 from diffusion.vae import normal_log_density
-from diffusion.variances import VARIANCES
+from diffusion.variances import VARIANCES, of_density
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
 from experiments.methods.condition import Condition, condition_of
@@ -34,6 +34,7 @@ from experiments.methods.method import (
 )
 from experiments.methods.sampler_model import model_for
 
+AUTO = "auto"  # of config.sample.spacing: the sampler's own
 # Of a network, from here.
 SUPPLIED = ("out_channels", "dtype", "num_classes", "text", "parent", "name")
 
@@ -74,13 +75,15 @@ def _loss(config: ConfigDict) -> Callable[..., jax.Array]:
     return lookup(losses.LOSSES, spec, "loss")
 
 
-def _process(config: ConfigDict) -> tuple[Any, Process]:
+def _process(config: ConfigDict, encoder: Encoder) -> tuple[Any, Process]:
     """The betas f64[T] and the process on their chain."""
     with naming_field("schedule"):
         betas = lookup(schedules.BETAS, config.schedule, "schedule")()
         schedule = schedules.from_betas(betas)
     parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
     variance = lookup(VARIANCES, config.variance, "variance")
+    if encoder.latents is not None:
+        variance = of_density(variance)
     with naming_field("schedule"):
         process = Process(schedule, parameterization, variance)
         check_signal(process)
@@ -95,18 +98,25 @@ class Walks(NamedTuple):
     threshold: Callable[[jax.Array], jax.Array]
 
 
-def _walks(config: ConfigDict) -> Walks:
-    """The choices of config.sample, their options bound."""
+def _walks(config: ConfigDict, schedule: Schedule) -> Walks:
+    """The choices of config.sample for a whole chain, their options bound."""
     make = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")
     threshold = lookup(thresholds.THRESHOLDS, config.sample.threshold, "sample.threshold")
-    spacing = lookup(spacings.SPACINGS, config.sample.spacing, "sample.spacing")
 
     def sampler(schedule: Schedule) -> Sampler:
         with naming_field("sample.sampler"), jax.ensure_compile_time_eval():
             made: Sampler = make(schedule)
             return made
 
-    return Walks(sampler, spacing, threshold)
+    table = {AUTO: sampler(schedule).spacing, **spacings.SPACINGS}
+    return Walks(sampler, lookup(table, config.sample.spacing, "sample.spacing"), threshold)
+
+
+def spacing_of(config: ConfigDict, chain: Chain) -> dict[str, Any]:
+    """config.sample.spacing, {name, **options}, or where it is auto the sampler's own."""
+    own = chain.sampler(chain.process.schedule).spacing
+    asked: dict[str, Any] = config.sample.spacing.to_dict()
+    return {"name": own.__name__} if asked["name"] == AUTO else asked
 
 
 def _respaced(
@@ -204,11 +214,10 @@ def _check_latents(config: ConfigDict, shape: tuple[int, ...]) -> None:
             )
 
 
-def _chain(
-    config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Condition, walks: Walks
-) -> Chain:
+def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Condition) -> Chain:
     """The network of the config on its process, to be walked as config.sample says."""
-    betas, process = _process(config)
+    betas, process = _process(config, encoder)
+    walks = _walks(config, process.schedule)
     network = _network(config, condition, encoder.shape, 1 + process.variance.extra_channels)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> Any:
@@ -290,7 +299,7 @@ def _protocol(config: ConfigDict, chain: Chain) -> dict[str, Any]:
         guidance["interval"] = list(config.sample.guidance_interval)
     return {
         "sampler": config.sample.sampler.to_dict(),
-        "spacing": config.sample.spacing.to_dict(),
+        "spacing": spacing_of(config, chain),
         "last_step": "x_0",  # where all samplers here end: at no noise, not at the first timestep's
         "threshold": config.sample.threshold.to_dict(),
         "guidance": guidance,
@@ -305,10 +314,10 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         ValueError: for an unknown name, a stale keyword, an impossible size, or a combination of
             choices that has no meaning.
     """
-    walks, condition = _walks(config), condition_of(config, dataset)
+    condition = condition_of(config, dataset)
     if encoder.latents is not None:
         _check_latents(config, encoder.shape)
-    chain = _chain(config, dataset, encoder, condition, walks)
+    chain = _chain(config, dataset, encoder, condition)
     process, network = chain.process, chain.network
     num_timesteps = process.schedule.num_timesteps
     timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(

@@ -26,9 +26,10 @@ from experiments.methods.method import (
 )
 
 SUPPLIED = ("out_channels", "dtype", "parent", "name")  # of a network, from here
-# Of config.sample: what only a chain has, and the value with which it asks for nothing.
+# Of config.sample: what only a chain has, and the values with which it asks for nothing; the second
+# is that of older configs.
 OF_A_CHAIN = (
-    *(("sampler", {"name": "ancestral"}), ("spacing", {"name": "uniform"})),
+    *(("sampler", {"name": "ancestral"}), ("spacing", {"name": "auto"}, {"name": "uniform"})),
     *(("threshold", {"name": "clip"}), ("num_steps", 0), ("guidance_scale", 1.0)),
 )
 
@@ -48,13 +49,13 @@ def _check(config: ConfigDict, encoder: Encoder) -> None:
             f"config.encoder = {config.encoder.name!r} is for the method `diffusion`: a VAE is "
             "trained on pixels. Choose the encoder `pixels`."
         )
-    for name, neutral in OF_A_CHAIN:
+    for name, *neutral in OF_A_CHAIN:
         value = config.sample[name]
         found = value.to_dict() if isinstance(value, ConfigDict) else value
-        if found != neutral:
+        if found not in neutral:
             raise ValueError(
                 f"config.sample.{name} = {found} is for diffusion: a VAE draws z and decodes it. "
-                f"Leave it at {neutral}."
+                f"Leave it at {neutral[0]}."
             )
 
 

@@ -177,13 +177,16 @@ def evaluate_bound(
             parts.write(name, part)
         chosen, bits = slice(first, first + count), part["nats"].astype(np.float64) / BIT
         _add(sums, part, t[:rows], config.num_draws)
-        prior[chosen] = part["prior"] / BIT
         start = int(t[0] == 0)
+        if start:  # every chunk of a draw tells L_T
+            own = part["prior"].astype(np.float64) / BIT
+            prior[chosen] += own / config.num_draws
+            totals[draw, chosen] += own
         divergence[chosen] += bits[start:].sum(axis=0) / config.num_draws
         decoder[chosen] += bits[:start].sum(axis=0) / config.num_draws
         totals[draw, chosen] += bits.sum(axis=0)
     means = {name: values / num_images for name, values in sums.items()}
-    return BoundTable(prior, divergence, decoder, **means, draws=totals.mean(1) + prior.mean())
+    return BoundTable(prior, divergence, decoder, **means, draws=totals.mean(1))
 
 
 def make_estimate(

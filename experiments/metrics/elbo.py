@@ -124,13 +124,15 @@ def evidence_lower_bound(context: Context) -> Result:
         "active_units": number((variances > ACTIVE).sum(), of=int(means.shape[1])),
         "psnr": number(psnr.mean(), standard_error(psnr)),
     }
+    split = " + ".join(
+        f"{word} {values[name]['value']:.3f}"
+        for word, name in (("reconstruction", "reconstruction"), ("KL", "kl"))
+    )
     lines = [
         f"bits/dim  of {which_images(context)}, +- standard error over images",
-        line("this model (ELBO)", values["bits_per_dim"]),
+        line("this model (ELBO)", values["bits_per_dim"], f"  = {split}"),
         line(f"importance, K = {count}", values["iwae_bits_per_dim"]),
-        f"  = reconstruction {values['reconstruction']['value']:.3f} + KL "
-        f"{values['kl']['value']:.3f}; {values['active_units']['value']:.0f} of {means.shape[1]} "
-        "coordinates of z active",
+        f"  {values['active_units']['value']:.0f} of {means.shape[1]} coordinates of z active",
         line("PSNR in dB", values["psnr"]),
     ]
     return Result(values, protocol, (), lines, (folder,))
@@ -141,9 +143,9 @@ def latent_bound(context: Context) -> Result:
 
         E_q(z | x) [-log p(x | z) + log q(z | x)] + E_q(z | x) [the variational bound of -log p(z)]
 
-    The last term is DDPM's Eq. 5 with a density for L_0. It is the bound of a model of images, of
-    which the VAE was trained first and for itself; what it says of the diffusion model alone is
-    `latents`.
+    The last term is DDPM's Eq. 5 with a density for L_0 (`variances.of_density`). It is the bound
+    of a model of images, of which the VAE was trained first and for itself; what it says of the
+    diffusion model alone is `latents`.
     """
     experiment, config = context.experiment, context.experiment.config.evaluate
     latents, encoder = _latents(experiment), experiment.encoder
@@ -159,17 +161,19 @@ def latent_bound(context: Context) -> Result:
         entropy = sum_per_example(0.5 * (1.0 + LOG_TWO_PI + log_variance))
         return -sum_per_example(log_prob), entropy
 
+    chain = chain_of(experiment.method, "The metric latent_bound")
     protocol = image_protocol(context) | {
         "quantity": "bound of a VAE and a diffusion model of its latents",
         "num_draws": config.num_draws,
         **encoder.protocol,
     }
+    if not chain.process.variance.extra_channels:
+        protocol["first_variance"] = "beta_0"  # of L_0, once that of the discretised decoder
     folder = context.folder("latent_bound", protocol)
     function = compiled(context, first_stage)
     columns = ("reconstruction", "entropy")
     found = measure_images(context, function, columns, folder / "vae", "VAE")
     reconstruction, entropy = (value.astype(np.float64) for value in found)
-    chain = chain_of(experiment.method, "The metric latent_bound")
     table = bound.evaluate_bound(
         *(experiment, chain.denoise, context.params, context.source),
         *(context.num_images, context.mesh, folder / "chain"),

@@ -63,7 +63,8 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     all parameters, and no checkpoint stayed for good. The precision of
     products was the default of jax before it was a field, diffusion the only method, no label of a
     U-Net was dropped; after its warm-up the learning rate stayed, no weight decayed, and the
-    average had no warm-up. Of sampling, a flag said whether x_0 is clipped.
+    average had no warm-up. Of sampling, a flag said whether x_0 is clipped, and the timesteps of
+    every sampler were evenly spaced.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
@@ -81,6 +82,9 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     match config:
         case {"sample": {"clip_denoised": clip, **sample}}:
             config["sample"] = {"threshold": _threshold(bool(clip)), **sample}
+    match config:
+        case {"sample": {**sample}}:
+            config["sample"] = {"spacing": {"name": "uniform"}, **sample}
     match config:
         case {"model": {"name": "unet"} as model}:
             words: dict[str, Any] = {"cross_attention_resolutions": []}

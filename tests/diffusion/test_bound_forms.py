@@ -13,18 +13,18 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.random import normal
 from diffusion.reverse import predict
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import Gaussian, Likelihood, Process
-from diffusion.vae import elbo_terms, reparameterize
+from diffusion.structs import Gaussian, Likelihood, Prediction, Process
+from diffusion.vae import elbo_terms, normal_log_density, reparameterize
 from diffusion.variances import VARIANCES
-from tests.diffusion.gaussian import DEVIATION, MEAN, best_network
+from tests.diffusion.gaussian import DEVIATION, MEAN, best_network, exact_variance
 
 SHORT = from_betas(np.linspace(0.02, 0.4, 12))
 
 
-def denoiser(schedule, predicts="eps"):
-    """The best network under a variance that is not the true one."""
+def denoiser(schedule, predicts="eps", variance=VARIANCES["fixed_large"]):
+    """The best network under a variance that by default is not the true one."""
     parameterization = PARAMETERIZATIONS[predicts]
-    process = Process(schedule, parameterization, VARIANCES["fixed_large"])
+    process = Process(schedule, parameterization, variance)
     network = best_network(schedule, parameterization)
 
     def denoise(x_t, t):
@@ -56,6 +56,44 @@ def test_the_consistency_form_has_the_mean_of_equation_5_and_more_variance(key) 
     assert abs(rearranged.mean() - consistent.mean()) < 4 * error
     assert error < 0.02
     assert consistent.var() > 1.5 * rearranged.var()
+
+
+def along_paths(schedule, x_0, key, **options):
+    """[count] of Eq. 5 and of the consistency form along one path each, L_0 a density."""
+    keys, denoise = jax.random.split(key, len(x_0)), denoiser(schedule, **options)
+
+    @jax.jit
+    def sums(x_0):
+        forms = bound_forms.along_a_path
+        return forms(schedule, denoise, x_0, keys, decoder=normal_log_density)
+
+    return [np.asarray(found, np.float64) for found in sums(x_0)]
+
+
+def test_along_one_path_the_consistency_form_varies_less(key) -> None:
+    """Though every term of it varies more with a draw of its own; the mean is the same."""
+    schedule = from_betas(np.linspace(0.1, 0.6, 8))
+    x_0 = MEAN + DEVIATION * jax.random.normal(key, (40_000, 1))
+    closed, ratios = along_paths(schedule, x_0, key)
+    error = (closed - ratios).std() / np.sqrt(len(x_0))
+    assert abs((closed - ratios).mean()) < 4 * error and error < 0.02
+    assert ratios.var() < 0.8 * closed.var()
+    rearranged, consistent = both_forms(key, schedule)
+    assert consistent.var() > 1.5 * rearranged.var()
+
+
+def test_along_a_path_of_the_true_reverse_process_the_ratios_are_the_likelihood(key) -> None:
+    """But for the divergence at the end, which is small; Eq. 5 keeps the noise of every x_t."""
+    schedule = from_betas([0.3, 0.5, 0.7, 0.9, 0.9999])
+    values = jnp.array([-0.5, 0.3, 1.1])
+    closed, ratios = along_paths(
+        schedule, jnp.repeat(values, 2000)[:, None], key, variance=exact_variance()
+    )
+    truth = 0.5 * (
+        np.log(2 * np.pi * DEVIATION**2) + ((np.asarray(values) - MEAN) / DEVIATION) ** 2
+    )
+    np.testing.assert_allclose(ratios.reshape(3, -1), truth[:, None].repeat(2000, 1), atol=0.1)
+    assert closed.reshape(3, -1).std(axis=1).min() > 5 * ratios.reshape(3, -1).std(axis=1).max()
 
 
 def test_a_chain_of_one_step_is_a_vae(key) -> None:
@@ -90,18 +128,42 @@ def test_the_consistency_form_begins_at_x_0(key) -> None:
     assert abs(rearranged.mean() - consistent.mean()) < 4 * error < 0.04
 
 
-def test_divergences_of_neighbours_are_not_the_bound(key) -> None:
-    """What texts write in its place: KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})) of a path."""
+def _falling(x_t, t):
+    """A model whose mean of x_{t-1} falls as x_t rises, as that of the reverse process never does.
+
+    Of the width of one that knows nothing, so that all numbers stay small.
+    """
+    return Prediction(x_t, x_t, -0.5 * x_t, jnp.zeros(()))
+
+
+@pytest.mark.parametrize(("model", "sign"), [(denoiser(SHORT), 1), (_falling, -1)])
+def test_divergences_of_neighbours_are_not_the_bound(key, model, sign: int) -> None:
+    """What texts write in its place: KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})) of a path.
+
+    It differs by E cov(x_t, mu(x_{t+1}) | x_{t-1}) / sigma^2: larger near the reverse process, and
+    smaller for a model that is far from it.
+    """
     count, t = 40_000, 5
     x_0 = MEAN + DEVIATION * jax.random.normal(key, (count, 1))
     keys, times = jax.random.split(key, count), jnp.full(count, t)
-    found = bound_forms.consistency_terms(SHORT, denoiser(SHORT), x_0, keys, times[:1])[0]
+
+    @jax.jit
+    def both(x_0, eps):
+        terms = bound_forms.consistency_terms(SHORT, model, x_0, keys, times[:1])[0]
+        forward = q_step(SHORT, q_sample(SHORT, x_0, times - 1, eps[0]), times)
+        x_after = reparameterize(q_step(SHORT, reparameterize(forward, eps[1]), times + 1), eps[2])
+        back = model(x_after, times + 1)
+        return terms, normal_kl(forward, Gaussian(back.mean, back.log_variance))[:, 0]
+
     eps = jax.random.normal(jax.random.fold_in(key, 1), (3, count, 1))
-    forward = q_step(SHORT, q_sample(SHORT, x_0, times - 1, eps[0]), times)
-    x_after = reparameterize(q_step(SHORT, reparameterize(forward, eps[1]), times + 1), eps[2])
-    back = denoiser(SHORT)(x_after, times + 1)
-    divergence = normal_kl(forward, Gaussian(back.mean, back.log_variance))
-    assert divergence.mean() > found.mean() + 0.1
+    found, divergence = (np.asarray(values, np.float64) for values in both(x_0, eps))
+    back = model(jnp.array([[0.0], [1.0]]), jnp.full(2, t + 1))  # its mean is affine in x
+    slope, variance = np.diff(back.mean[:, 0]).item(), float(jnp.exp(back.log_variance).mean())
+    expected = slope * float(jnp.sqrt(SHORT.alpha[t + 1]) * SHORT.beta[t]) / variance
+    difference = divergence.mean() - found.mean()
+    error = np.sqrt((divergence.var() + found.var()) / count)
+    assert abs(difference - expected) < 4 * error, (difference, expected, error)
+    assert sign * expected > 5 * error
 
 
 @pytest.mark.parametrize("place", [0.7, 0.9])

@@ -56,6 +56,21 @@ def test_quadratic_is_ddims_but_for_repetitions() -> None:
     assert quadratic(1000, 10, share=1.0)[-1] == 999  # 1000 is beyond the last
 
 
+@pytest.mark.parametrize("num_timesteps", [1, 2, 3, 10, 37, 1000])
+@pytest.mark.parametrize("share", [1e-3, 0.3, 0.8, 0.999, 1, 1.0])
+def test_quadratic_repeats_no_timestep(num_timesteps: int, share: float) -> None:
+    for num_steps in range(1, num_timesteps + 1, max(1, num_timesteps // 50)):
+        keep = quadratic(num_timesteps, num_steps, share=share)
+        assert keep[0] >= 0 and keep[-1] < num_timesteps and (np.diff(keep) > 0).all()
+        assert keep.size == num_steps
+
+
+@pytest.mark.parametrize("share", [2.0, 1.001, 0.0, -0.5, np.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=f"share = {share} must be above 0 and at most 1"):
+        quadratic(1000, 10, share=share)
+
+
 def test_a_list_is_taken_or_chosen_from() -> None:
     given = [0, 3, 10, 500, 999]
     assert array(1000, 1000, timesteps=given).tolist() == given

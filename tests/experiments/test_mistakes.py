@@ -83,7 +83,7 @@ def test_options_in_parentheses_make_a_whole_choice() -> None:
     assert config.sample.sampler.to_dict() == {"name": "dpm_solver_pp", "order": 3}
     assert config.loss.weighting.to_dict() == {"name": "min_snr", "gamma": 4.0}
     assert config.schedule.to_dict() == {"name": "cosine", "num_timesteps": 200}
-    assert config.sample.spacing.to_dict() == {"name": "uniform"}
+    assert config.sample.spacing.to_dict() == {"name": "auto"}
 
 
 @pytest.mark.slow

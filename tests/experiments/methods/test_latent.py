@@ -287,6 +287,19 @@ def test_the_bound_of_both_is_a_likelihood_where_that_is_known(
     assert both["value"] == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize("name", ["fixed_small", "fixed_large"])
+def test_a_fixed_variance_is_beta_0_where_l_0_is_a_density(
+    of_latents: Make, tiny: Make, name: str
+) -> None:
+    """And for pixels, whose L_0 is of levels, the repeat of the original."""
+    for make, expected in ((of_latents, "log_beta"), (tiny, "posterior_log_variance")):
+        config = make()
+        config.variance = ConfigDict(dict(name=name))
+        schedule, _, variance = build(config).method.chain.process
+        first = at(schedule, jnp.asarray(0), jnp.zeros(1))
+        assert variance.log_variance(first, None, jnp.zeros(1)) == getattr(first, expected)
+
+
 def test_initial_state_has_no_parameters_of_the_vae(of_latents: Make, tiny: Make) -> None:
     """The VAE is frozen: nothing of it is trained, averaged or saved."""
     experiment = build(of_latents())

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Callable
 
 import jax
@@ -85,7 +86,7 @@ def test_a_warmup_goes_on_where_it_was_interrupted(tiny_vae: Make, tmp_path: pat
 
 
 def test_its_metrics_are_the_bound_and_what_improves_it(
-    tiny_vae: Make, vae_run: pathlib.Path
+    tiny_vae: Make, vae_run: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = tiny_vae()
     config.evaluate.metrics, config.evaluate.num_importance = "elbo", 32
@@ -94,6 +95,9 @@ def test_its_metrics_are_the_bound_and_what_improves_it(
     bits = values["bits_per_dim"]["value"]
     parts = values["reconstruction"]["value"] + values["kl"]["value"]
     assert bits == pytest.approx(parts, rel=1e-5)
+    (shown,) = [row for row in capsys.readouterr().out.splitlines() if "reconstruction" in row]
+    of_row = [float(number) for number in re.findall(r"\d+\.\d{3}", shown.split("+-")[0])]
+    assert of_row == [pytest.approx(bits, abs=1e-3)]  # what is split, on the row of its parts
     assert values["iwae_bits_per_dim"]["value"] < bits
     nats = values["nats_per_image"]["value"]
     assert nats == pytest.approx(bits * 64 * np.log(2), rel=1e-6)
