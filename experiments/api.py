@@ -68,6 +68,11 @@ class Model:
         return f"Model({self.experiment.config.method.name} of {name} {shape}, step {self.step:,})"
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the data set's classes by number; () where they have none."""
+        return self.experiment.dataset.classes
+
+    @property
     def schedule(self) -> Schedule:
         """The chain's tables, f32[T]; raises ValueError for a method without a chain."""
         return chain_of(self.experiment.method, "schedule").process.schedule
@@ -79,7 +84,7 @@ class Model:
         *,
         steps: int = 0,
         sampler: str | Mapping[str, Any] | None = None,
-        labels: str | int | Sequence[int] | np.ndarray = "all",
+        labels: str | int | Sequence[str | int] | np.ndarray = "all",
         prompts: str | Sequence[str] = (),
         guidance: float | None = None,
     ) -> Image:
@@ -90,8 +95,8 @@ class Model:
             seed: of all noise, 0 to 2^32 - 1.
             steps: of sampling; 0 is the method's own number, every timestep of a chain.
             sampler: a name, or {"name": ..., options}; None is the config's.
-            labels: of a class-conditional model: "all" in turn, "none", a class, or several, of
-                which image i gets number i mod their count.
+            labels: of a class-conditional model: "all" in turn, "none", a class by number or name
+                (`classes`), or several, of which image i gets number i mod their count.
             prompts: of a model that is told captions: what to draw, a text or several, of which
                 image i gets number i mod their count; none is without a caption.
             guidance: scale of classifier-free guidance: 1 none, 0 as without labels; None is the
@@ -104,8 +109,9 @@ class Model:
         count = whole(len(texts) if n is None else n, "n", 1)
         seed = whole(seed, "seed", 0, 2**32 - 1)
         if not isinstance(labels, str):
-            labels = ",".join(str(whole(label, "a label", 0)) for label in np.atleast_1d(labels))
-        wanted = requested_labels(labels, self.experiment.method)
+            each = [labels] if isinstance(labels, int) else list(labels)
+            labels = [one if isinstance(one, str) else whole(one, "a label", 0) for one in each]
+        wanted = requested_labels(labels, self.experiment.method, self.classes)
         if texts or self.experiment.method.tokenizer is not None:
             wanted = captions_of(self.experiment, texts or [""])
         compiled = self._compiled(steps, sampler, guidance)

@@ -42,6 +42,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
+    config = with_classes(config, dataset)
+    dataset = lookup(DATASETS, config.data, "data")()
     config = latent.fill(with_vocabulary(config, dataset), dataset)
     encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
     method = _method(config, dataset, encoder)
@@ -82,6 +84,24 @@ def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
     source: Any = dataset.open("train")
     config = config.copy_and_resolve_references()
     config.text.vocabulary = vocabulary_of(source.text(index) for index in range(len(source)))
+    return config
+
+
+def with_classes(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
+    """The config with the names of the classes, where it has some and the images are there.
+
+    Raises:
+        ValueError: for other classes than the config says.
+    """
+    if dataset.find_classes is None:
+        return config
+    try:
+        names = dataset.find_classes()
+    except FileNotFoundError:  # who needs the images says so
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.classes = names
     return config
 
 

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -64,6 +64,12 @@ def log(text: str, wrap: bool = True) -> None:
     """
     if _processes()[0] == 0:
         print(wrapped(text) if wrap else text, flush=True)
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """`log` of each."""
+    for line in lines:
+        log(line)
 
 
 class _Steady:

@@ -1,7 +1,8 @@
 """Drawing samples: the compiled functions behind --mode=sample, previews, metrics and figures."""
 
 import functools
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from experiments.methods.method import Method
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # the fields of `Drawn`
 SampleFn = Callable[..., Arrays]
+NAMED = 10  # classes at most that an error names
 PARTS = 25  # of a drawing, between which it can say how far it is
 
 
@@ -45,12 +47,16 @@ class Drawn(NamedTuple):
             )
 
 
-def requested_labels(labels: str, method: Method) -> np.ndarray:
+def requested_labels(
+    labels: str | Sequence[str | int], method: Method, names: Sequence[str] = ()
+) -> np.ndarray:
     """The classes that samples 0, 1, ... get, in turn: i32[K].
 
     Args:
         labels: of config.sample: "all", every class in turn; "none", no class in particular; or
-            numbers of classes, separated by commas.
+            classes by name or number, in one text separated by commas, or by ; where there is one.
+            #3 is number 3 whatever is called so.
+        names: of the classes, by number.
 
     Raises:
         ValueError: for anything else, a class that is not there, and any wish where the method
@@ -71,13 +77,40 @@ def requested_labels(labels: str, method: Method) -> np.ndarray:
             "config.sample.labels = 'none' needs a model that was also trained without labels "
             "(config.model.label_dropout above 0)."
         )
-    words = [word.strip() for word in labels.strip("()[] ").rstrip(",").split(",")]
-    if not all(word.isdecimal() and int(word) < count for word in words):
+    numbers = {unicodedata.normalize("NFC", name): i for i, name in enumerate(names)}
+    words = _words(labels, numbers) if isinstance(labels, str) else labels
+    found = [_number(word, numbers, count) for word in words]
+    if None in found:
+        named = f", or names such as {', '.join(names[:NAMED])}" if names else ""
         raise ValueError(
             f"config.sample.labels = {labels!r} must be 'all', 'none', or classes from 0 to "
-            f"{count - 1}, separated by commas."
+            f"{count - 1}{named}; several separated by commas."
         )
-    return np.array([int(word) for word in words], np.int32)
+    return np.array(found, np.int32)
+
+
+def _words(text: str, numbers: Mapping[str, int]) -> list[str]:
+    """The classes that a text lists, in brackets or not; a text that is one's name is that."""
+    text = unicodedata.normalize("NFC", text.strip())
+    if text in numbers:
+        return [text]
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    separator = ";" if ";" in text else ","
+    return [word.strip() for word in text.rstrip(f"{separator} ").split(separator)]
+
+
+def _number(word: str | int, numbers: Mapping[str, int], count: int) -> int | None:
+    """Of the class of that name or number; None where there is none."""
+    digits = str(word).removeprefix("#")
+    number = int(digits) if digits.isdecimal() and int(digits) < count else None
+    named = numbers.get(word) if isinstance(word, str) else None
+    if named is None or number is None or named == number:
+        return number if named is None else named
+    raise ValueError(
+        f"config.sample.labels asks for {word!r}, which is the name of class {named} and the "
+        f"number of another: write #{named} or #{number}."
+    )
 
 
 def prompts_of(experiment: Experiment) -> list[str]:
@@ -121,7 +154,7 @@ def requested(experiment: Experiment) -> np.ndarray:
         ValueError: as `requested_labels`, `prompts_of` and `captions.prompt_rows`.
     """
     method, config = experiment.method, experiment.config.sample
-    labels = requested_labels(config.labels, method)
+    labels = requested_labels(config.labels, method, experiment.dataset.classes)
     if method.tokenizer is None and not config.prompts:
         return labels
     prompts = prompts_of(experiment)

@@ -30,6 +30,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, peers, sample
+from experiments.configs import saved
 from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
@@ -45,6 +46,7 @@ from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.remote import is_unreachable, keep_at, latest_writer
 from experiments.workdir.results import measured, read_results
 
+SHOWN_CLASSES = 100  # names
 # Errors that the user can mend.
 MENDABLE = (ValueError, OSError, ImportError, CheckpointError, devices.OutOfMemory)
 CONFIG = config_flags.DEFINE_config_file(
@@ -104,10 +106,13 @@ flags.register_multi_flags_validator(
 
 
 def describe_start(experiment: Experiment) -> list[str]:
-    """The start-up lines: data, method and devices."""
-    devices = jax.devices()
+    """The start-up lines: data, classes, method and devices."""
+    devices, names = jax.devices(), experiment.dataset.classes
+    numbered = [f"{number} {name}" for number, name in enumerate(names[:SHOWN_CLASSES])]
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN_CLASSES else ""
     return [
         f"data      {experiment.dataset.name}, images {experiment.dataset.image_shape}",
+        *([f"classes   {', '.join(numbered)}{more}"] if names else []),
         *experiment.method.description,
         f"devices   {len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
     ]
@@ -154,8 +159,7 @@ def parse_step(value: str) -> Which:
 def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
     """Trains where --mode says so, then does `modes`; returns the exit status."""
     begin = time.perf_counter()
-    for line in describe_start(experiment):
-        console.log(line)
+    console.log_lines(describe_start(experiment))
     training = MODE.value == "train"
     with contextlib.ExitStack() as stack:
         if training:
@@ -230,11 +234,12 @@ def main(argv: list[str]) -> int:
             chosen = COMPILATION_CACHE.value
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
         modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
+        if WORKDIR.value:
+            config = saved.with_classes_of(str(workdir), config)
         with peers.watched():
             experiment = checked(config, () if planning else modes)
             if planning:
-                for line in describe_start(experiment):
-                    console.log(line)
+                console.log_lines(describe_start(experiment))
                 plan(experiment, workdir if WORKDIR.value else None)
                 return 0
             return run(experiment, workdir, modes)

@@ -1,6 +1,7 @@
 """Samples from a trained model: npz or PNG files, a grid, and the progressive generation."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,9 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     of another training in the same working directory, stays, and the new one gets a number.
     """
     facts, about = facts_of(experiment, loaded), _about(experiment, loaded)
-    labels = "" if facts["labels"] == "all" else f"_labels{facts['labels'].replace(' ', '')}"
+    asked = facts["labels"].replace(" ", "")
+    short = asked if re.fullmatch(r"[\w,]{1,40}", asked, re.ASCII) else digest(asked)[:6]
+    labels = "" if asked == "all" else f"_labels{short}"
     name = f"step{loaded.step}_seed{experiment.config.seed}_{facts['sampler']['name']}"
     prompts = facts.get("prompts")
     labels += f"_prompts{digest(prompts)[:6]}" if prompts else ""

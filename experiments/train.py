@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from diffusion import random
 from experiments import console, devices, images
 from experiments.data import loader
-from experiments.data.dataset import InMemory, load_in_memory
+from experiments.data.dataset import InMemory, load_in_memory, remarks_on
 from experiments.data.loader import Groups
 from experiments.experiment import Experiment
 from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
@@ -259,6 +259,7 @@ def train(
 
     # Data: the batch of every step is known from (seed, step), so a resume is a new start.
     source = training_images(experiment)
+    console.log_lines(remarks_on(source))
     groups = None
     if config.train.balance != "images":
         pictures = training_images(experiment, experiment.dataset.open)
@@ -268,8 +269,7 @@ def train(
     meta = facts(experiment, source)
     if isinstance(source, InMemory) and not config.train.flip:
         source = experiment.encoder.in_memory(source)
-    for line in describe_data(config.train, len(source), groups):
-        console.log(line)
+    console.log_lines(describe_data(config.train, len(source), groups))
 
     with Checkpoints(
         workdir, config.train.keep_checkpoints, config.train.keep_every

@@ -23,7 +23,7 @@ LAYERS = tuple(
         "build",
         "drawing editing arguments",
         "state sample compare prepare",
-        "train metrics weights",
+        "train metrics weights picture_sets",
         "evaluate hooks api convert figures fid",
         "modes plan",
         "main check",

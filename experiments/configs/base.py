@@ -130,7 +130,8 @@ def get_config() -> ConfigDict:
     config.sample.num_images = 256  # how many samples
     # Of a model that is told captions: prompts, separated by commas, or by ; where there is one
     config.sample.prompts = ""
-    # Of a class-conditional model: all (in turn) | none (as without labels) | classes like 3 or 3,1
+    # Of a class-conditional model: all (in turn) | none (as without labels) | classes by number or
+    # name, like 3 or 3,cats
     config.sample.labels = "all"
     config.sample.batch_size = 256  # drawn at a time, over all devices
     config.sample.format = "npz"  # npz | png, a file an image

@@ -18,7 +18,11 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.data = ConfigDict(dict(name="image_folder", path="", test_fraction=0.05))
     config.data.channels = 3  # 1 is grey
     config.data.background = "white"  # of what is transparent: white | black
+    # The values of black and white in files of more than 8 bits, such as (0, 4095) for 12 in a file
+    # of 16; () is 0 and 65535, in floating point 0 and 1
+    config.data.value_range = ()
     config.data.num_classes = 0  # as many folders in `path` are classes; 0: no labels
+    config.data.classes = config_dict.placeholder(tuple)  # their names by number; None: as found
     config.data.image_size = config_dict.placeholder(int)
     for field in by_size.BY_SIZE:
         section, name = field.split(".")

@@ -120,14 +120,27 @@ class Many(NamedTuple):
     each: Rule
     least: int = 0
     most: int = 100
+    none: bool = False  # may be None
 
     def refusal(self, value: Any) -> str | None:
+        if value is None and self.none:
+            return None
         if not isinstance(value, tuple | list) or not self.least <= len(value) <= self.most:
             return f"must be a tuple of {self.least} to {self.most:,} values."
         for item in value:
             if refusal := self.each.refusal(item):
                 return f"holds {item!r}, which {refusal}"
         return None
+
+
+class Ends(NamedTuple):
+    """Two unlike finite numbers, or ()."""
+
+    def refusal(self, value: Any) -> str | None:
+        pair = isinstance(value, tuple | list) and len(value) in (0, 2)
+        if pair and not any(map(Finite().refusal, value)) and len(set(value)) == len(value):
+            return None
+        return "must be two unlike numbers, such as (0, 4095), or ()."
 
 
 POSITIVE = Range(0, FLOAT32_MAX, whole=False, above=True)
@@ -168,7 +181,9 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "data.test_fraction": FRACTION,
         "data.channels": Range(1, 3),
         "data.background": Text(),
+        "data.value_range": Ends(),
         "data.num_classes": Range(2, 100_000, zero="no labels"),
+        "data.classes": Many(Text(empty=True), most=100_000, none=True),
         "loader.in_memory": Flag(),
         "loader.num_workers": Range(1, 1024, zero="read in threads"),
         "loader.num_threads": Range(1, 1024, zero="read when asked"),

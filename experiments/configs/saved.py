@@ -5,6 +5,8 @@
 `main` chooses this config by itself where --mode is sample or evaluate and no --config is given.
 """
 
+import contextlib
+
 from ml_collections import ConfigDict
 
 from experiments.configs import base
@@ -37,3 +39,19 @@ def get_config(workdir: str) -> ConfigDict:
         ValueError: if it is damaged.
     """
     return complete(read_config(workdir))
+
+
+def with_classes_of(workdir: str, config: ConfigDict) -> ConfigDict:
+    """`config` with its classes numbered as the run in `workdir` numbers them, where there is one.
+
+    So the same command continues a run whose folders were numbered by another rule.
+    """
+    data = config.get("data", {})
+    if not data.get("num_classes") or data.get("classes") is not None:
+        return config
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is written anew
+        before = read_config(workdir).data
+        if (before.name, before.get("num_classes")) == (data.name, data.num_classes):
+            with config.unlocked():
+                config.data.classes = before.get("classes")
+    return config

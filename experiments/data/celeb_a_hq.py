@@ -1,17 +1,21 @@
 """CelebA-HQ at 256x256 pixels: 30,000 faces, from a folder of pictures."""
 
-import io
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.datasets.celeb_a_hq import celeb_a_hq_dataset_builder
 
 from experiments import console
-from experiments.data import image_folder, pictures, prepared
+from experiments.data import prepared
 from experiments.data.dataset import SPLITS, Dataset, open_named_split
+from experiments.data.image_folder import remarks
+from experiments.data.pictures import Folder
+from experiments.data.reader import decode
 
 IMAGE_SHAPE = (256, 256, 3)
 DATASET = "celeb_a_hq/256"
@@ -27,8 +31,7 @@ class CelebAHq(celeb_a_hq_dataset_builder.Builder, skip_registration=True):  # t
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager  # the images may not be redistributed: nothing to download
-        paths = pictures.list_images(self.source_dir)
-        return {"train": self._generate_examples(paths)}
+        return {"train": self._generate_examples(Folder(self.source_dir).names)}
 
     def _generate_examples(self, paths: list[str]) -> Iterator[tuple[str, dict]]:
         for path in paths:
@@ -38,12 +41,11 @@ class CelebAHq(celeb_a_hq_dataset_builder.Builder, skip_registration=True):  # t
 
 def _png_bytes(path: str) -> bytes:
     """The picture as a 256x256 RGB PNG; a file that is one already is kept byte for byte."""
-    image = image_folder.decode(path, path, image_size=IMAGE_SHAPE[0])
-    with open(path, "rb") as file:
-        content = file.read()
-    with Image.open(io.BytesIO(content)) as opened:
-        if opened.format == "PNG" and opened.mode == "RGB" and opened.size == IMAGE_SHAPE[:2]:
-            return content
+    image = decode(path, path, image_size=IMAGE_SHAPE[0])
+    with Image.open(path) as opened:
+        is_png = opened.format == "PNG" and opened.mode == "RGB"
+        if is_png and np.array_equal(np.asarray(opened), image):
+            return Path(path).read_bytes()
     return prepared.encode_png(image)
 
 
@@ -64,7 +66,9 @@ def prepare(source: str | None, data_dir: str | None) -> str:
         )
     builder = CelebAHq(config="256", data_dir=prepared.resolve_data_dir(data_dir))
     builder.source_dir = os.path.abspath(os.path.expanduser(source))
-    found = len(pictures.list_images(builder.source_dir))
+    there = Folder(builder.source_dir)
+    console.log_lines(remarks(there, source))
+    found = len(there.names)
     if found != PUBLISHED:
         console.log(
             f"WARNING   {source} holds {found:,} pictures, the published data set {PUBLISHED:,}: "

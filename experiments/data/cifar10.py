@@ -20,7 +20,11 @@ from experiments.data.dataset import Dataset, open_named_split
 from experiments.files.pickles import Unpickler, UnsafeFile
 
 IMAGE_SHAPE = (32, 32, 3)
-NUM_CLASSES = 10
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+NUM_CLASSES = len(CLASSES)
 LABELS = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -263,6 +267,7 @@ def cifar10(data_dir: str | None = None) -> Dataset:
         name="cifar10",
         image_shape=IMAGE_SHAPE,
         num_classes=NUM_CLASSES,
+        classes=CLASSES,
         open=partial(open_named_split, open_split, {"data_dir": data_dir}),
         prepare=partial(prepare, data_dir=data_dir),
         prepared_from=f"{BINARY_TARBALL}, {PYTHON_TARBALL} or a folder that holds one; left out, "

@@ -38,7 +38,7 @@ class Source(Protocol):
     its source has `text(index)`.
 
     A source that reads many at once faster also has `gather`, see the function of that name; one
-    that reads files has `files`, see `files_of`.
+    that reads files has `files`, see `files_of`; one of pictures of one's own has `remarks`.
     """
 
     def __len__(self) -> int: ...
@@ -63,6 +63,9 @@ class Dataset(NamedTuple):
     prepared_from: what `prepare` takes, and what it does without, as the help of --from says it.
     has_captions: whether `text(index)` of its sources is the caption of an image.
     subject_of: a caption -> what the image shows, the same for all variants of a thing.
+    classes: names of the classes, in the order of their numbers; () where they have none.
+    find_classes: () -> `classes`, where those are to be read from where the images lie; then one is
+        made anew with them. Raises as `open` does.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Dataset(NamedTuple):
     prepared_from: str = ""
     has_captions: bool = False
     subject_of: Callable[[str], str] | None = None
+    classes: tuple[str, ...] = ()
+    find_classes: Callable[[], tuple[str, ...]] | None = None
 
 
 def open_named_split(open_split: Callable[..., Source], kwargs: dict, split: str) -> Source:
@@ -150,6 +155,10 @@ class Subset:
     def files(self) -> list[FileFacts]:
         """Those of the whole source, and which images are in here."""
         return [*files_of(self.source), FileFacts("subset", self.indices.tolist(), 0)]
+
+    def remarks(self) -> list[str]:
+        """Those on the whole source."""
+        return remarks_on(self.source)
 
 
 def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
@@ -240,6 +249,12 @@ def fingerprint(dataset_name: str, source: Source) -> str:
 def files_of(source: Source) -> list[FileFacts]:
     """What is known of the files that a source reads, without reading them; [] where nothing is."""
     found: list[FileFacts] = source.files() if hasattr(source, "files") else []
+    return found
+
+
+def remarks_on(source: Source) -> list[str]:
+    """Lines for the user on what a source reads, such as what it leaves out."""
+    found: list[str] = source.remarks() if hasattr(source, "remarks") else []
     return found
 
 

@@ -214,6 +214,7 @@ def emoji(data_dir: str | None = None, image_size: int = 32) -> Dataset:
         name="emoji",
         image_shape=(image_size, image_size, 3),
         num_classes=len(emoji_names.GROUPS),
+        classes=tuple(emoji_names.GROUPS),
         has_captions=True,
         subject_of=emoji_names.subject,
         open=partial(

@@ -16,7 +16,11 @@ from experiments.data import prepared
 from experiments.data.dataset import Dataset, open_named_split
 
 IMAGE_SHAPE = (28, 28, 1)
-NUM_CLASSES = 10
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+NUM_CLASSES = len(CLASSES)
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 HOW_TO_GET = (
@@ -181,6 +185,7 @@ def fashion_mnist(data_dir: str | None = None, pad_to: int = 28) -> Dataset:
         name="fashion_mnist",
         image_shape=(pad_to, pad_to, 1),
         num_classes=NUM_CLASSES,
+        classes=CLASSES,
         open=partial(open_named_split, open_split, {"data_dir": data_dir, "pad_to": pad_to}),
         prepare=partial(prepare, data_dir=data_dir),
         prepared_from="a folder of the four IDX files; left out, the files of Debian's package "

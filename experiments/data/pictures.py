@@ -6,12 +6,13 @@ import io
 import os
 import posixpath
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from experiments.data.dataset import FileFacts
+from experiments.data.listing import list_archive, list_folder
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 HUB = "hf:"  # how the path of a data set of the hub begins
 LARGEST = 2**28  # bytes of a picture in an archive, which may claim to unpack to anything
 DATASETS_EXTRA = "pip install -e '.[datasets]'"
@@ -22,6 +23,8 @@ class Pictures(Protocol):
 
     names: of each, all different; a hash of it decides the split of a picture.
     classes: their names, in the order of their numbers.
+    classes_by_alphabet: in the order that they had when a folder 10 came before a folder 2.
+    left_out: what lies beside the pictures and is none of them, in words; "" for nothing.
     """
 
     @property
@@ -29,6 +32,12 @@ class Pictures(Protocol):
 
     @property
     def classes(self) -> Sequence[str]: ...
+
+    @property
+    def classes_by_alphabet(self) -> Sequence[str]: ...
+
+    @property
+    def left_out(self) -> str: ...
 
     def open(self, index: int) -> str | BinaryIO:
         """The path of the picture's file, or its bytes.
@@ -44,47 +53,39 @@ class Pictures(Protocol):
         """Of its file, without reading it."""
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file looks like a picture, and not like macOS's notes about one."""
-    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith("._")
-
-
 def top_folder(name: str) -> str:
     """The first folder of a picture's relative path; "" for one that lies in none."""
     return name.partition("/")[0] if "/" in name else ""
 
 
-def list_images(folder: str) -> list[str]:
-    """Sorted paths, relative to `folder` and with "/", of all pictures in it and below.
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes: whole numbers in theirs, then the others in that of the alphabet."""
 
-    Raises:
-        FileNotFoundError: there is no such folder, or no picture in it.
-    """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"There is no folder {folder}; a folder of pictures is needed.")
-    found = [
-        os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_picture(name)
-    ]
-    if not found:
-        raise FileNotFoundError(f"No picture ({', '.join(EXTENSIONS)}) is in {folder} or below.")
-    return sorted(found)
+    def key(name: str) -> tuple[bool, int, str]:
+        number = name.isascii() and name.isdecimal()
+        return not number, int(name) if number else 0, name
+
+    return sorted(names, key=key)
 
 
 class Folder:
     """The pictures in a folder and below; the folders directly in it are the classes."""
 
     def __init__(self, path: str) -> None:
-        self._path, self.names = path, list_images(path)
-        self.classes = sorted({top_folder(name) for name in self.names})
+        found = list_folder(path)
+        self._path, self.names, self.left_out = path, found.names, found.left_out()
+        self._name_classes()
+
+    def _name_classes(self) -> None:
+        self.classes_by_alphabet = sorted({top_folder(name) for name in self.names})
+        self.classes = in_order(self.classes_by_alphabet)
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
 
     def open(self, index: int) -> str | BinaryIO:
         return os.path.join(self._path, self.names[index])
 
     def label(self, index: int) -> int:
-        return self.classes.index(top_folder(self.names[index]))
+        return self._numbers[top_folder(self.names[index])]
 
     def facts(self, index: int) -> FileFacts:
         name = self.names[index]
@@ -92,7 +93,7 @@ class Folder:
         return FileFacts(name, found.st_size, found.st_mtime_ns)
 
 
-class Zip:
+class Zip(Folder):
     """The pictures in a zip archive, read from it and never unpacked to the disk.
 
     Folders that hold all of them are left out of their names; those below are the classes.
@@ -104,18 +105,12 @@ class Zip:
         ValueError: it is no zip archive.
         """
         self._path = path
-        members = [
-            name
-            for name in self._archive.namelist()
-            if is_picture(name) and not name.startswith("__MACOSX/")
-        ]
-        if not members:
-            raise FileNotFoundError(f"No picture ({', '.join(EXTENSIONS)}) is in {path}.")
-        self._members = sorted(set(members))
+        found = list_archive(self._archive.namelist(), path)
+        self._members, self.left_out = found.names, found.left_out()
         names = [name.lstrip("/") for name in self._members]
         root = posixpath.commonpath([posixpath.dirname(name) for name in names])
         self.names = [name.removeprefix(f"{root}/") for name in names]
-        self.classes = sorted({top_folder(name) for name in self.names})
+        self._name_classes()
 
     @functools.cached_property
     def _archive(self) -> zipfile.ZipFile:
@@ -136,14 +131,11 @@ class Zip:
         try:
             with self._archive.open(name) as file:
                 content = file.read(LARGEST + 1)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise ValueError(f"{name} in {self._path} cannot be unpacked ({error}).") from error
         if len(content) > LARGEST:
             raise ValueError(f"{name} in {self._path} unpacks to more than {LARGEST:,} bytes.")
         return io.BytesIO(content)
-
-    def label(self, index: int) -> int:
-        return self.classes.index(top_folder(self.names[index]))
 
     def facts(self, index: int) -> FileFacts:
         name = self._members[index]
@@ -152,6 +144,8 @@ class Zip:
 
 class HubDataset:
     """The pictures of a split of a data set in the format of Hugging Face's `datasets`."""
+
+    left_out = ""
 
     def __init__(self, rows: Any, split: str, path: str) -> None:
         """Args:
@@ -172,6 +166,7 @@ class HubDataset:
         self._column = columns[0]
         labels = [n for n, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
         self.classes = list(features[labels[0]].names) if labels else []
+        self.classes_by_alphabet = self.classes  # which say their numbers
         self._labels = rows[labels[0]][:] if labels else []
         rows = rows.select_columns([self._column])
         self._rows = rows.cast_column(self._column, datasets.Image(decode=False))

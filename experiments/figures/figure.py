@@ -19,6 +19,7 @@ from experiments.methods.method import Chain
 
 Pictures = UInt8[np.ndarray, "n h w c"]
 DPI = 110
+LONGEST = 24  # letters of a word beside a grid
 CELL = 0.72  # inches of the side of a picture in a grid
 
 
@@ -170,6 +171,12 @@ def show_picture(axis: Any, picture: np.ndarray, **options: Any) -> None:
         axis.imshow(picture, **options)
 
 
+def _as_label(word: str) -> str:
+    """A word, cut where it is long, as matplotlib shows it letter by letter."""
+    short = f"{word[: LONGEST - 1]}…" if len(word) > LONGEST else word
+    return short.encode(errors="replace").decode().replace("$", r"\$")
+
+
 def grid(
     pictures: UInt8[np.ndarray, "r k h w c"],
     rows: Sequence[str] = (),
@@ -185,10 +192,12 @@ def grid(
         canvas = blank(figsize=(CELL * k + 1.0, CELL * r * height / width + 0.4))
         axis = canvas.subplots()
         show_picture(axis, tiled)
-        centres = [(zoom * ((i + 0.5) * (height + 1) - 0.5), row) for i, row in enumerate(rows)]
-        axis.set_yticks(*zip(*centres, strict=True) if centres else ([],))
-        centres = [(zoom * ((i + 0.5) * (width + 1) - 0.5), name) for i, name in enumerate(columns)]
-        axis.set_xticks(*zip(*centres, strict=True) if centres else ([],))
+        for words, set_ticks, side in (
+            (rows, axis.set_yticks, height),
+            (columns, axis.set_xticks, width),
+        ):
+            centres = [zoom * ((i + 0.5) * (side + 1) - 0.5) for i in range(len(words))]
+            set_ticks(centres, [_as_label(word) for word in words])
         axis.xaxis.tick_top()
         axis.tick_params(length=0, labelsize=8)
         for side in axis.spines.values():

@@ -54,8 +54,9 @@ def classes(context: Context) -> Figure:
     drawn = context.samples(count * columns, labels=labels)
     rows = drawn.samples.reshape(count, columns, *drawn.samples.shape[1:])
     caption = f"A row for each class, the first samples asked for it ({walked(context)})."
-    arrays = {"samples": drawn.samples, "labels": labels}
-    return Figure("Classes", caption, arrays, grid(rows, [str(i) for i in range(count)]))
+    names = context.experiment.dataset.classes or [str(i) for i in range(count)]
+    arrays = {"samples": drawn.samples, "labels": labels, "names": np.array(names)}
+    return Figure("Classes", caption, arrays, grid(rows, names))
 
 
 def progressive(context: Context) -> Figure:

@@ -49,7 +49,7 @@ def dataset_of(training: Mapping[str, Any]) -> str:
     options = {
         name.removeprefix("data."): value
         for name, value in training.items()
-        if name.startswith("data.")
+        if name.startswith("data.") and value not in (None, [], ())
     }
     name = options.pop("name", "")
     more = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))

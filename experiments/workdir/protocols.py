@@ -22,9 +22,10 @@ TRAINING = (
     *(*MODEL, "seed", "loss", "timesteps", "optimizer", "clip", "ema_decay"),
     *("ema_warmup", "precision", "train.batch_size", "train.balance", "train.flip"),
 )
-# What decides which model a run trains, apart from its seed, and where its data lies.
+# What decides which model a run trains, apart from its seed, where its data lies and how its
+# classes are called.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
-PLACES = ("data.data_dir", "data.path", "encoder.workdir")
+PLACES = ("data.data_dir", "data.path", "data.classes", "encoder.workdir")
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
@@ -64,13 +65,19 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     products was the default of jax before it was a field, diffusion the only method, no label of a
     U-Net was dropped; after its warm-up the learning rate stayed, no weight decayed, and the
     average had no warm-up. Of sampling, a flag said whether x_0 is clipped, and the timesteps of
-    every sampler were evenly spaced.
+    every sampler were evenly spaced. Of pictures of one's own, the folders were numbered by the
+    alphabet, and their names not kept.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
     match config:
         case {"train": {**train}}:
             config["train"] = {"balance": "images", "keep_every": 0, **train}
+    match config:
+        case {"data": {"name": "image_folder", **data}}:
+            classes: dict[str, Any] = {"classes": []} if data.get("num_classes") else {}
+            own = {"name": "image_folder", "value_range": [], **classes}
+            config["data"] = own | data
     if "schedule" in config:
         config = {"text": {"name": "none"}, **config}
     rate = {"cosine_steps": 0, "final_learning_rate": 0.0}

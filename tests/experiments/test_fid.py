@@ -2,17 +2,23 @@
 
 import json
 import pathlib
+import re
+import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import fid
+from experiments import fid, picture_sets
 from experiments.build import build
 from experiments.data.dataset import gather
 from experiments.data.digits import digits
+from experiments.data.image_folder import image_folder
 from experiments.features import frechet
+from experiments.picture_sets import Reading
 from experiments.sample import Place
 from tests.experiments import modes
 
@@ -34,8 +40,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path) -> pa
     return folder
 
 
-def compare(a: object, b: object) -> dict[str, float]:
-    values = fid.compare(str(a), str(b), "digits")["values"]
+def compare(a: object, b: object, **how: object) -> dict[str, float]:
+    values = fid.compare(str(a), str(b), "digits", **how)["values"]
     return {name.partition("_digits")[0]: value for name, value in values.items()}
 
 
@@ -56,7 +62,7 @@ def test_a_folder_of_samples_is_its_samples(trained, sets: pathlib.Path, tmp_pat
         config.sample.format = kind
         modes.sample(build(config), workdir, Place(None, tmp_path / kind))
         values.append(compare(tmp_path / kind, sets / "real"))
-    assert fid.pictures_of(str(tmp_path / "npz")).number == 24
+    assert picture_sets.pictures_of(str(tmp_path / "npz")).number == 24
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
@@ -101,6 +107,123 @@ def test_it_prints_for_people(sets: pathlib.Path, capsys) -> None:
     assert found["images"] == [120, 200] and found["features"] == 16
 
 
+def form(sets: pathlib.Path, name: str, make: Callable[[np.ndarray], Image.Image], end: str) -> Any:
+    """A folder of the real digits, each in another form."""
+    folder = sets / "forms" / name
+    for i, pixels in enumerate(np.load(sets / "real.npz")["arr_0"][..., 0]):
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = make(pixels)
+        options = {"exif": picture.getexif()} if "turned" in name else {}
+        picture.save(folder / f"{i:04d}{end}", **options)
+    return folder
+
+
+def turned(grey: np.ndarray) -> Image.Image:
+    """On its side, with the tag that tells so."""
+    picture = Image.fromarray(np.rot90(grey))
+    picture.getexif()[0x0112] = 6
+    return picture
+
+
+def deep(grey: np.ndarray) -> Image.Image:
+    return Image.fromarray(grey.astype(np.uint16) * 257)
+
+
+def floating(grey: np.ndarray) -> Image.Image:
+    return Image.fromarray((grey / 255).astype(np.float32))
+
+
+def transparent(grey: np.ndarray) -> Image.Image:
+    """Black where the digit is not, which is white where nothing is."""
+    picture = Image.new("LA", grey.shape[::-1])
+    picture.putalpha(Image.fromarray(255 - grey))
+    return picture
+
+
+FORMS: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
+    "16 bits": (deep, ".png"),
+    "float": (floating, ".tif"),
+    "grey and alpha": (transparent, ".png"),
+    "colours": (lambda grey: Image.fromarray(grey).convert("RGB"), ".png"),
+    "palette": (lambda grey: Image.fromarray(grey).convert("P"), ".gif"),
+    "plain": (Image.fromarray, ".pgm"),
+    "turned": (turned, ".png"),
+}
+
+
+def test_no_form_of_the_same_pictures_is_at_a_distance(sets: pathlib.Path) -> None:
+    """To the last grey level, and so of the distance, which one of them shows."""
+    pictures = np.load(sets / "real.npz")["arr_0"]
+    for name, (make, end) in FORMS.items():
+        folder = form(sets, name, make, end)
+        for channels in (1, 3):
+            found = picture_sets.pictures_of(str(folder), Reading(channels=channels))
+            expected = np.repeat(pictures, channels, axis=3)
+            np.testing.assert_array_equal(found.read(0, len(pictures)), expected)
+    assert compare(sets / "forms" / "16 bits", sets / "real.npz")["fd"] < 1e-3
+
+
+def test_pictures_are_those_that_training_sees(sets: pathlib.Path, tmp_path) -> None:
+    """Grey and colours, of several sizes, with hidden files, links and notes: the same images."""
+    draw, folder = np.random.default_rng(0), tmp_path / "mixed"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(30):
+        shape = (*draw.integers(5, 20, 2), *((3,) if i % 2 else ()))
+        picture = Image.fromarray(draw.integers(0, 256, shape, np.uint8))
+        picture.save(folder / ("sub" if i % 3 else "") / f"{i}.png")
+    (folder / "._0.png").write_bytes(b"notes")
+    (folder / "notes.txt").write_text("notes")
+    (folder / "sub" / "loop").symlink_to(folder)
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
+        for path in [*folder.glob("*.*"), *folder.glob("sub/*.png")]:
+            archive.write(path, path.relative_to(folder))
+    for channels in (3, 1):
+        options = dict(image_size=8, channels=channels, background="black")
+        source = image_folder(str(folder), test_fraction=0.0, **options).open("train")
+        trained = gather(source, range(30))["image"]
+        np.savez(tmp_path / "trained.npz", trained)
+        for where in (folder, tmp_path / "mixed.zip"):
+            found = picture_sets.pictures_of(str(where), Reading(**options))
+            assert (found.number, found.shape) == (30, (8, 8, channels))
+            np.testing.assert_array_equal(found.read(0, 30), trained)
+            assert "1 of other kinds (.txt 1); 1 hidden (._0.png)" in found.remarks[0]
+            loaded = picture_sets.pictures_of(str(tmp_path / "trained.npz"), Reading(**options))
+            np.testing.assert_array_equal(loaded.read(0, 30), trained)
+
+
+def test_a_range_makes_of_12_bits_what_8_are(sets: pathlib.Path, capsys) -> None:
+    """And without it the program tells of the few levels, also beside its JSON."""
+
+    def shallow(grey: np.ndarray) -> Image.Image:
+        return Image.fromarray(np.rint(grey * (4095 / 255)).astype(np.uint16))
+
+    words = [str(form(sets, "12 bits", shallow, ".png")), str(sets / "real")]
+    words += ["--classifier=digits", "--json"]
+    assert fid.main(words) == 0
+    [told] = json.loads(capsys.readouterr().out)["remarks"]
+    assert "grey levels 0 to 16 of 0 to 255" in told and "--value_range), such as (0,4095)" in told
+    assert fid.main([*words, "--value_range=0,4095"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    values = list(found["values"].values())
+    assert found["remarks"] == [] and values[0] < 1e-3
+    assert fid.main([*words, "--value_range=0"]) == 2
+    assert "give the values of black and white, such as 0,4095" in capsys.readouterr().err
+
+
+def test_the_advice_on_sizes_can_be_followed(sets: pathlib.Path, tmp_path, capsys) -> None:
+    """The refusal of pictures of other sizes and in colours proposes options that compare them."""
+    draw = np.random.default_rng(0)
+    for i, side in enumerate((9, 12, 20, 16)):
+        picture = Image.fromarray(draw.integers(0, 256, (side, 16, 3), np.uint8))
+        picture.save(tmp_path / f"{i}.png")
+    words = [str(tmp_path), str(sets / "real"), "--classifier=digits"]
+    assert fid.main([*words, "--channels=3"]) == 2
+    said = capsys.readouterr().err
+    assert "16 x 9 pixels in colours, and the classifier takes pictures of 8 x 8 pixels i" in said
+    assert fid.main([*words, *re.findall(r"--\w+=\d", said)]) == 0
+    assert "read in grey" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_said(sets: pathlib.Path, tmp_path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "numbers.npz", arr_0=np.zeros(3))
@@ -108,15 +231,20 @@ def test_what_cannot_be_compared_is_said(sets: pathlib.Path, tmp_path, capsys) -
     (tmp_path / "mixed").mkdir()
     for size in (8, 9):
         Image.new("L", (size, size)).save(tmp_path / "mixed" / f"{size}.png")
+    (tmp_path / "one").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "one" / "a.png")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "a.png").write_bytes(b"\x89PNG no")
     for word, expected in (
         ("nowhere", "nowhere does not exist: name a folder of pictures"),
-        (tmp_path / "empty", "holds no pictures"),
+        (tmp_path / "empty", "No picture (.jpg, .png or what else Pillow reads) is in"),
         (tmp_path / "numbers.npz", "arr_0 is float64[3], and images are uint8"),
-        (tmp_path / "large.npz", "holds images of (16, 16, 1), and"),
-        (tmp_path / "mixed", "pictures of one size and kind are needed"),
-        (tmp_path / "torn", "cannot be read as a picture"),
+        (tmp_path / "large.npz", "holds pictures of 16 x 16 pixels in grey, and the classifier"),
+        (tmp_path / "mixed", "9.png is 9 x 9 pixels, and"),
+        (tmp_path / "mixed", "pictures of one size are needed. --image_size=N"),
+        (tmp_path / "torn", "a.png cannot be used"),
+        (tmp_path / "one", "one holds 1 picture: a distance is between"),
+        ("data:image_folder", "'image_folder' is no prepared data set. Choose one of"),
         ("data:digts", "Did you mean 'digits'"),
     ):
         assert fid.main([str(word), str(sets / "real"), "--classifier=digits"]) == 2

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -213,18 +214,28 @@ def test_weights_of_the_bound_are_equation_12(context: Context) -> None:
 
 
 def test_a_class_conditional_model_has_a_row_for_each_class(
-    trained: tuple, loaded: Loaded, tiny: Callable[[], ConfigDict]
+    tiny: Callable[[], ConfigDict], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With its name beside it, whatever letters that has."""
     config = small(tiny())
     config.model.class_conditional, config.model.label_dropout = True, 0.1
     experiment: Experiment = build(config)
     params = jax.jit(experiment.method.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1, params)
     params = jax.device_put(params, devices.replicated(devices.make_mesh()))
+    names = (*"0123456", "$5 and $", "a name that is far too long to stand there", "\udcff")
+    experiment = experiment._replace(dataset=experiment.dataset._replace(classes=names))
     context = Context(experiment, params, devices.make_mesh(), experiment.method.chain)
     figure: Figure = samples.classes(context)
     assert figure.arrays["samples"].shape == (40, 8, 8, 1)
     assert figure.arrays["labels"].tolist() == np.repeat(range(10), 4).tolist()
+    assert tuple(figure.arrays["names"]) == names
+    shown = []
+    monkeypatch.setattr(Axes, "set_yticks", lambda axis, at, words: shown.extend(words))
+    figure.draw(tmp_path / "classes.png")
+    long = "a name that is far too …"
+    assert shown == [*"0123456", r"\$5 and \$", long, "?"]
+    assert (tmp_path / "classes.png").is_file()
     assert "classes" in page.wanted(build(config))[0]
 
 

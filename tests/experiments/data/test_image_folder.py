@@ -130,6 +130,7 @@ def test_own_pictures_train_and_few_of_them_are_told_of(
     for number in range(40):
         shape = (*rng.integers(9, 40, 2), 3)
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / ".hidden.png").write_bytes(b"notes")
     config = image_folder.get_config()
     config.data.path, config.data.image_size = str(tmp_path), 8
     config.data.channels, config.data.test_fraction = 1, 0.2
@@ -144,5 +145,6 @@ def test_own_pictures_train_and_few_of_them_are_told_of(
     said = " ".join(capsys.readouterr().out.split())
     test = len(experiment.dataset.open("test"))
     assert f"num_images = 1000, but the test split of 'image_folder' has {test} images" in said
+    assert f"left out of {tmp_path}: 1 hidden (.hidden.png)" in said
     assert f"{40 - test} images, 10 steps of 128" in said
     assert "batch_size = 128 is more than there are images" in said and "images are few" in said
