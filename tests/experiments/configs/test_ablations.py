@@ -19,7 +19,7 @@ from experiments.build import build
 from experiments.configs import ablations, published
 from experiments.configs.ablations import ABLATIONS, GROUPS
 from experiments.lookup import lookup
-from experiments.methods.diffusion import largest_prior_term
+from experiments.methods.end_of_chain import largest_prior_term
 from experiments.optimizers import OPTIMIZERS
 from tests.experiments.test_build import DATA_CONFIGS, NETWORK_CONFIGS, get
 from tests.experiments.test_main import program
