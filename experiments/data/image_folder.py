@@ -129,10 +129,11 @@ def open_split(
     pictures = own if own is not None and split == "test" else there["train"]
     classes = list(pictures.classes) if num_classes else []
     if len(classes) != num_classes:
+        several = f"{len(classes)}, or to 0 for no labels"
+        possible = several if len(classes) > 1 else "0, no labels, or make a folder for each class"
         raise ValueError(
             f"config.data.num_classes = {num_classes}, but the pictures in {path} have "
-            f"{len(classes)} classes: {', '.join(map(repr, classes[:20]))}. Set it to "
-            f"{len(classes)}, or to 0 for no labels."
+            f"{len(classes)} classes: {', '.join(map(repr, classes[:20]))}. Set it to {possible}."
         )
     every = pictures.names
     chosen = [
