@@ -224,7 +224,6 @@ def damage(folder: Path) -> None:
     from experiments import console, devices
     from experiments.build import build
     from experiments.command_line import load_config
-    from experiments.configs import by_size
     from experiments.state import load_ema, load_raw
     from experiments.workdir.checkpoint import Checkpoints, sums
 
@@ -233,7 +232,7 @@ def damage(folder: Path) -> None:
     for name, seed in (("run", 0), ("other", 1)):
         arguments = command(folder / name, f"--config.seed={seed}", steps=80)
         assert finish([*arguments, "--config.train.finish_with=()"], folder / "log") == 0
-    experiment = build(by_size.fill(load_config([*SMALL, "--config.train.num_steps=80"])))
+    experiment = build(load_config([*SMALL, "--config.train.num_steps=80"]))
     mesh, counts = devices.make_mesh(), collections.Counter[str]()
 
     def read(workdir: Path) -> dict[int, Any]:

@@ -109,7 +109,7 @@ class Model:
         count = whole(len(texts) if n is None else n, "n", 1)
         seed = whole(seed, "seed", 0, 2**32 - 1)
         if not isinstance(labels, str):
-            each = [labels] if isinstance(labels, int) else list(labels)
+            each = labels if isinstance(labels, list | tuple) else np.atleast_1d(labels)
             labels = [one if isinstance(one, str) else whole(one, "a label", 0) for one in each]
         wanted = requested_labels(labels, self.experiment.method, self.classes)
         if texts or self.experiment.method.tokenizer is not None:

@@ -1,5 +1,6 @@
 """From a config to an experiment: all that a run is, before anything is computed."""
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments.configs import ranges
+from experiments.configs import by_size, ranges
 from experiments.data.captions import captioned, vocabulary_of
 from experiments.data.dataset import Dataset
 from experiments.data.datasets import DATASETS
@@ -33,18 +34,33 @@ BOUND = "bpd_fast"  # of validations
 METHODS: MappingProxyType[str, Any] = MappingProxyType({"diffusion": diffusion, "vae": vae})
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
-    """The experiment that `config` describes, as it is after `by_size.fill`.
+def build(
+    config: ml_collections.ConfigDict, check: Callable[[Experiment], None] = lambda experiment: None
+) -> Experiment:
+    """The experiment that `config` describes; what it leaves open is filled in.
+
+    Args:
+        check: refuses more than this function does; called before latents are measured.
 
     Raises:
-        ValueError: for a value out of its range, an unknown name, a stale keyword, an impossible
-            size, or a combination of choices that has no meaning; before anything is compiled.
+        ValueError: for a value out of its range, an unknown name, a missing or stale keyword, an
+            impossible size, or a combination of choices that has no meaning; before anything is
+            compiled.
     """
+    config = by_size.fill(config)
     ranges.check(config)
     dataset = lookup(DATASETS, config.data, "data")()
     config = with_classes(config, dataset)
     dataset = lookup(DATASETS, config.data, "data")()
-    config = latent.fill(with_vocabulary(config, dataset), dataset)
+    config = with_vocabulary(config, dataset)
+    experiment = _experiment(config, dataset)
+    check(experiment)
+    measured = latent.fill(config, dataset)
+    return experiment if measured is config else _experiment(measured, dataset)
+
+
+def _experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
+    """The experiment of a filled config, but for latents that may not be measured yet."""
     encoder = lookup(ENCODERS, config.encoder, "encoder")(dataset)
     method = _method(config, dataset, encoder)
     _check_balance(config.train.balance, dataset)
@@ -74,16 +90,18 @@ def _method(config: ml_collections.ConfigDict, dataset: Dataset, encoder: Encode
 
 
 def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:
-    """The config with the words of the train split's captions, where it wants captions and none.
+    """The config with the words of the train split's captions, where it is to be told of some.
 
     Raises:
         FileNotFoundError: where the data set is missing.
     """
-    if config.get("text", {}).get("vocabulary", "") is not None or not dataset.has_captions:
+    text = config.get("text", {})
+    if text.get("name") != "words" or text.get("vocabulary") or not dataset.has_captions:
         return config
     source: Any = dataset.open("train")
     config = config.copy_and_resolve_references()
-    config.text.vocabulary = vocabulary_of(source.text(index) for index in range(len(source)))
+    with config.unlocked():
+        config.text.vocabulary = vocabulary_of(source.text(index) for index in range(len(source)))
     return config
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
@@ -17,10 +17,15 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import console
 from experiments.configs import ablations, by_size, ranges
+from experiments.data.captions import split_prompts
 from experiments.lookup import suggestion
 from experiments.workdir.outcome import EXIT_STATUS, USER_ERROR, Outcome
 
 Arguments = ParamSpec("Arguments")
+# What absl says of a text that is no number or no boolean.
+UNREAD = re.compile(
+    r"flag --config\.([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)", re.DOTALL
+)
 WHOLE = re.compile(r"[0-9]+(\.[0-9]+)?[eE]\+?[0-9]{1,2}")
 SAVED = Path(__file__).parent / "configs" / "saved.py"
 
@@ -140,21 +145,41 @@ def message(error: BaseException) -> str:
     if isinstance(error, AttributeError | KeyError):  # ml_collections quotes its own message
         text = text.strip("\"'").replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
         return f"the config has no field {text}"
+    if found := UNREAD.match(text):
+        field, value = found.groups()
+        rule = ranges.FIELDS.get(field, ranges.Finite())
+        return f"config.{field} = {value} {rule.refusal(value)}"
     return text.removeprefix(
         "Configuration is not available because of an earlier failure to load: "
     )
 
 
-def with_saved_config(argv: list[str]) -> list[str]:
-    """argv, with the working directory's own config where a mode other than train names none."""
+def _values(argv: Sequence[str]) -> dict[str, str]:
+    """The options on a command line, the last of each, as they are written."""
     values = {}
     for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
         if word.startswith("-"):
             name, given, value = word.lstrip("-").partition("=")
             values[name] = value if given else following
+    return values
+
+
+def with_saved_config(argv: list[str]) -> list[str]:
+    """argv, with the working directory's own config where a mode other than train names none."""
+    values = _values(argv)
     if values.get("mode", "train") == "train" or "config" in values or "workdir" not in values:
         return argv
     return [argv[0], f"--config={SAVED}:{values['workdir']}", *argv[1:]]
+
+
+def with_a_sample_for_each_prompt(argv: list[str]) -> list[str]:
+    """argv with as many samples as it names prompts, where it says nothing of their number."""
+    values = _values(argv)
+    prompts = split_prompts(values.get("config.sample.prompts", ""))
+    told = {"seeds", "config.sample.num_images"} & values.keys()
+    if not prompts or prompts[0].startswith("@") or told:
+        return argv
+    return [*argv, f"--config.sample.num_images={len(prompts)}"]
 
 
 def as_meant(argv: Sequence[str]) -> list[str]:
@@ -162,7 +187,8 @@ def as_meant(argv: Sequence[str]) -> list[str]:
     choice, such as sampler=ddim, as its name.
 
     Raises:
-        ValueError: for a config that is not there, with what it may have been meant to be.
+        ValueError: for a config that is not there, with what it may have been meant to be, and for
+            a field beside a choice that replaces it.
     """
     words = []
     for before, word in zip(["", *argv], argv, strict=False):
@@ -176,7 +202,22 @@ def as_meant(argv: Sequence[str]) -> list[str]:
         elif given and f"{name.lstrip('-').removeprefix('config.')}.name" in ranges.FIELDS:
             word = word if value.lstrip().startswith("{") else f"{name}.name={value}"
         words.append(word)
+    _check_whole_choices(_values(["", *words]))
     return words
+
+
+def _check_whole_choices(values: Mapping[str, str]) -> None:
+    """Refuses a field of a choice that is also replaced as a whole, which would take it away."""
+    for name, value in values.items():
+        choice, dot, last = name.rpartition(".")
+        lost = [
+            f"--{other}" for other in values if other.startswith(f"{choice}.") and other != name
+        ]
+        if last == "name" and dot and "(" in value and lost:
+            raise ValueError(
+                f"--{choice}={value} replaces the whole choice, and {', '.join(lost)} with it: "
+                "write all of its options in the parentheses."
+            )
 
 
 def _config_file(value: str) -> str:
@@ -224,7 +265,7 @@ def _called(text: str, where: str) -> dict[str, Any]:
     except (SyntaxError, ValueError) as error:
         raise ValueError(
             f"{where}.name = {text!r} is not understood: write a name, or name(option=value, ...), "
-            "such as ddim(eta=0.5)."
+            "such as ddim(eta=0.5) or vae(workdir='runs/vae'), texts in quotes."
         ) from error
     return {"name": call.func.id, **options}
 
@@ -243,8 +284,8 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
     try:
         holder(argv)
-        config: ConfigDict = spelled_out(holder["config"].value)
-        ranges.check(by_size.fill(config))  # which a config that could not be loaded fails too
+        config: ConfigDict = by_size.fill(spelled_out(holder["config"].value))
+        ranges.check(config)  # which a config that could not be loaded fails too
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         raise ValueError(message(error)) from error
     return config
@@ -264,7 +305,8 @@ def parse(argv: list[str]) -> list[str]:
         print(f"{about}\n\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
     try:
-        sys.argv = with_saved_config([argv[0], *as_meant(argv[1:])])  # ml_collections reads it too
+        meant = with_a_sample_for_each_prompt([argv[0], *as_meant(argv[1:])])
+        sys.argv = with_saved_config(meant)  # ml_collections reads it too
         rest = flags.FLAGS(sys.argv)
         config = flags.FLAGS.config
         if config is not None:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -20,8 +20,11 @@ from rich.progress import TimeRemainingColumn as Remaining
 
 WIDTH = 79  # columns of a line
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAST = 2.0  # seconds for what a program that is stopped still puts away
 REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
 ADDRESSES = 3 * 2**30  # bytes; on 2 cores a small training takes that many, and with 2 GiB hangs
+# What comes of a program that was stopped.
+CONTINUES, AGAIN = "the same command continues", "the same command begins again"
 STOPPED = 75  # the exit status of what is to be started again: sysexits' EX_TEMPFAIL
 
 
@@ -200,7 +203,8 @@ class _Watch:
     """What the thread and the program know of each other."""
 
     def __init__(self) -> None:
-        self.doing = "starting"
+        self.doing, self.then = "starting", CONTINUES
+        self.at_stop: list[Callable[[], None]] = []
         self.patient = 0  # how many `stop_requested` are entered
         self.first: float | None = None  # when a signal came that one of them is to heed
         self.before: dict[int, Any] = {}  # handlers that were there, of the signals watched
@@ -212,16 +216,34 @@ class _Watch:
             self.first = self.first or now
             if now - self.first <= REPEATED:
                 return
-        for child in multiprocessing.active_children():
-            child.kill()
         cursor = "\x1b[?25h\r\x1b[K" if sys.stdout.isatty() else ""  # which a moving bar hides
-        line = f"{cursor}stopped   while {self.doing}; the same command continues\n"
-        with contextlib.suppress(OSError):
-            os.write(1, line.encode())
-        os._exit(STOPPED)
+        stop_now(f"{cursor}stopped   while {self.doing}; {self.then}")
 
 
 _watch = _Watch()
+
+
+def stop_now(line: str) -> NoReturn:
+    """Ends the program from any thread, with a last line and the exit status STOPPED."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    for act in _watch.at_stop:
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        thread.join(LAST)
+    with contextlib.suppress(OSError):
+        os.write(1, f"{line}\n".encode())
+    os._exit(STOPPED)
+
+
+@contextlib.contextmanager
+def at_stop(act: Callable[[], None]) -> Iterator[None]:
+    """Has `stop_now` call `act` first, which is given LAST seconds."""
+    _watch.at_stop.append(act)
+    try:
+        yield
+    finally:
+        _watch.at_stop.remove(act)
 
 
 def watch_signals() -> None:
@@ -257,9 +279,9 @@ def release_signals() -> None:
     _watch.before = {}
 
 
-def doing(what: str) -> None:
-    """What the line will say, "stopped while ...", should a signal come from now on."""
-    _watch.doing = what
+def doing(what: str, then: str = CONTINUES) -> None:
+    """What the line will say, "stopped while ...; ...", should a signal come from now on."""
+    _watch.doing, _watch.then = what, then
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return command_line.fail(f"unexpected arguments {argv[1:]}: options are --name=value.")
     absl.logging.set_verbosity(absl.logging.WARNING)
-    console.doing("converting")
+    console.doing("converting", console.AGAIN)
     try:
         convert()
         return 0

@@ -140,6 +140,15 @@ def prompts_of(experiment: Experiment) -> list[str]:
     return split_prompts(wanted) or [""]
 
 
+def example_prompt(experiment: Experiment) -> str:
+    """A caption of the train split that `split_prompts` leaves whole, or a word that is known."""
+    source: Any = experiment.dataset.open("train")
+    texts = (source.text(index) for index in range(len(source)))
+    whole = (text for text in texts if split_prompts(text) == [text] and text[0] != "@")
+    assert experiment.method.tokenizer is not None
+    return next(whole, next(iter(experiment.method.tokenizer.words)))
+
+
 def asked_for(experiment: Experiment) -> dict[str, str]:
     """The fields of a protocol that say what samples were asked for."""
     config = experiment.config.sample

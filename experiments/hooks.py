@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,8 +16,10 @@ from experiments import console, devices, images
 from experiments.data.dataset import hold_out
 from experiments.drawing import draw, make_sample_fn
 from experiments.experiment import Experiment
+from experiments.features.extractors import choose_extractor
 from experiments.features.references import make_judge
 from experiments.metrics import bound
+from experiments.optimizers import accumulated
 from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
@@ -183,6 +187,31 @@ def make_preview(
         return {"preview": grid}
 
     return preview
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses a config that training would fail on, before anything is read or compiled.
+
+    Raises:
+        ValueError: naming the field.
+        FileNotFoundError: for weights that validations need, and that are missing.
+    """
+    config = experiment.config
+    mesh = devices.make_mesh(**config.mesh)
+    check_cadence(config.train, mesh)
+
+    def loss(w: jax.Array, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.mean(w * x), x
+
+    # A batch that cannot be cut as clip and accumulation want is refused when they are traced.
+    parts = accumulated(jax.value_and_grad(loss, has_aux=True), config.train.accumulate_steps)
+    w, batch = np.zeros((), np.float32), np.zeros(config.train.batch_size, np.float32)
+    jax.eval_shape(
+        functools.partial(experiment.gradients, mesh, parts), w, batch, jax.random.key(0)
+    )
+    if config.train.validate_every and config.train.validate_with == "samples":
+        evaluate = config.evaluate
+        choose_extractor(evaluate.extractor, evaluate.inception_weights, experiment.dataset)
 
 
 def train_with_hooks(

@@ -1,14 +1,19 @@
 """Images in and out of the model's range, and PNG grids of them."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+CAPTIONED = 96  # pixels of the width of a picture below a caption, at least
+LINES, LINE = 3, 13  # of a caption at most, and pixels of the height of one
 
 
 def to_model(image: UInt8[Array, "*x"], num_levels: int = 256) -> Float[Array, "*x"]:
@@ -69,6 +74,38 @@ def grid(
     tiled = tile(images, columns or int(np.ceil(np.sqrt(len(images)))))
     zoom = max(1, 48 // images.shape[1])
     return tiled.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def _lines(text: str, width: int, font: Any) -> list[str]:
+    """A caption in at most LINES lines of `width` pixels; what is beyond them is left out."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if font.getlength(longer) <= width else [lines[-1], word]
+    lines = [line for line in lines if line]
+    if len(lines) <= LINES:
+        return lines
+    last = lines[LINES - 1]
+    while last and font.getlength(f"{last} ...") > width:
+        last = last.rpartition(" ")[0]
+    return [*lines[: LINES - 1], f"{last} ..."]
+
+
+def captioned(
+    images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str]
+) -> UInt8[np.ndarray, "n hh ww c"]:
+    """Each image, enlarged until words fit beside each other, below its caption on white."""
+    zoom = -(-CAPTIONED // images.shape[2])
+    large = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    width, font = large.shape[2], ImageFont.load_default()
+    texts = [_lines(text, width, font) for text in captions]
+    height = LINE * max(map(len, texts)) + 2
+    strips = []
+    for lines in texts:
+        strip = Image.new("L", (width, height), 255)
+        ImageDraw.Draw(strip).multiline_text((1, 0), "\n".join(lines), 0, font, spacing=2)
+        strips.append(np.repeat(np.asarray(strip)[..., None], images.shape[-1], axis=-1))
+    return np.concatenate([np.stack(strips), large], axis=1)
 
 
 def _picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:

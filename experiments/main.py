@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +32,12 @@ from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, peers, sample
 from experiments.configs import saved
+from experiments.drawing import example_prompt
 from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
+from experiments.metrics.metric import metric_names
 from experiments.modes import CHECKS, checked
 from experiments.plan import plan
 from experiments.sample import Place, folder_apart
@@ -47,6 +50,7 @@ from experiments.workdir.remote import is_unreachable, keep_at, latest_writer
 from experiments.workdir.results import measured, read_results
 
 SHOWN_CLASSES = 100  # names
+MORE = 64  # samples that are proposed at the end of a training
 # Errors that the user can mend.
 MENDABLE = (ValueError, OSError, ImportError, CheckpointError, devices.OutOfMemory)
 CONFIG = config_flags.DEFINE_config_file(
@@ -61,7 +65,7 @@ CHECKPOINTS = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", *CHECKS, "plan"],
+    [*CHECKS, "plan"],
     "train ends in config.train.finish_with; plan says what the run will need, and runs nothing.",
 )
 OUT = flags.DEFINE_string(
@@ -118,7 +122,7 @@ def describe_start(experiment: Experiment) -> list[str]:
     ]
 
 
-def describe_end(workdir: Path, seconds: float) -> list[str]:
+def describe_end(experiment: Experiment, workdir: Path, seconds: float) -> list[str]:
     """The closing lines: how long it took, what was found, where it is, and what may follow."""
     lines = [f"done      in {console.format_duration(seconds)}: {workdir}"]
     for name, section in measured(read_results(workdir))[0].items():
@@ -126,13 +130,25 @@ def describe_end(workdir: Path, seconds: float) -> list[str]:
         error = number.get("standard_error")
         margin = "" if error is None else f" +- {error:.3g}"
         lines.append(f"          {name}: {quantity} {number['value']:.4g}{margin}")
-    program = f"python -m experiments.main --workdir={workdir}"
-    return [
-        *lines,
-        f"next      {program} --mode=sample --config.seed=1",
-        f"          {program} --mode=evaluate --config.evaluate.metrics=samples",
-        f"          python -m launch.report {workdir}",
-    ]
+    commands = next_commands(experiment, workdir)
+    return [*lines, *(f"{'' if i else 'next':<10}{text}" for i, text in enumerate(commands))]
+
+
+def next_commands(experiment: Experiment, workdir: Path) -> list[str]:
+    """Commands that make sense after a training, each of which can be run as it stands."""
+    place = shlex.quote(str(workdir))
+    program = f"python -m experiments.main --workdir={place}"
+    if experiment.method.tokenizer is None:
+        count = experiment.config.sample.num_images
+        wanted = f"--seeds={count}-{count + min(count, MORE) - 1}"
+    else:
+        wanted = f"--config.sample.prompts={shlex.quote(example_prompt(experiment))}"
+    found = [f"{program} --mode=sample {wanted}"]
+    if "samples" not in metric_names(experiment.config.evaluate):
+        with contextlib.suppress(ValueError, OSError):  # neither Inception nor labels, for instance
+            evaluate.METRICS["samples"].check(experiment)
+            found.append(f"{program} --mode=evaluate --config.evaluate.metrics=samples")
+    return [*found, f"python -m launch.report {place}"]
 
 
 def figures_folder(workdir: Path) -> Path:
@@ -179,7 +195,7 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
         step = "latest" if training else parse_step(RESTORE_STEP.value)
         _after_training(experiment, workdir, modes, step)
     if training:
-        for line in describe_end(workdir, time.perf_counter() - begin):
+        for line in describe_end(experiment, workdir, time.perf_counter() - begin):
             console.log(line, wrap=False)
     return 0
 
@@ -221,9 +237,13 @@ def main(argv: list[str]) -> int:
             "BUCKET/FOLDER."
         )
     planning = MODE.value == "plan"
+    if planning:
+        console.doing("planning", console.AGAIN)
     config, workdir = CONFIG.value, Path(str(WORKDIR.value)).expanduser()
     try:
         config = command_line.spelled_out(config)
+        parse_step(RESTORE_STEP.value)  # which are refused before anything is computed
+        parse_indices(SEEDS.value or "0")
         if config.distributed != "off":
             console.release_signals()  # the cluster says when
         if not planning:
@@ -233,11 +253,12 @@ def main(argv: list[str]) -> int:
         if COMPILATION_CACHE.value != "off":
             chosen = COMPILATION_CACHE.value
             devices.keep_compiled(cache_folder() / "compiled" if chosen == "auto" else Path(chosen))
-        modes = config.train.finish_with if MODE.value == "train" else (MODE.value,)
+        training = MODE.value == "train"
+        modes = config.train.finish_with if training else () if planning else (MODE.value,)
         if WORKDIR.value:
             config = saved.with_classes_of(str(workdir), config)
         with peers.watched():
-            experiment = checked(config, () if planning else modes)
+            experiment = checked(config, ("train", *modes) if training or planning else modes)
             if planning:
                 console.log_lines(describe_start(experiment))
                 plan(experiment, workdir if WORKDIR.value else None)

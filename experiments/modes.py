@@ -1,19 +1,23 @@
-"""What a trained model can be asked for: the modes of the program beside training."""
+"""Modes of the program, and what each of them refuses before anything is computed."""
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from experiments import evaluate, sample
+from experiments import evaluate, hooks, sample
 from experiments.build import build
-from experiments.configs import by_size
 from experiments.experiment import Experiment
 from experiments.figures import page
 
-# Refuses a config that a mode would fail on, before anything is computed.
+# Refuses a config that a mode would fail on.
 CHECKS: MappingProxyType[str, Callable[[Experiment], None]] = MappingProxyType(
-    {"sample": sample.check, "evaluate": evaluate.check, "figures": page.check}
+    {
+        "train": hooks.check,
+        "sample": sample.check,
+        "evaluate": evaluate.check,
+        "figures": page.check,
+    }
 )
 
 
@@ -21,13 +25,15 @@ def checked(config: ConfigDict, modes: Sequence[str]) -> Experiment:
     """The experiment of a config that can be built, and that the modes would not fail on.
 
     Args:
-        config: as it is before `by_size.fill`.
+        config: of the experiment.
         modes: keys of CHECKS.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: saying what is wrong.
     """
-    experiment = build(by_size.fill(config))
-    for mode in modes:
-        CHECKS[mode](experiment)
-    return experiment
+
+    def check(experiment: Experiment) -> None:
+        for mode in modes:
+            CHECKS[mode](experiment)
+
+    return build(config, check)

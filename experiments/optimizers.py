@@ -1,5 +1,6 @@
 """Optimizers, gradient clipping and accumulation, and the average of parameters."""
 
+import inspect
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -11,6 +12,7 @@ import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+NOTICED = 0.01  # share of the initial parameters in the average from which on that is told
 # (params, examples, key) -> ((mean, details of every example [B, ...]), gradient of the mean)
 Differentiated = Callable[[Any, Any, jax.Array], tuple[tuple[jax.Array, Any], Any]]
 
@@ -241,9 +243,10 @@ def rate_schedule(
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """`rate_schedule` of the config's section `optimizer`."""
+    """`rate_schedule` of the config's section `optimizer`, with that optimizer's defaults."""
+    told = inspect.signature(OPTIMIZERS[config.name]).parameters
     names = ("learning_rate", "warmup_steps", "cosine_steps", "final_learning_rate")
-    return rate_schedule(**{name: config[name] for name in names})
+    return rate_schedule(**{name: config.get(name, told[name].default) for name in names})
 
 
 def adam(
@@ -295,6 +298,28 @@ def update_ema(ema_params: Any, params: Any, decay: float | jax.Array) -> Any:
     return jax.tree.map(lambda ema, p: ema + (1.0 - decay) * (p - ema), ema_params, params)
 
 
+def share_of_start(decay: float, warmup: float, updates: int) -> float:
+    """The weight that the parameters before the first of so many updates have in the average.
+
+    decay^updates; with a warm-up 0, for its first decay is 0.
+    """
+    return 0.0 if warmup and updates else decay**updates
+
+
+def describe_average(config: ConfigDict, updates: int) -> list[str]:
+    """A warning where a good part of the average is what it began with, with what mends it."""
+    share = share_of_start(config.ema_decay, config.ema_warmup, updates)
+    if share < NOTICED:
+        return []
+    shorter = max(0.0, 1.0 - 10.0 / max(updates, 1))  # leaves exp(-10) or less
+    return [
+        f"WARNING   {share:.0%} of the average, which is sampled and evaluated, will be the "
+        f"parameters before training: config.ema_decay = {config.ema_decay:g} over {updates:,} "
+        f"steps. Set --config.ema_warmup=0.75, which forgets them, or a shorter memory, "
+        f"--config.ema_decay={shorter:.4g}."
+    ]
+
+
 def rmsprop(
     learning_rate: float,
     warmup_steps: int = 5000,
@@ -316,4 +341,4 @@ def rmsprop(
     )
 
 
-OPTIMIZERS = MappingProxyType({"adam": adam, "rmsprop": rmsprop})
+OPTIMIZERS: MappingProxyType[str, Any] = MappingProxyType({"adam": adam, "rmsprop": rmsprop})

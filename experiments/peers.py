@@ -113,20 +113,15 @@ class _Watch:
 
     def _end(self, index: int, how: bytes) -> None:
         """One line, and the exit status of what is to be started again."""
-        for child in multiprocessing.active_children():
-            child.kill()
         why = {
             DEAD: "is gone",
             FROZEN: f"has not answered for {PATIENCE:.0f} s",
             FAILED: "ended with an error, which its own output tells",
         }[how]
-        line = (
+        console.stop_now(
             f"stopped   process {index} of {self._count} {why}; the same command, in all "
-            "processes, continues\n"
+            "processes, continues"
         )
-        with contextlib.suppress(OSError):
-            os.write(1, line.encode())
-        os._exit(console.STOPPED)
 
     def _tell(self, message: bytes) -> None:
         for line in self._lines:

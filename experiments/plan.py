@@ -16,7 +16,7 @@ from experiments.drawing import parts_of, requested
 from experiments.experiment import Experiment
 from experiments.methods.method import count_parameters
 from experiments.metrics.bound import make_terms_fn
-from experiments.optimizers import clip_global
+from experiments.optimizers import clip_global, describe_average
 from experiments.state import TrainState, fresh_state, init_state, state_layout, training_images
 from experiments.train import check_cadence, make_train_call, make_train_step
 from experiments.workdir.checkpoint import NAME, Checkpoints
@@ -122,6 +122,8 @@ def plan_training(experiment: Experiment, mesh: Mesh, done: int) -> None:
             ("memory of the method", "memory"),
         )
     }
+    for line in describe_average(experiment.config, config.num_steps):
+        console.log(line)
     _say("network", f"{count_parameters(experiment.method.init):,} parameters")
     parts = ", ".join(f"{name} {show_bytes(count)}" for name, count in here.items() if count)
     of_state = bytes_on_a_device(abstract, layout)

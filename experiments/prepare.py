@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         )
     prepare = PREPARED[options.dataset](data_dir=options.data_dir).prepare
     assert prepare is not None  # of none that has a data_dir
-    console.doing(f"preparing {options.dataset}")
+    console.doing(f"preparing {options.dataset}", console.AGAIN)
     try:
         folder = prepare(options.source)
     except (OSError, ValueError) as error:

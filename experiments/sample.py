@@ -2,6 +2,7 @@
 
 import os
 import re
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,6 +200,15 @@ def _draw_missing(
         return draw_indices(recording, params, rows, few, mesh, each=each).progress
 
 
+def _say_prompts(told: dict[int, str]) -> None:
+    """Says what the first few samples were asked for, by their index."""
+    for index, prompt in list(told.items())[:WIDEST]:
+        words = textwrap.shorten(prompt, 60, placeholder=" ...")
+        console.log(f"sample    {index}: {words}")
+    if len(told) > WIDEST:
+        console.log(f"          and {len(told) - WIDEST:,} more, in prompts.json")
+
+
 def _tell(
     experiment: Experiment,
     workdir: Path,
@@ -212,8 +222,15 @@ def _tell(
     rows = files.rows(indices, pictures=True)
     first = files.pixels(indices[:SHOWN], config.format == "png")
     prompts = prompts_of(experiment) if experiment.method.tokenizer else [""]
-    by_prompt = 1 < len(prompts) <= WIDEST and len(indices) > len(prompts)
-    grid = images.grid(first, len(prompts) if by_prompt else None)  # a column for each
+    told = {index: prompts[index % len(prompts)] for index in indices}
+    if prompts == [""]:
+        grid = images.grid(first)
+    else:
+        write_json(files.folder / "prompts.json", told)
+        _say_prompts(told)
+        by_prompt = 1 < len(prompts) <= WIDEST and len(indices) >= len(prompts)
+        below = images.captioned(first, [told[index] for index in indices[:SHOWN]])
+        grid = images.grid(below, len(prompts) if by_prompt else None)  # a column for each
     images.save(files.folder / "samples.png", grid)
     show(workdir, experiment.config, step, {"eval/samples": grid})
     by_row = progress.swapaxes(0, 1).reshape(-1, *first.shape[1:])
@@ -221,9 +238,6 @@ def _tell(
     bad = int((~rows.finite).sum())
     if bad:
         console.log(f"WARNING   {bad} of {len(indices)} samples are not finite.")
-    if prompts != [""]:
-        every = {index: prompts[index % len(prompts)] for index in indices}
-        write_json(files.folder / "prompts.json", every)
     return {
         "indices": written_indices(indices),
         "not_finite": bad,

@@ -18,9 +18,14 @@ from diffusion import random
 from experiments import console, devices, images
 from experiments.data import loader
 from experiments.data.dataset import InMemory, load_in_memory, remarks_on
-from experiments.data.loader import Groups
 from experiments.experiment import Experiment
-from experiments.optimizers import accumulated, ema_decay, learning_rate, update_ema
+from experiments.optimizers import (
+    accumulated,
+    describe_average,
+    ema_decay,
+    learning_rate,
+    update_ema,
+)
 from experiments.state import (
     FROM_NEWEST,
     Start,
@@ -38,8 +43,6 @@ from experiments.workdir.checkpoint import Checkpoints
 from experiments.workdir.config import write_config
 from experiments.workdir.outcome import Divergence, Outcome, Watch
 from experiments.workdir.results import write_results
-
-FEW = 500  # images, of which a network of usual size learns each by heart
 
 
 class Hook(NamedTuple):
@@ -187,37 +190,6 @@ def check_cadence(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
-def describe_data(config: ConfigDict, num_images: int, groups: Groups | None = None) -> list[str]:
-    """How many images there are and how often each is seen, and what is odd about that.
-
-    Args:
-        config: the section `train`.
-        num_images: of the train split without what is held out.
-        groups: that are drawn evenly, and not the images.
-    """
-    epochs = config.num_steps * config.batch_size / num_images
-    lines = [
-        f"training  {num_images:,} images, {config.num_steps:,} steps of {config.batch_size}: "
-        f"{epochs:,.3g} epochs"
-    ]
-    if groups is not None:
-        lines.append(
-            f"balance   {len(groups):,} {config.balance} evenly, each "
-            f"{epochs * num_images / len(groups):,.3g} times"
-        )
-    if config.batch_size > num_images:
-        lines.append(
-            f"WARNING   config.train.batch_size = {config.batch_size} is more than there are "
-            "images: a batch shows some of them twice."
-        )
-    if num_images < FEW:
-        lines.append(
-            f"WARNING   {num_images} images are few: expect a model that repeats them. Some "
-            "thousand are usual; flips (config.train.flip) and more dropout help a little."
-        )
-    return lines
-
-
 def record(workdir: Path, ended: Outcome, config: ConfigDict, **what: Any) -> None:
     """Writes the section "train" of results.json."""
     if devices.is_main_process():
@@ -269,7 +241,7 @@ def train(
     meta = facts(experiment, source)
     if isinstance(source, InMemory) and not config.train.flip:
         source = experiment.encoder.in_memory(source)
-    console.log_lines(describe_data(config.train, len(source), groups))
+    console.log_lines(loader.describe_data(config.train, len(source), groups))
 
     with Checkpoints(
         workdir, config.train.keep_checkpoints, config.train.keep_every
@@ -277,7 +249,7 @@ def train(
         # State: restored where there is one.
         if before is not None:
             checkpoints.set_aside(before["step"] - 1)
-        if checkpoints.latest_step() is None:
+        if checkpoints.latest_step() is None and not isinstance(start.step, int):
             step, state = 0, fresh_state(experiment, mesh)
         else:
             step, state = checkpoints.newest(
@@ -300,6 +272,9 @@ def train(
                 f"divisor of {step}, such as the one before."
             )
         checkpoints.set_aside(step)
+        converted = step > 0 and checkpoints.meta(step)["fingerprint"] is None
+        for line in describe_average(config, num_steps - step * converted):
+            console.log(line)
         batches = loader.batches(
             source,
             seed=config.seed,

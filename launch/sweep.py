@@ -265,7 +265,8 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_STATUS[Outcome.STOPPED]
         ended = sweep.states()
         table.print_line(f"{len(ended)} runs: {summary(ended)}")
-        table.print_line(f"tables and pictures: python -m launch.report {options.workdir}")
+        place = shlex.quote(str(options.workdir))
+        table.print_line(f"tables and pictures: python -m launch.report {place}")
     return 1 if any(run.status.state == "failed" for run in ended) else 0
 
 

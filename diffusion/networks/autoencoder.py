@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion.networks.layers import Dtype, dense
-from diffusion.networks.network import check_levels
+from diffusion.networks.network import check_heads, check_levels
 from diffusion.networks.unet import (
     Attention,
     Downsample,
@@ -104,8 +104,9 @@ class ConvVAE(nn.Module):
             [self.channels * multiplier for multiplier in self.channel_multipliers],
             {"attention_resolutions": self.attention_resolutions},
             self.norm_groups,
-            self.num_heads,
         )
+        attending = [width for width, attends in self._levels(image_shape[0]) if attends]
+        check_heads(attending, self.num_heads)
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Height and width of the lowest level, and latent_channels."""

@@ -46,29 +46,38 @@ def attention(
     return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
 
 
-def timestep_embedding(t: Time, channels: int) -> Float[Array, "b c"]:
-    """[sin(t f_i), cos(t f_i)] with f_i = exp(-ln 10000 * i / (half - 1)) (Transformer positions).
+def timestep_embedding(
+    t: Time, channels: int, flip_sin_to_cos: bool = False, freq_shift: int = 1
+) -> Float[Array, "b c"]:
+    """[sin(t f_i), cos(t f_i)] with f_i = exp(-ln 10000 * i / (half - freq_shift)).
+
+    Transformer positions, as DDPM's code has them.
 
     Args:
         t: i32[B], the timesteps that the network is told; f32[B] between them.
         channels: width of the result, at least 4; an odd width gets one zero column.
+        flip_sin_to_cos: cosines first.
+        freq_shift: below half of the channels; 1 ends the frequencies at 1/10000.
     """
     half = channels // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1))
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - freq_shift))
     angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]
-    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    embedding = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=1)
     return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
 
 
 class TimeEmbedding(nn.Module):
-    """`channels` sinusoids of t through two dense layers of width `features`, in float32."""
+    """`timestep_embedding` through two dense layers of width `features`, in float32."""
 
     channels: int
     features: int
+    flip_sin_to_cos: bool = False
+    freq_shift: int = 1
 
     @nn.compact
     def __call__(self, t: Time) -> jax.Array:
-        temb = timestep_embedding(t, self.channels)
+        temb = timestep_embedding(t, self.channels, self.flip_sin_to_cos, self.freq_shift)
         temb = nn.swish(dense(self.features, "dense0", jnp.float32)(temb))
         return dense(self.features, "dense1", jnp.float32)(temb)
 

@@ -1,6 +1,6 @@
 """What the rest of the program may use of a network, whichever it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -60,7 +60,6 @@ def check_levels(
     widths: Sequence[int],
     attention_resolutions: Mapping[str, Sequence[int]],
     norm_groups: int,
-    num_heads: int,
 ) -> None:
     """Refuses images and widths that a network of levels, each of half the size, cannot process.
 
@@ -89,8 +88,28 @@ def check_levels(
                     f"{heights}."
                 )
     for features in widths:
-        if features % norm_groups or features % num_heads:
+        if features % norm_groups:
             raise ValueError(
                 f"a level of {features} channels (channels times one of channel_multipliers) must "
-                f"be divisible by norm_groups = {norm_groups} and by num_heads = {num_heads}."
+                f"be divisible by norm_groups = {norm_groups}."
+            )
+
+
+def check_heads(widths: Iterable[int], num_heads: int, attention_head_dim: int = 0) -> None:
+    """Refuses channels that attention cannot share out among its heads.
+
+    Args:
+        widths: channels of the levels that attend.
+        attention_head_dim: channels of a head; 0 is equal shares for `num_heads`.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    name = "attention_head_dim" if attention_head_dim else "num_heads"
+    divisor = attention_head_dim or num_heads
+    for features in widths:
+        if features % divisor:
+            raise ValueError(
+                f"the attention of {features} channels (channels times one of "
+                f"channel_multipliers) cannot be shared out: {name} = {divisor} must divide them."
             )

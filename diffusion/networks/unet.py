@@ -1,5 +1,8 @@
 """The U-Net of DDPM (App. B), with the original's module names and initialisation.
 
+The fields that diffusers' UNet2DModel has too, and DDPM's code has not, are called as there; under
+their defaults, which are not UNet2DModel's, it is the paper's network.
+
 In bfloat16, whose 8 significant bits are fewer than an image's pixels have beside small noise,
 everything that x_t, t or the output pass whole stays float32: conv_in, the path of t and labels,
 the attention's logits, norm_out and conv_out.
@@ -22,7 +25,7 @@ from diffusion.networks.layers import (
     dense,
     kernel_init,
 )
-from diffusion.networks.network import check_label_dropout, check_levels
+from diffusion.networks.network import check_heads, check_label_dropout, check_levels
 from diffusion.networks.text import (
     Context,
     CrossAttention,
@@ -40,15 +43,33 @@ class Settings(NamedTuple):
     norm_groups: int
     remat: bool
     dtype: Dtype
+    norm_eps: float = 1e-6
+    attention_head_dim: int = 0
+    downsample_padding: int = 0
+
+    def heads_of(self, channels: int) -> int:
+        """How many heads the attention of so many channels has."""
+        return channels // self.attention_head_dim if self.attention_head_dim else self.num_heads
 
 
-def conv3x3(features: int, name: str, dtype: Dtype, scale: float = 1.0, stride: int = 1) -> nn.Conv:
-    """A 3x3 convolution padded as TensorFlow's SAME: bottom and right only at stride 2."""
+def conv3x3(
+    features: int,
+    name: str,
+    dtype: Dtype,
+    scale: float = 1.0,
+    stride: int = 1,
+    padding: str | int = "SAME",
+) -> nn.Conv:
+    """A 3x3 convolution, by default padded as TensorFlow does: bottom and right only at stride 2.
+
+    Args:
+        padding: or pixels on every side.
+    """
     return nn.Conv(
         features,
         (3, 3),
         strides=stride,
-        padding="SAME",
+        padding=padding,
         kernel_init=kernel_init(scale),
         dtype=dtype,
         conv_general_dilated=conv_general_dilated,
@@ -57,14 +78,14 @@ def conv3x3(features: int, name: str, dtype: Dtype, scale: float = 1.0, stride: 
 
 
 def group_norm(name: str, settings: Settings) -> nn.GroupNorm:
-    """GroupNorm with the original's epsilon; statistics are float32 whatever the dtype.
+    """GroupNorm; statistics are float32 whatever the dtype.
 
     The variance is taken in a second pass: as E[x^2] - E[x]^2 it would be all rounding where a
     group's mean is large beside its deviation, and the second pass costs 1 or 2 per cent of a norm.
     """
     return nn.GroupNorm(
         settings.norm_groups,
-        epsilon=1e-6,
+        epsilon=settings.norm_eps,
         dtype=settings.dtype,
         use_fast_variance=False,
         name=name,
@@ -104,7 +125,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        num_heads, dtype = self.settings.num_heads, self.settings.dtype
+        num_heads, dtype = self.settings.heads_of(channels), self.settings.dtype
         head = channels // num_heads
         h = group_norm("norm", self.settings)(x).reshape(batch, height * width, channels)
 
@@ -126,19 +147,24 @@ class TextAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         batch, height, width, channels = x.shape
-        asked = CrossAttention(self.settings.num_heads, self.settings.dtype, name="cross")
+        num_heads, dtype = self.settings.heads_of(channels), self.settings.dtype
+        asked = CrossAttention(num_heads, dtype, name="cross")
         h = asked(x.reshape(batch, height * width, channels), context)
         return x + h.reshape(x.shape)
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a strided convolution."""
+    """Halves height and width by a strided convolution.
+
+    padding: 0 pads at the bottom and right, as TensorFlow does, 1 on every side.
+    """
 
     dtype: Dtype
+    padding: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return conv3x3(x.shape[-1], "conv", self.dtype, stride=2)(x)
+        return conv3x3(x.shape[-1], "conv", self.dtype, stride=2, padding=self.padding or "SAME")(x)
 
 
 class Upsample(nn.Module):
@@ -180,7 +206,8 @@ class Down(nn.Module):
                 x = TextAttention(self.settings, name=f"text_{j}")(x, context)
             skips.append(x)
         if self.downsample:
-            skips.append(Downsample(self.settings.dtype, name="downsample")(x))
+            halving = self.settings.dtype, self.settings.downsample_padding
+            skips.append(Downsample(*halving, name="downsample")(x))
         return skips
 
 
@@ -240,7 +267,12 @@ class UNet(nn.Module):
     attention_resolutions: tuple[int, ...] = (16,)  # heights at which every block gets attention
     dropout: float = 0.0  # probability of dropping an activation inside every residual block
     num_heads: int = 1  # attention heads
+    attention_head_dim: int = 0  # channels of a head, in place of their number; 0: num_heads
     norm_groups: int = 32  # groups of every GroupNorm
+    norm_eps: float = 1e-6  # added to the variances of every GroupNorm
+    flip_sin_to_cos: bool = False  # cosines before sines in the time embedding
+    freq_shift: int = 1  # of its frequencies, see `timestep_embedding`
+    downsample_padding: int = 0  # of what halves images: 0 bottom and right, 1 every side
     num_classes: int | None = None  # number of labels, for a class-conditional network
     text: TextSettings | None = None  # of captions, for a network that is told them
     cross_attention_resolutions: tuple[int, ...] = ()  # heights at which blocks attend to words
@@ -264,8 +296,26 @@ class UNet(nn.Module):
                 "cross_attention_resolutions": self.cross_attention_resolutions,
             },
             self.norm_groups,
-            self.num_heads,
         )
+        check_heads(self.attending(image_shape[0]), self.num_heads, self.attention_head_dim)
+        if self.freq_shift >= self.channels // 2:
+            raise ValueError(
+                f"freq_shift = {self.freq_shift} must be below {self.channels // 2}, half of "
+                f"channels = {self.channels}: the frequencies of the time embedding end there."
+            )
+
+    def attending(self, height: int) -> list[int]:
+        """Channels of the levels with attention of any kind, for images of that height.
+
+        The last level is one of them, for its middle attends.
+        """
+        resolutions = {*self.attention_resolutions, *self.cross_attention_resolutions}
+        last = len(self.channel_multipliers) - 1
+        return [
+            self.channels * multiplier
+            for i, multiplier in enumerate(self.channel_multipliers)
+            if i == last or height // 2**i in resolutions
+        ]
 
     @nn.compact
     def __call__(
@@ -290,8 +340,12 @@ class UNet(nn.Module):
             ValueError: see `check`; also for labels without num_classes, and tokens without text.
         """
         self.check(x.shape[1:])
-        settings = Settings(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype)
-        temb = TimeEmbedding(self.channels, 4 * self.channels, name="temb")(t)
+        settings = Settings(
+            *(self.dropout, self.num_heads, self.norm_groups, self.remat, self.dtype),
+            *(self.norm_eps, self.attention_head_dim, self.downsample_padding),
+        )
+        embedding = self.flip_sin_to_cos, self.freq_shift
+        temb = TimeEmbedding(self.channels, 4 * self.channels, *embedding, name="temb")(t)
         if self.num_classes is not None:
             share, width = float(self.label_dropout), 4 * self.channels
             table = ClassEmbedding(self.num_classes, width, share, name="class_embedding")

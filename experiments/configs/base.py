@@ -54,8 +54,8 @@ def get_config() -> ConfigDict:
     # How t is drawn: uniform | loss_second_moment (history, uniform_share)
     config.timesteps = dict(name="uniform")
 
-    # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio; then as here from dropout
-    # on, but for norm_groups)
+    # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio, and dropout,
+    # class_conditional, label_dropout, remat and dtype as here)
     config.model = ConfigDict(dict(name="unet"))
     config.model.channels = 128  # width of the first level
     config.model.channel_multipliers = (1, 2, 2, 2)  # widths of the levels, in `channels`
@@ -64,7 +64,13 @@ def get_config() -> ConfigDict:
     config.model.cross_attention_resolutions = ()  # heights at which blocks attend to the words
     config.model.dropout = 0.1  # inside every residual block
     config.model.num_heads = 1  # of the attention
+    config.model.attention_head_dim = 0  # channels of a head; 0: num_heads heads
     config.model.norm_groups = 32  # of every GroupNorm
+    config.model.norm_eps = 1e-6  # added to the variances of every GroupNorm
+    config.model.flip_sin_to_cos = False  # cosines before sines in the time embedding
+    config.model.freq_shift = 1  # its frequencies are 10000^(-i / (channels / 2 - freq_shift))
+    # Of what halves images: 0 pads at the bottom and right, 1 on every side
+    config.model.downsample_padding = 0
     config.model.class_conditional = False  # give the network the labels
     config.model.label_dropout = 0.0  # share of labels that training replaces by "no label"
     config.model.remat = False  # recompute activations in the backward pass to save memory

@@ -53,7 +53,7 @@ BY_SIZE: MappingProxyType[str, Callable[[int], Any]] = MappingProxyType(
 
 
 def fill(config: ConfigDict) -> ConfigDict:
-    """The config with every field of BY_SIZE that is None as suits config.data.image_size.
+    """The config, or a copy with every field of BY_SIZE that is None as suits its data.image_size.
 
     Raises:
         ValueError: if there is such a field and no size.
@@ -61,7 +61,7 @@ def fill(config: ConfigDict) -> ConfigDict:
     open_fields = [field for field in BY_SIZE if _is_open(config, field)]
     if not open_fields:
         return config
-    size = config.data.get("image_size")
+    config, size = config.copy_and_resolve_references(), config.data.get("image_size")
     if not isinstance(size, int) or size < 1:
         raise ValueError(
             f"config.data.image_size = {size}: say how large the squares shall be in pixels, "

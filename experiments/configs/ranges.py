@@ -38,6 +38,7 @@ class Range(NamedTuple):
     least, most: themselves allowed unless `above` or `below` excludes them.
     whole: integers only.
     zero: what 0 means where it is allowed beside the range.
+    meaning: of the number, where its name may mislead.
     """
 
     least: float
@@ -46,6 +47,7 @@ class Range(NamedTuple):
     above: bool = False
     below: bool = False
     zero: str = ""
+    meaning: str = ""
 
     def refusal(self, value: Any) -> str | None:
         if isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool):
@@ -61,7 +63,8 @@ class Range(NamedTuple):
             f"must be {'an integer' if self.whole else 'a number'} "
             f"{'above' if self.above else 'of at least'} {show(self.least)} and "
             f"{'below' if self.below else 'at most'} {show(self.most)}"
-            f"{f', or 0 ({self.zero})' if self.zero else ''}."
+            f"{f', or 0 ({self.zero})' if self.zero else ''}"
+            f"{f', {self.meaning}' if self.meaning else ''}."
         )
 
 
@@ -177,7 +180,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "data.data_dir": Text(empty=True, none=True),
         "data.pad_to": Range(28, SIDE),
         "data.path": Text(empty=True),  # named when the data are needed
-        "data.image_size": Range(1, SIDE),
+        "data.image_size": Range(1, SIDE, meaning="the side of a square in pixels"),
         "data.test_fraction": FRACTION,
         "data.channels": Range(1, 3),
         "data.background": Text(),
@@ -217,7 +220,12 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "model.latent_size": Range(1, CHANNELS),
         "model.dropout": FRACTION,
         "model.num_heads": Range(1, CHANNELS),
+        "model.attention_head_dim": Range(1, CHANNELS, zero="num_heads heads"),
         "model.norm_groups": Range(1, CHANNELS),
+        "model.norm_eps": Range(0, 1, whole=False, above=True),
+        "model.flip_sin_to_cos": Flag(),
+        "model.freq_shift": Range(0, CHANNELS),
+        "model.downsample_padding": Range(0, 1),
         "model.patch_size": Range(1, SIDE),
         "model.hidden_size": Range(4, CHANNELS),
         "model.depth": Range(1, 1000),

@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ from tensorflow_datasets.image_classification import cifar
 from experiments import console
 from experiments.data import prepared
 from experiments.data.dataset import Dataset, open_named_split
+from experiments.files.contents import refuse_other
 from experiments.files.pickles import Unpickler, UnsafeFile
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -122,6 +124,7 @@ def read_python_tarball(path: str, sha256: str) -> dict[str, Arrays]:
         ValueError: the file is another one, or holds something else than batches of CIFAR-10.
     """
     if (came := prepared.sha256_of(path)) != sha256:
+        refuse_other(Path(path), "gzipped tar file", "gzip")
         raise ValueError(
             f"{path} has SHA-256 {came}, the published file has {sha256}. It holds pickles, which "
             f"are opened only if it is exactly that file: fetch it again, or use {BINARY_TARBALL}."
@@ -200,6 +203,7 @@ def _read_members(path: str, names: list[str]) -> dict[str, bytes]:
                 if member.name in names and (file := tar.extractfile(member)) is not None:
                     contents[member.name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
+        refuse_other(Path(path), "gzipped tar file", "gzip", "tar", "packed")
         raise ValueError(
             f"{path} is truncated or no gzipped tar file ({error}); fetch it again."
         ) from error

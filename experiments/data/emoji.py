@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from experiments import console
 from experiments.data import emoji_names, prepared
 from experiments.data.dataset import Dataset, open_named_split
+from experiments.files.contents import refuse_other
 
 SIZES = (32, 64)
 DEBIAN_PACKAGE = "fonts-noto-color-emoji"
@@ -76,6 +78,7 @@ def read_font(path: str) -> list[Glyph]:
             pictures = {glyph: bytes(bitmap.imageData) for glyph, bitmap in strike.items()}
             sequences = _sequences(font)
     except Exception as error:  # whatever a damaged table can raise
+        refuse_other(Path(path), "font")
         raise ValueError(
             f"{path} cannot be read as a font ({type(error).__name__}: {error}). "
             + HOW_TO_GET

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -14,6 +15,7 @@ from tensorflow_datasets.image_classification import mnist
 
 from experiments.data import prepared
 from experiments.data.dataset import Dataset, open_named_split
+from experiments.files.contents import refuse_other
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = (
@@ -99,6 +101,7 @@ def read_verified(path: str, sha256: str) -> bytes:
             raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from error
     came = hashlib.sha256(content).hexdigest()
     if came != sha256:
+        refuse_other(Path(path), "file of Fashion-MNIST", "gzip")
         raise ValueError(
             f"{path} is not the published file: its uncompressed contents have SHA-256 {came}, "
             f"{sha256} is needed. Fetch it again."

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from experiments.data.dataset import Dataset, Source, gather
 
 READ = 1_000  # labels at a time
+FEW = 500  # images, of which a network of usual size learns each by heart
 
 
 class Groups(NamedTuple):
@@ -138,3 +140,34 @@ def batches(
 def _ignore_interrupts(worker_index: int, worker_count: int) -> None:
     """Ctrl-C reaches the whole process group, but ending the workers is the program's to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def describe_data(config: ConfigDict, num_images: int, groups: Groups | None = None) -> list[str]:
+    """How many images there are and how often each is seen, and what is odd about that.
+
+    Args:
+        config: the section `train`.
+        num_images: of the train split without what is held out.
+        groups: that are drawn evenly, and not the images.
+    """
+    epochs = config.num_steps * config.batch_size / num_images
+    lines = [
+        f"training  {num_images:,} images, {config.num_steps:,} steps of {config.batch_size}: "
+        f"{epochs:,.3g} epochs"
+    ]
+    if groups is not None:
+        lines.append(
+            f"balance   {len(groups):,} {config.balance} evenly, each "
+            f"{epochs * num_images / len(groups):,.3g} times"
+        )
+    if config.batch_size > num_images:
+        lines.append(
+            f"WARNING   config.train.batch_size = {config.batch_size} is more than there are "
+            "images: a batch shows some of them twice."
+        )
+    if num_images < FEW:
+        lines.append(
+            f"WARNING   {num_images} images are few: expect a model that repeats them. Some "
+            "thousand are usual; flips (config.train.flip) and more dropout help a little."
+        )
+    return lines

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,12 +34,12 @@ def resolve_data_dir(data_dir: str | None) -> str:
 
 def prepare_command(dataset: str, data_dir: str | None = None, source: str | None = None) -> str:
     """The shell command that prepares `dataset`, as error messages give it."""
-    words = ["python -m experiments.prepare", f"--dataset={dataset}"]
+    words = ["python", "-m", "experiments.prepare", f"--dataset={dataset}"]
     if source:
         words.append(f"--from={source}")
     if data_dir:
         words.append(f"--data_dir={data_dir}")
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def find(dataset: str, data_dir: str | None) -> epath.Path | None:

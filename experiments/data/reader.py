@@ -74,7 +74,7 @@ def _likely_range(low: float, high: float) -> str:
     """Black and white where such values are found, as the option is written."""
     if low < 0:
         return "(-1,1)" if max(-low, high) <= 1 else f"({low:g},{high:g})"
-    return f"(0,{2 ** math.ceil(math.log2(high + 1)) - 1 if high > 127 else high:g})"
+    return f"(0,{2 ** math.ceil(math.log2(high + 1)) - 1})" if high > 127 else f"(0,{high:g})"
 
 
 def _in_8_bits(image: Image.Image, value_range: Sequence[float]) -> Image.Image:
@@ -190,7 +190,7 @@ def few_levels(count: int, open_file: Callable[[int], str | BinaryIO], **how: An
     if bright - dark > FEW:
         return ""
     seen = f"{len(shown)} pictures that were looked at use the grey levels {dark:g} to {bright:g} "
-    if not deep:
+    if not deep or low == high:
         return (
             f"{seen}of 0 to 255 alone: stretch them before, if more is meant. (Of colours of 16 "
             "bits Pillow reads the upper 8.)"

@@ -6,6 +6,7 @@ does: only the file with the known SHA-256 is Inception, and only its numbers ar
 
 import contextlib
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from experiments.features.inception import CLASSES, Params, param_shapes
+from experiments.files.contents import refuse_other
 from experiments.files.parameters import Naming, params_from_tensors
 from experiments.files.pytorch import read_torch
 from experiments.files.tensors import READERS, cache_folder, sha256, write_tensors
@@ -51,7 +53,8 @@ def find(path: str | Path | None) -> Path:
     raise FileNotFoundError(
         f"{found}{by} does not exist. FID and IS need the Inception weights of 2015-12-05 "
         "(95 MB), which are not downloaded silently. Fetch them with\n"
-        f"  mkdir -p '{wanted.parent}' && curl -fL -o '{wanted}' {URL}\n"
+        f"  mkdir -p {shlex.quote(str(wanted.parent))} && "
+        f"curl -fL -o {shlex.quote(str(wanted))} {URL}\n"
         f"or fetch them elsewhere, copy them here and set {PATH_VARIABLE}=/path/to/{FILE}."
     )
 
@@ -124,6 +127,7 @@ def load_inception(path: str | Path | None = None) -> tuple[Params, str]:
     source = find(path)
     digest = sha256(source)
     if not digest.startswith(SHA256_PREFIX):
+        refuse_other(source, "file of PyTorch's", "zip", "pickle")
         raise ValueError(
             f"{source} is not the Inception of 2015-12-05: its SHA-256 is {digest} and must begin "
             f"with {SHA256_PREFIX}. It is another file, or was not downloaded whole; take {URL}"

@@ -128,7 +128,7 @@ def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) ->
     if left_out:
         console.log(f"WARNING   {left_out}")
     for name in names:
-        console.doing(f"drawing the figure {name}")
+        console.doing(f"drawing the figure {name}", console.AGAIN)
         figure = FIGURES[name].make(context)
         if not devices.is_main_process():
             continue

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from experiments.files.contents import refuse_other
+
 LARGEST = int(sys.float_info.max)
 # What JSON has no numbers for, under the names that protocol buffers give them.
 NOT_FINITE = MappingProxyType({"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf})
@@ -78,6 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # of JSON and of UTF-8 alike
+        refuse_other(path, "JSON", "text")
         raise ValueError(f"{path} is truncated or no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object with fields.")

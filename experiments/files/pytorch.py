@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from experiments.files.contents import unlike
 from experiments.files.pickles import Unpickler, UnsafeFile
 
 STORAGES = MappingProxyType(
@@ -226,11 +227,13 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             return _read_zip(path)
         with path.open("rb") as stream:
             return _read_legacy(stream, path.stat().st_size)
-    except UnsafeFile as error:
-        raise UnsafeFile(f"{path} was not read: {error}") from None
     except OSError:
         raise
     except Exception as error:  # whatever a pickle can raise that is no pickle of PyTorch's
+        if other := unlike(path, "file of PyTorch's", "zip", "pickle"):
+            raise UnsafeFile(f"{path} was not read: it {other}") from None
+        if isinstance(error, UnsafeFile):
+            raise UnsafeFile(f"{path} was not read: {error}") from None
         raise UnsafeFile(
             f"{path} was not read: it is truncated, damaged or no file of PyTorch's "
             f"({type(error).__name__}: {error})."

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from experiments.files.atomic import write_bytes
+from experiments.files.contents import refuse_other
 from experiments.files.pytorch import read_torch
 
 CACHE_VARIABLE = "DDPM_CACHE"
@@ -69,6 +70,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
     except OSError:
         raise
     except Exception as error:  # whatever zip, zlib and NumPy's headers can raise
+        refuse_other(path, "npz of plain arrays", "zip")
         raise ValueError(f"{path} is damaged or no npz of plain arrays: {error}.") from error
 
 
@@ -83,6 +85,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # of the format, or a dtype that NumPy has not
+        refuse_other(path, "safetensors file", "safetensors")
         raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from diffusion.networks.text import TextSettings
 from experiments.data.captions import make_tokenizer
 from experiments.data.dataset import PAD, START, Dataset, Tokenizer
-from experiments.lookup import lookup
+from experiments.lookup import choose, lookup
 
 Inputs = dict[str, jax.Array]
 
@@ -70,13 +70,13 @@ def condition_of(config: ConfigDict, dataset: Dataset) -> Condition:
     Raises:
         ValueError: where the data set has no such thing, or both are asked for.
     """
-    found: Condition = lookup(TEXTS, config.text, "text", ("num_classes", "tokenizer", "text"))()
-    if found.tokenizer is not None and not dataset.has_captions:
+    if choose(TEXTS, config.text.name, "text.name") is words and not dataset.has_captions:
         raise ValueError(
             f"config.text.name = {config.text.name!r} needs captions, which {dataset.name!r} does "
             "not have. Choose the data set emoji, or config.text.name = 'none'."
         )
-    if not config.model.class_conditional:
+    found: Condition = lookup(TEXTS, config.text, "text", ("num_classes", "tokenizer", "text"))()
+    if not config.model.get("class_conditional", False):
         return found
     if found.tokenizer is not None:
         raise ValueError(

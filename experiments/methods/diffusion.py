@@ -23,6 +23,7 @@ from diffusion.variances import VARIANCES, of_density
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
 from experiments.methods.condition import Condition, condition_of
+from experiments.methods.end_of_chain import ENOUGH_NOISE, largest_prior_term, noisier
 from experiments.methods.method import (
     DTYPES,
     Chain,
@@ -53,10 +54,9 @@ def _network(
     config: ConfigDict, condition: Condition, shape: tuple[int, ...], outputs: int
 ) -> Network:
     """The network of config.model, for `outputs` values a channel of what is modelled."""
-    spec = config.model.to_dict()
-    dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
-    spec.pop("class_conditional")
-    network = lookup(NETWORKS, spec, "model", SUPPLIED)(
+    dtype = choose(DTYPES, config.model.get("dtype", "float32"), "model.dtype")
+    spec, beside = config.model.to_dict(), ("class_conditional", "dtype")
+    network = lookup(NETWORKS, spec, "model", SUPPLIED, beside)(
         out_channels=shape[-1] * outputs,
         dtype=dtype,
         num_classes=condition.num_classes or None,
@@ -70,9 +70,11 @@ def _network(
 def _loss(config: ConfigDict) -> Callable[..., jax.Array]:
     """The loss of config.loss, its weighting bound."""
     spec = config.loss.to_dict()
+    found: Callable[..., jax.Array] = lookup(losses.LOSSES, spec, "loss")
     if "weighting" in spec:
-        spec["weighting"] = lookup(losses.WEIGHTINGS, spec["weighting"], "loss.weighting")
-    return lookup(losses.LOSSES, spec, "loss")
+        weighting = lookup(losses.WEIGHTINGS, spec["weighting"], "loss.weighting")
+        found = functools.partial(found, weighting=weighting)
+    return found
 
 
 def _process(config: ConfigDict, encoder: Encoder) -> tuple[Any, Process]:
@@ -242,10 +244,13 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Co
             make_flow(guided, process)
     with naming_field("sample.spacing"):
         walks.spacing(len(betas), len(betas))
-    for field in ("sample.num_steps", "train.preview_num_steps"):
-        section, name = field.split(".")
-        with naming_field(field):
-            chain.respaced(config[section][name])
+    train = config.train
+    previews = train.preview_every or (train.validate_every and train.validate_with == "samples")
+    with naming_field("sample.num_steps"):
+        chain.respaced(config.sample.num_steps)
+    if previews:
+        with naming_field("train.preview_num_steps"):
+            chain.respaced(train.preview_num_steps)
     return chain
 
 
@@ -257,16 +262,6 @@ def _summary(num_timesteps: int, examples: Examples, details: jax.Array) -> dict
     quarter = examples.t * 4 // num_timesteps
     sums = jax.ops.segment_sum(details, quarter, 4)
     return {"loss_q": (sums, jax.ops.segment_sum(jnp.ones_like(details), quarter, 4))}
-
-
-def largest_prior_term(schedule: Schedule) -> float:
-    """L_T (DDPM Eq. 5) in bits per dimension where |x_0| = 1, which no image in [-1, 1] exceeds.
-
-    KL(q(x_T | x_0) || N(0, I)) is then -log(1 - alpha_bar_T) / 2 nats. A value far from 0 means
-    that sampling starts from a distribution that training never showed the network: usually betas
-    meant for another T.
-    """
-    return float(-0.5 * np.log1p(-np.asarray(schedule.alpha_bar, np.float64)[-1]) / np.log(2.0))
 
 
 def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
@@ -281,12 +276,12 @@ def _description(config: ConfigDict, process: Process, init: Callable[..., Any])
         f"alpha_bar_T = {np.asarray(schedule.alpha_bar)[-1]:.3g}, L_T <= {prior:.3g} bits/dim, "
         f"SNR {snr[0]:.3g} to {snr[-1]:.3g}",
     ]
-    if prior > 1e-3:
+    if prior > ENOUGH_NOISE:
+        better = " or ".join(noisier(config.schedule.to_dict()))
         lines.append(
             "WARNING   this chain does not end in noise: L_T is up to "
             f"{prior:.3g} bits/dim and should be near 0. Samples start from "
-            "N(0, I), which training then never sees. Betas for T = 1000 must be scaled up by "
-            "1000 / T for another T (config.schedule.beta_start and beta_end)."
+            f"N(0, I), which training then never sees. Choose {better}"
         )
     return tuple(lines)
 
@@ -341,7 +336,8 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
     def weighted(params: Any, examples: Examples, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_0, t, eps, weight, labels = examples
         inputs = chain.condition(labels)
-        found = loss_fn(params, x_0, t, eps, train=True, rngs={"dropout": key}, **inputs)
+        with naming_field("loss"):  # where it does not go with the variance
+            found = loss_fn(params, x_0, t, eps, train=True, rngs={"dropout": key}, **inputs)
         return weight * found, found
 
     def sampling(steps: int, record: tuple[int, ...]) -> Sampling:

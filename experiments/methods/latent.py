@@ -6,6 +6,7 @@ coordinates have mean 0 and variance 1 over the data; what it draws is decoded.
 
 import functools
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,14 @@ from experiments.workdir.checkpoint import NAME, CheckpointError, Checkpoints, c
 from experiments.workdir.config import read_config
 
 MEASURED = "latents.json"  # in the working directory of a VAE: its latents over a data set
+# Configs of VAEs by the data that they are of.
+VAES = MappingProxyType(
+    {
+        ("digits", (8, 8, 1)): "vae_digits",
+        ("fashion_mnist", (28, 28, 1)): "vae_fashion",
+        ("emoji", (32, 32, 3)): "vae_emoji",
+    }
+)
 MOST = 10_000  # images that they are measured on
 BATCH = 100
 
@@ -49,10 +58,16 @@ def read_vae(workdir: str, dataset: Dataset) -> Trained:
     """
     folder = Path(workdir).expanduser()
     if not (folder / "config.json").is_file() or not (folder / NAME).exists():
+        example = VAES.get((dataset.name, dataset.image_shape))
+        how = "as experiments/configs/vae_digits.py does of other data."
+        if example is not None:
+            how = (
+                f"such as python -m experiments.main --config=experiments/configs/{example}.py "
+                f"--workdir={shlex.quote(workdir)}"
+            )
         raise ValueError(
-            f"config.encoder.workdir = {workdir!r} holds no trained VAE. Train one first, such as "
-            "python -m experiments.main --config=experiments/configs/vae_emoji.py "
-            f"--workdir={workdir}, or name the working directory of one."
+            f"config.encoder.workdir = {workdir!r} holds no trained VAE: name the working "
+            f"directory of one. Train one first, {how}"
         )
     config = read_config(folder)
     if config.method.name != "vae":
@@ -156,12 +171,13 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     Raises:
         ValueError, CheckpointError, FileNotFoundError: as `measure`.
     """
-    if config.encoder.name != "vae" or config.encoder.identity:
+    if config.encoder.name != "vae" or config.encoder.get("identity"):
         return config
     config = config.copy_and_resolve_references()
     found = measure(config.encoder.workdir, dataset)
-    for name, value in found.items():
-        config.encoder[name] = tuple(value) if isinstance(value, list) else value
+    with config.unlocked():
+        for name, value in found.items():
+            config.encoder[name] = tuple(value) if isinstance(value, list) else value
     return config
 
 
@@ -177,7 +193,8 @@ def latents(
 
     Args:
         workdir: of the VAE's training.
-        identity: hash of its parameters, which `fill` finds.
+        identity: hash of its parameters, which `fill` finds; "" is before that, and leaves latents
+            as they are.
         shift, scale: of the latents' last axis, likewise.
 
     Raises:
@@ -185,14 +202,16 @@ def latents(
             identity.
     """
     trained = read_vae(workdir, dataset)
-    if trained.identity != identity:
+    channels = trained.vae.latent_shape[-1]
+    if not identity:
+        shift, scale = (0.0,) * channels, (1.0,) * channels
+    elif trained.identity != identity:
         raise ValueError(
             f"config.encoder.identity = {identity!r} is of the VAE that this model was made with, "
             f"and config.encoder.workdir = {workdir!r} holds {trained.identity}. Name the folder "
             "that holds that one (--config.encoder.workdir=...), or train anew in another "
             "--workdir."
         )
-    channels = trained.vae.latent_shape[-1]
     for name, values in (("shift", shift), ("scale", scale)):
         if len(values) != channels:
             raise ValueError(

@@ -68,9 +68,8 @@ def make_vae(
         ValueError: for an unknown name, a stale keyword or an impossible size.
     """
     likelihood: Likelihood = lookup(LIKELIHOODS, config.likelihood, "likelihood")(num_levels)
-    spec = config.model.to_dict()
-    dtype = choose(DTYPES, spec.pop("dtype"), "model.dtype")
-    network = lookup(AUTOENCODERS, spec, "model", SUPPLIED)(
+    dtype = choose(DTYPES, config.model.get("dtype", "float32"), "model.dtype")
+    network = lookup(AUTOENCODERS, config.model.to_dict(), "model", SUPPLIED, ("dtype",))(
         out_channels=image_shape[-1] * likelihood.outputs, dtype=dtype
     )
     with naming_field("model"):

@@ -31,10 +31,6 @@ class Field(NamedTuple):
 
 UNET = MappingProxyType(
     {
-        "flip_sin_to_cos": Field(False, True, "sines come before cosines in the time embedding"),
-        "freq_shift": Field(1, 0, "the frequencies end at 1/10000"),
-        "downsample_padding": Field(0, 1, "strided convolutions pad at the bottom and right only"),
-        "norm_eps": Field(1e-6, 1e-5, "of every GroupNorm"),
         "center_input_sample": Field(False, False, "images come in [-1, 1]"),
         "time_embedding_type": Field("positional", "positional", "the embedding is fixed"),
         "time_embedding_dim": Field(None, None, "the embedding is four times the width"),
@@ -85,12 +81,17 @@ def _fractions(value: Any) -> bool:
     )
 
 
+# Fields of both networks, under one name, and what diffusers reads where they are absent.
+SHARED = MappingProxyType(
+    {"norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}
+)
+HEAD_DIM = 8  # what diffusers reads where attention_head_dim is absent
 # What is read below: how a value is recognised, and what it is called.
 READ = MappingProxyType(
     {
         "sample_size": (
             lambda v: _whole(v) or (_wholes(v) and len(v) == 2),
-            "one positive whole number, or height and width",
+            "the side of the images in pixels, or their height and width",
         ),
         "in_channels": (_whole, "a positive whole number"),
         "out_channels": (_whole, "a positive whole number"),
@@ -101,6 +102,10 @@ READ = MappingProxyType(
         "attention_head_dim": (lambda v: v is None or _whole(v), "null or a whole number"),
         "norm_num_groups": (_whole, "a positive whole number"),
         "dropout": (_number, "a number"),
+        "norm_eps": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+        "flip_sin_to_cos": (lambda v: type(v) is bool, "true or false"),
+        "freq_shift": (lambda v: type(v) is int and v >= 0, "a whole number of at least 0"),
+        "downsample_padding": (lambda v: type(v) is int and v in (0, 1), "0 or 1"),
         "_class_name": (lambda v: v == "UNet2DModel", "UNet2DModel"),
     }
 )
@@ -201,13 +206,13 @@ def unet_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "multiples of the first."
         )
     attended = {width for width, a in zip(widths, attention, strict=True) if a} | {widths[-1]}
-    head = config.get("attention_head_dim", 8)
-    if head is not None and attended != {head}:
+    head = config.get("attention_head_dim", HEAD_DIM)
+    if head is not None and any(width % head for width in attended):
         how = "" if "attention_head_dim" in config else " (absent, which diffusers reads so)"
         raise ValueError(
-            f"{path}: attention_head_dim = {head}{how} splits the attention of {sorted(attended)} "
-            "channels into heads, and the original's has one head: null. These weights would load "
-            "and give wrong images. If they were trained with one head, write null there."
+            f"{path}: attention_head_dim = {head}{how} does not divide the {sorted(attended)} "
+            "channels that attend, of which diffusers then leaves some out. This network leaves "
+            "out none."
         )
     height = sample_shape(config)[0]
     return dict(
@@ -216,7 +221,9 @@ def unet_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         num_blocks=config["layers_per_block"],
         attention_resolutions=tuple(height // 2**i for i, a in enumerate(attention) if a),
         num_heads=1,
+        attention_head_dim=0 if head is None or attended == {head} else head,
         norm_groups=config.get("norm_num_groups", 32),
+        **{name: config.get(name, default) for name, default in SHARED.items()},
         class_conditional=False,
     )
 
@@ -285,15 +292,19 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
     """The config.json under which diffusers' UNet2DModel is this network.
 
     Raises:
-        ValueError: for a network that it cannot be: several heads, or labels.
+        ValueError: for a network that it cannot be: as many heads at other widths, or labels.
     """
-    if network.num_heads != 1 or network.num_classes is not None:
+    height, width, channels = image_shape
+    head, attended = network.attention_head_dim or None, set(network.attending(height))
+    if head is None and network.num_heads > 1 and len(attended) == 1:
+        head = attended.pop() // network.num_heads
+    if (head is None and network.num_heads > 1) or network.num_classes is not None:
         raise ValueError(
             f"model.num_heads = {network.num_heads}, num_classes = {network.num_classes}: "
-            "diffusers has heads of equal width instead of equal number, and its DDPMPipeline "
-            "passes no labels, so this network cannot be written for it."
+            "diffusers has heads of equal width instead of equal number (these levels attend with "
+            f"{sorted(attended)} channels), and its DDPMPipeline passes no labels, so this network "
+            "cannot be written for it."
         )
-    height, width, channels = image_shape
     levels = range(len(network.channel_multipliers))
     attention = [height // 2**i in network.attention_resolutions for i in levels]
     return {
@@ -307,8 +318,9 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
         "block_out_channels": [network.channels * m for m in network.channel_multipliers],
         "layers_per_block": network.num_blocks,
         "dropout": network.dropout,
-        "attention_head_dim": None,
+        "attention_head_dim": head,
         "norm_num_groups": network.norm_groups,
+        **{name: getattr(network, name) for name in SHARED},
         **{name: field.value for name, field in UNET.items()},
     }
 

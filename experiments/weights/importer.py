@@ -71,9 +71,13 @@ def config_by_name(where: str, image_shape: tuple[int, ...] | None) -> ConfigDic
 def check_images(config: ConfigDict, source: sources.Source, where: str) -> None:
     """Refuses a config whose images are of another size than the source states.
 
+    A size that the config leaves open becomes that of the source.
+
     Raises:
         ValueError: naming both.
     """
+    if source.image_shape is not None and config.data.get("image_size", 0) is None:
+        config.data.image_size = source.image_shape[0]
     dataset = lookup(DATASETS, config.data, "data")()
     if source.image_shape not in (None, dataset.image_shape):
         raise ValueError(

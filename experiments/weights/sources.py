@@ -5,6 +5,7 @@ Reading gives tensors and what the source says about them; nothing here knows a 
 
 import contextlib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -68,7 +69,7 @@ def _read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
         raise ImportError(
             f"{prefix} is a TensorFlow checkpoint, which only TensorFlow reads, and it is not "
             "installed. Where it is, this line makes an npz that --from takes:\n  "
-            + TO_NPZ.format(path=prefix)
+            + TO_NPZ.format(path=shlex.quote(str(prefix)))
         ) from None
     reader = tensorflow.train.load_checkpoint(str(prefix))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
@@ -119,7 +120,7 @@ def read_file(path: Path) -> Source:
     if (path.parent / "config.json").is_file():
         raise ValueError(
             f"{path} has a config.json beside it, which says what the weights mean: name the "
-            f"folder, --from={path.parent}."
+            f"folder, --from={shlex.quote(str(path.parent))}"
         )
     tensors = READERS[path.suffix](path)
     naming = _naming_of(tensors, path)

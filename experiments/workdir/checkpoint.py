@@ -222,7 +222,9 @@ class Checkpoints:
         """
         steps = self.steps()
         if which not in ("auto", "latest", *steps):
-            raise CheckpointError(f"{self.folder} has no step {which}: it has {steps}.")
+            none = "it has none at all. Without --restore_step a training begins."
+            there = f"it has {steps}." if steps else none
+            raise CheckpointError(f"{self.folder} has no step {which}: {there}")
         tried = [step for step in steps if which in ("auto", "latest", step)][::-1]
         if which == "latest":
             tried = tried[:1]

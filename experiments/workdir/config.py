@@ -1,6 +1,7 @@
 """config.json of a working directory: its one reader and its one writer."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def read_config(workdir: str | Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{workdir} holds no run: {path} does not exist. Train first (python -m "
-            f"experiments.main --config=experiments/configs/digits.py --workdir={workdir}), or "
-            "name the working directory of a run in --workdir."
+            f"{workdir} holds no run: {path} does not exist. Name the working directory of a run. "
+            "Train first, such as python -m experiments.main "
+            f"--config=experiments/configs/digits.py --workdir={shlex.quote(str(workdir))}"
         )
     return config_from_dict(read_json(path))
 

@@ -246,10 +246,14 @@ def only_writer(workdir: Path, doing: str) -> Iterator[None]:
     if not devices.is_main_process():
         yield
         return
-    try:
-        with console.meanwhile(functools.partial(_renew, path, holder)):
-            yield
-    finally:
+
+    def release() -> None:
         with contextlib.suppress(OSError):  # in a folder that cannot be written to any more
             while _read(path) == holder and not _change(path, holder, holder, release=True):
                 pass
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(release)
+        stack.enter_context(console.at_stop(release))
+        stack.enter_context(console.meanwhile(functools.partial(_renew, path, holder)))
+        yield

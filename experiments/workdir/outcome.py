@@ -141,12 +141,16 @@ def why_not_on(workdir: Path, section: Mapping[str, Any]) -> str:
     step = section["step"]
     with Checkpoints(workdir) as checkpoints:
         sound = [saved for saved in checkpoints.steps() if saved < step]
-    where = f"of step {sound[-1]:,}, in {workdir / 'checkpoints'}" if sound else "none at all"
+    if sound:
+        last = f"The last sound checkpoint is of step {sound[-1]:,}, in {workdir / 'checkpoints'}"
+        on = "go on from that checkpoint"
+    else:
+        last, on = "Of sound checkpoints it left none at all", "here"
     return (
-        f"DIVERGED  at step {step:,} when it was last trained: {section['reason']}. The last sound "
-        f"checkpoint is {where}. The same settings would diverge again: begin anew with others in "
-        "another --workdir, or go on from that checkpoint with others, such as "
-        "--continue_diverged --config.optimizer.learning_rate=..., which is recorded."
+        f"DIVERGED  at step {step:,} when it was last trained: {section['reason']}. {last}. The "
+        "same settings would diverge again: begin anew with others in another --workdir, or "
+        f"{on} with others, such as --continue_diverged --config.optimizer.learning_rate=..., "
+        "which is recorded."
     )
 
 

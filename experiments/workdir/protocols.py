@@ -4,6 +4,7 @@ Also how a config that was saved long ago reads under the names that fields have
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from experiments.workdir.origin import NOTHING
@@ -26,6 +27,13 @@ TRAINING = (
 # classes are called.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
 PLACES = ("data.data_dir", "data.path", "data.classes", "encoder.workdir")
+# Of a U-Net: what diffusers' has too, as it was before it could be told.
+OF_THE_PAPER = MappingProxyType(
+    {
+        **{"attention_head_dim": 0, "norm_eps": 1e-6, "downsample_padding": 0},
+        **{"flip_sin_to_cos": False, "freq_shift": 1},
+    }
+)
 # What a comparison of numbers may be about; every other field of the protocols must agree.
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
@@ -61,12 +69,12 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The clip `per_core` once had images_per_core, the examples of a group, where it has num_cores.
     Every model was of pixels and told no words, and trained on all images alike; every device had
-    all parameters, and no checkpoint stayed for good. The precision of
-    products was the default of jax before it was a field, diffusion the only method, no label of a
-    U-Net was dropped; after its warm-up the learning rate stayed, no weight decayed, and the
-    average had no warm-up. Of sampling, a flag said whether x_0 is clipped, and the timesteps of
-    every sampler were evenly spaced. Of pictures of one's own, the folders were numbered by the
-    alphabet, and their names not kept.
+    all parameters, and no checkpoint stayed for good. The precision of products was the default of
+    jax before it was a field, diffusion the only method; of a U-Net no label was dropped, and what
+    diffusers' does otherwise was as in the paper. After its warm-up the learning rate stayed, no
+    weight decayed, and the average had no warm-up. Of sampling, a flag said whether x_0 is clipped,
+    and the timesteps of every sampler were evenly spaced. Of pictures of one's own, the folders
+    were numbered by the alphabet, and their names not kept.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
@@ -95,7 +103,7 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     match config:
         case {"model": {"name": "unet"} as model}:
             words: dict[str, Any] = {"cross_attention_resolutions": []}
-            config["model"] = {"label_dropout": 0.0, **words, **model}
+            config["model"] = {"label_dropout": 0.0, **words, **OF_THE_PAPER, **model}
     match config:
         case {
             "clip": {"images_per_core": int(images), **clip},

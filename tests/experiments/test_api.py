@@ -97,7 +97,7 @@ def test_its_bits_are_the_metric_s(trained: tuple, model: api.Model) -> None:
 
 def test_labels_matter_to_a_model_that_is_told_them(told: api.Model) -> None:
     every = told.sample(10, steps=4).astype(int)
-    for wanted in (3, [3], np.array([3]), "3"):
+    for wanted in (3, [3], np.array([3]), np.int64(3), "3", ["#3"]):
         threes = told.sample(10, steps=4, labels=wanted).astype(int)
         assert np.abs(threes[3] - every[3]).max() <= 16
     batch = images(told, 3)

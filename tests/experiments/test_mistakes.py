@@ -21,9 +21,14 @@ CONFIGS = {
     "--config=experiments/configs/cifar.py": "Did you mean 'cifar10'",
     "--config=digits:cosin": "there is no ablation 'cosin'. Did you mean 'cosine",
     "--config=digits --config.seed=-1": "config.seed = -1 must be an integer of at least 0",
-    "--config=digits --config.seed=one": "config.seed=one",
+    "--config=digits --config.seed=one": "config.seed = one must be an integer of at least 0",
     "--config=digits --config.seeed=1": 'Did you mean "seed"',
-    "--config=digits --config.train.num_steps=0.5": "invalid literal for int",
+    "--config=digits --config.train.num_steps=0.5": "num_steps = 0.5 must be an integer of at",
+    "--config=digits --config.schedule.beta_end=0.1 --config.schedule=cosine(num_timesteps=8)": (
+        "cosine(num_timesteps=8) replaces the whole choice, and --config.schedule.beta_end with it"
+    ),
+    "--config=digits --config.model.dropout=a": "config.model.dropout = a must be a number of at",
+    "--config=digits --config.train.flip=perhaps": "config.train.flip = perhaps must be True or",
     "--config=digits --config.train.num_steps=1e20": "config.train.num_steps = 1000000000000000",
     "--config=digits --config.train.batchsize=3": 'Did you mean "batch_size"',
     "--config=digits --config.model.dropout=2": "config.model.dropout = 2.0 must be",
@@ -39,6 +44,8 @@ CONFIGS = {
     "--config=digits --config.sample.sampler.name=ddim(eta=2)": "config.sample.sampler.eta = 2",
     "--config=image_folder": "config.data.image_size = None: say how large",
     "--config=image_folder --config.data.image_size=0": "config.data.image_size = 0",
+    "--config=image_folder --config.data.image_size=(16,32)": "image_size = (16,32) must be an "
+    "integer of at least 1 and at most 8,192, the side of a square in pixels.",
     "--config=emoji --config.data.image_sise=32": 'Did you mean "image_size"',
 }
 
@@ -68,6 +75,24 @@ def test_short_forms_mean_what_they_say(written: str, meant: str) -> None:
     name, _, value = written.partition("=")
     if name == "--config":
         assert command_line.as_meant([name, value]) == [name, meant.partition("=")[2]]
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (["--config.sample.prompts=red apple,smiling cat"], 2),
+        (["--config.sample.prompts", "red apple; a cat, asleep; "], 2),
+        (["--config.sample.prompts=@test"], None),
+        (["--config.sample.prompts="], None),
+        (["--config.sample.prompts=a,b", "--config.sample.num_images=7"], None),
+        (["--config.sample.prompts=a,b", "--seeds", "3-9"], None),
+        (["--config.sample.labels=3"], None),
+    ],
+)
+def test_prompts_say_how_many_samples_unless_something_else_does(words, count) -> None:
+    argv = ["main", "--mode=sample", *words]
+    added = [] if count is None else [f"--config.sample.num_images={count}"]
+    assert command_line.with_a_sample_for_each_prompt(argv) == argv + added
 
 
 def test_options_in_parentheses_make_a_whole_choice() -> None:

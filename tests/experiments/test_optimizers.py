@@ -1,17 +1,61 @@
+import importlib
+import pkgutil
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from experiments import configs
+from experiments.configs import base, ranges
 from experiments.optimizers import (
     OPTIMIZERS,
     adam,
+    describe_average,
     ema_decay,
     rate_schedule,
     rmsprop,
+    share_of_start,
     update_ema,
 )
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("updates", [1, 5, 200])
+def test_the_share_of_the_start_is_what_the_average_keeps_of_it(warmup, updates) -> None:
+    """An average that begins at 1 and takes zeros in from then on."""
+    average = jnp.ones(())
+    for step in range(updates):
+        average = update_ema(average, jnp.zeros(()), ema_decay(0.99, warmup, jnp.asarray(step)))
+    assert share_of_start(0.99, warmup, updates) == pytest.approx(float(average), rel=1e-4)
+
+
+@pytest.mark.parametrize("updates", [2, 10, 100, 5_000, 46_000])
+def test_an_average_that_keeps_its_start_is_told_with_what_mends_it(updates: int) -> None:
+    config = base.get_config()
+    [said] = describe_average(config, updates)
+    share = 0.9999**updates
+    assert f"{share:.0%} of the average" in said and f"over {updates:,} steps" in said
+    if updates == 5_000:
+        assert "61% of the average" in said
+    advised = re.findall(r"--config\.(\w+)=([\d.]*\d)", said)
+    assert [name for name, _ in advised] == ["ema_warmup", "ema_decay"]
+    for name, value in advised:
+        better = base.get_config()
+        better[name] = float(value)
+        ranges.check(better)
+        assert describe_average(better, updates) == []
+
+
+def test_no_config_of_this_repository_keeps_its_start() -> None:
+    for module in pkgutil.iter_modules(configs.__path__):
+        found = importlib.import_module(f"experiments.configs.{module.name}")
+        get = getattr(found, "get_config", None)
+        if get is not None and module.name != "saved":
+            config = get()
+            assert describe_average(config, config.train.num_steps) == [], module.name
 
 
 def run(optimizer: optax.GradientTransformation, gradients: list[np.ndarray]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """A model that is told names: from a font to samples of prompts, in the program and in Python."""
 
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import experiments
-from experiments import api, devices, train
+from experiments import api, devices, images, main, train
 from experiments.build import build
 from experiments.configs import text_emoji, vae_emoji
 from experiments.data import emoji
@@ -20,7 +21,7 @@ from experiments.files.atomic import read_json
 from experiments.modes import checked
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome
-from tests.experiments import emoji_font, modes
+from tests.experiments import emoji_font, modes, programs
 
 Make = Callable[[], ConfigDict]
 
@@ -96,6 +97,13 @@ def test_the_words_of_the_train_split_are_in_the_config(
     assert all(word in texts for word in words)
 
 
+def test_words_named_alone_are_those_of_the_captions(told: Make) -> None:
+    config = told()
+    config.text = ConfigDict(dict(name="words"))
+    text = build(config).config.text
+    assert text.name == "words" and text.vocabulary == build(told()).config.text.vocabulary
+
+
 def test_a_training_goes_on_with_its_own_words(told: Make, run: pathlib.Path) -> None:
     """The vocabulary is found again, and is the same."""
     config = told()
@@ -145,6 +153,41 @@ def test_prompts_of_the_command_line(told: Make, run: pathlib.Path) -> None:
         prompts = ["grinning face", "thumbs up sign"]
         drawn = experiments.load(run).sample(6, steps=4, prompts=prompts)
         np.testing.assert_array_equal(found["arr_0"], drawn)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "indices"),
+    [
+        ((), [0, 1]),
+        (("--config.sample.num_images=5",), [0, 1, 2, 3, 4]),
+        (("--seeds=7,9",), [7, 9]),
+    ],
+)
+def test_as_many_samples_as_prompts_each_under_its_own(
+    arguments: tuple[str, ...], indices: list[int], run: pathlib.Path, tmp_path, capsys
+) -> None:
+    out, prompts = tmp_path / "out", ["grinning face", "thumbs up sign"]
+    wanted = f"--config.sample.prompts={','.join(prompts)}"
+    program = ("--mode=sample", f"--workdir={run}", f"--out={out}", wanted, *arguments)
+    assert programs.run_main(*program) == 0
+    said = capsys.readouterr().out
+    told = [prompts[index % 2] for index in indices]
+    for index, prompt in zip(indices, told, strict=True):
+        assert f"sample    {index}: {prompt}\n" in said
+    with np.load(next(out.glob("*.npz"))) as found:
+        assert found["indices"].tolist() == indices
+        expected = images.grid(images.captioned(found["arr_0"], told), 2)
+    np.testing.assert_array_equal(images.load(out / "samples.png"), expected)
+
+
+def test_what_a_training_on_names_ends_with_can_be_run(
+    told: Make, run: pathlib.Path, capsys
+) -> None:
+    proposed = main.next_commands(build(told()), run)
+    assert "--config.sample.prompts=" in proposed[0]
+    [command] = programs.commands(proposed[0])
+    assert programs.run(command) == 0
+    assert re.search(r"^sample    0: \w.*\nsampled   1 images", capsys.readouterr().out, re.M)
 
 
 def test_the_captions_of_a_split_stand_for_prompts(told: Make) -> None:

@@ -42,6 +42,17 @@ TOPOLOGIES = {
         3,
         dict(SMALL, channel_multipliers=(1,), num_blocks=1, attention_resolutions=(8,)),
     ),
+    "diffusers' own defaults": (
+        16,
+        3,
+        dict(
+            **SMALL,
+            channel_multipliers=(1, 2),
+            attention_resolutions=(8,),
+            **dict(attention_head_dim=8, flip_sin_to_cos=True, freq_shift=0),
+            **dict(downsample_padding=1, norm_eps=1e-5),
+        ),
+    ),
     "three blocks, twice the outputs": (
         8,
         3,
@@ -84,10 +95,11 @@ def test_unet_of_the_cifar10_model_equals_diffusers():
     compare(UNet(out_channels=3), (32, 32, 3))
 
 
+@pytest.mark.parametrize("how", [(False, 1), (True, 0)])
 @pytest.mark.parametrize("channels", [32, 128, 33])
-def test_timestep_embedding_equals_diffusers(channels: int):
+def test_timestep_embedding_equals_diffusers(channels: int, how: tuple[bool, int]):
     from diffusers.models.embeddings import get_timestep_embedding
 
-    expected = get_timestep_embedding(torch.arange(1000), channels, downscale_freq_shift=1)
-    actual = timestep_embedding(jnp.arange(1000), channels)
+    expected = get_timestep_embedding(torch.arange(1000), channels, *how)
+    actual = timestep_embedding(jnp.arange(1000), channels, *how)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)

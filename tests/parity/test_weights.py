@@ -1,6 +1,8 @@
 """Weights to and from diffusers and PyTorch themselves."""
 
+import inspect
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,17 +16,19 @@ diffusers = pytest.importorskip(
     "diffusers", reason="comparing with diffusers needs the parity extra"
 )
 
+from diffusers.training_utils import EMAModel  # noqa: E402
+
 import diffusion.samplers  # noqa: E402
 import diffusion.walk  # noqa: E402
 from diffusion.networks.unet import UNet  # noqa: E402
 from diffusion.spacings import uniform  # noqa: E402
 from experiments import devices  # noqa: E402
 from experiments.build import Experiment, build  # noqa: E402
-from experiments.configs import celebahq256, cifar10, digits  # noqa: E402
-from experiments.files.parameters import tensors_from_params  # noqa: E402
+from experiments.configs import celebahq256, cifar10, digits, image_folder  # noqa: E402
+from experiments.files.parameters import params_from_tensors, tensors_from_params  # noqa: E402
 from experiments.files.pytorch import read_torch  # noqa: E402
 from experiments.state import load_ema  # noqa: E402
-from experiments.weights import diffusers_config, export, importer  # noqa: E402
+from experiments.weights import diffusers_config, export, importer, sources  # noqa: E402
 from experiments.weights.unet_names import NAMINGS  # noqa: E402
 from experiments.workdir.config import read_config  # noqa: E402
 from tests.diffusion.walks import sample  # noqa: E402
@@ -119,31 +123,108 @@ SMALL = UNet(
     attention_resolutions=(8,),
     norm_groups=4,
 )
-OTHER = {
+COMPUTED = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "downsample_padding": 1,
     "norm_eps": 1e-3,
+    "attention_head_dim": 8,
+}
+REFUSED = {
     "center_input_sample": True,
     "mid_block_scale_factor": 2.0,
     "act_fn": "relu",
     "attn_norm_num_groups": 2,
-    "attention_head_dim": 8,
 }
 
 
-@pytest.mark.parametrize("field", OTHER)
-def test_a_refused_field_would_have_given_another_function(field: str) -> None:
-    """With the same weights, which load under either value without a word."""
-    shape = (16, 16, 3)
-    config = diffusers_config.unet_config(SMALL, shape)
+def otherwise(**fields: Any) -> tuple[Any, Any]:
+    """diffusers' SMALL, and what the same weights are there under other fields of its config."""
+    config = diffusers_config.unet_config(SMALL, (16, 16, 3))
     one = diffusers.UNet2DModel(**config).eval()
-    other = diffusers.UNet2DModel(**config | {field: OTHER[field]}).eval()
+    other = diffusers.UNet2DModel(**config | fields).eval()
     pipelines.randomize(one)
     other.load_state_dict(one.state_dict())
-    x, t = noise(shape, 1)[0], np.array(TIMESTEPS)
+    return one, other
+
+
+@pytest.mark.parametrize("field", [*COMPUTED, *REFUSED])
+def test_a_field_that_is_looked_at_gives_another_function(field: str) -> None:
+    """With the same weights, which load under either value without a word."""
+    one, other = otherwise(**{field: (COMPUTED | REFUSED)[field]})
+    x, t = noise((16, 16, 3), 1)[0], np.array(TIMESTEPS)
     expected, actual = pipelines.predict(one, x, t), pipelines.predict(other, x, t)
     assert np.abs(actual - expected).max() > 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("field", COMPUTED)
+def test_a_field_of_diffusers_is_computed(field: str, tmp_path: pathlib.Path) -> None:
+    _, theirs = otherwise(**{field: COMPUTED[field]})
+    theirs.save_pretrained(tmp_path)
+    source = sources.read(str(tmp_path))
+    assert source.model[field] == COMPUTED[field]
+    same_function(theirs, source.model, source.tensors)
+
+
+def same_function(theirs: Any, fields: Mapping[str, Any], tensors: Any) -> None:
+    """The network of the fields, filled from the tensors, is `theirs`."""
+    shape = (16, 16, 3)
+    ours = UNet(3, **{name: value for name, value in fields.items() if name != "class_conditional"})
+    shapes, levels = param_shapes(ours, shape), len(ours.channel_multipliers)
+    params = params_from_tensors(tensors, NAMINGS["diffusers"], shapes, levels)
+    x, t = noise(shape, 1)[0], np.array(TIMESTEPS)
+    with jax.default_matmul_precision("highest"):
+        actual = jax.jit(ours.apply)({"params": params}, x, t)
+    expected = pipelines.predict(theirs, x, t)
+    assert expected.std() > 0.3
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_of_diffusers_training_script_is_both_its_networks(
+    tmp_path: pathlib.Path,
+) -> None:
+    """None of the five fields told, as the script tells none, and back again for diffusers."""
+    theirs = diffusers.UNet2DModel(
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=(16, 16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    pipelines.randomize(theirs)
+    averaged = EMAModel(
+        theirs.parameters(), model_cls=diffusers.UNet2DModel, model_config=theirs.config
+    )
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.mul_(0.9)
+    folder = tmp_path / "checkpoint-500"
+    theirs.save_pretrained(folder / "unet")
+    averaged.save_pretrained(folder / "unet_ema")
+
+    config = image_folder.get_config()  # which leaves open what the weights say
+    importer.import_weights(str(folder), tmp_path / "run", config, 500)
+    experiment = build(read_config(tmp_path / "run"))
+    for which in ("raw", "ema"):
+        out = tmp_path / which
+        export.write_diffusers(experiment, tmp_path / "run", out, which)
+        source = sources.read(str(out))
+        assert source.model == sources.read(str(folder)).model
+        again = diffusers.UNet2DModel.from_pretrained(out / "unet").eval()
+        known = theirs.state_dict()
+        if which == "ema":
+            known = diffusers.UNet2DModel.from_pretrained(folder / "unet_ema").state_dict()
+        for name, value in again.state_dict().items():
+            torch.testing.assert_close(value, known[name], rtol=0, atol=0)
+        same_function(again, source.model, source.tensors)
+
+
+def test_what_is_absent_is_read_as_diffusers_reads_it() -> None:
+    told = inspect.signature(diffusers.UNet2DModel.__init__).parameters
+    defaults = diffusers_config.SHARED | {"attention_head_dim": diffusers_config.HEAD_DIM}
+    defaults |= {name: field.default for name, field in diffusers_config.UNET.items()}
+    assert defaults == {name: told[name].default for name in defaults}
 
 
 def test_the_names_are_those_of_diffusers() -> None:

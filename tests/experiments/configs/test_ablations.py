@@ -17,7 +17,7 @@ from experiments.configs import ablations, published
 from experiments.configs.ablations import ABLATIONS, GROUPS
 from experiments.data.datasets import DATASETS
 from experiments.lookup import lookup
-from experiments.methods.diffusion import largest_prior_term
+from experiments.methods.end_of_chain import largest_prior_term
 from experiments.optimizers import OPTIMIZERS
 from tests.experiments.catalog import (
     DATA,

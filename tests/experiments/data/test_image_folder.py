@@ -106,9 +106,10 @@ def test_a_path_and_a_size_are_all_that_a_config_needs(tmp_path: pathlib.Path) -
         config = image_folder.get_config()
         config.data.path, config.data.image_size = str(tmp_path), size
         config.model.num_blocks = 1  # every level is built, and half as long
-        experiment = build(by_size.fill(config))
+        experiment = build(config)
         assert experiment.dataset.image_shape == (size, size, 3)
-        saved = config_from_dict(config_to_dict(config))
+        assert config.model.channels is None  # what was handed in stays as it was
+        saved = config_from_dict(config_to_dict(experiment.config))
         assert None not in [saved[f.split(".")[0]][f.split(".")[1]] for f in by_size.BY_SIZE]
         ranges.check(saved)
     paper = image_folder.get_config()
@@ -137,7 +138,7 @@ def test_own_pictures_train_and_few_of_them_are_told_of(
     config.method, config.evaluate.metrics = plain().method, "baselines"
     config.train.num_steps = config.train.checkpoint_every = config.train.log_every = 10
     config.train.preview_every = config.train.preview_num_steps = 0
-    experiment = build(by_size.fill(config))
+    experiment = build(config)
     from experiments import evaluate
 
     evaluate.check(experiment)

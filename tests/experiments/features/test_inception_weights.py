@@ -114,7 +114,7 @@ def test_a_missing_tensor_is_refused(name: str) -> None:
 
 
 def test_no_file_says_how_to_get_it(cache: pathlib.Path, monkeypatch) -> None:
-    fetch = rf"mkdir -p '{cache}' && curl -fL -o '{cache}/{FILE}' https://github.com/\S+/{FILE}\n"
+    fetch = rf"mkdir -p {cache} && curl -fL -o {cache}/{FILE} https://github.com/\S+/{FILE}\n"
     with pytest.raises(FileNotFoundError, match=rf"{cache}/{FILE} does not exist.*\n.*{fetch}"):
         load_inception()
     monkeypatch.setenv(PATH_VARIABLE, "absent.pth")

@@ -25,6 +25,7 @@ from experiments.build import build
 from experiments.data.dataset import Encoded, load_in_memory, read_images
 from experiments.data.fashion_mnist import fashion_mnist
 from experiments.files.atomic import read_json
+from experiments.methods import latent
 from experiments.methods.latent import ENCODERS, kept, measure, read_vae
 from experiments.methods.method import Encoder, pixels
 from experiments.metrics import elbo
@@ -107,6 +108,31 @@ def test_an_encoder_that_changes_nothing_is_pixel_diffusion_bit_for_bit(
     assert bits == modes.evaluate(build(pixel_config), tmp_path / "pixels")["bpd"]["bits_per_dim"]
     samples = experiments.load(tmp_path / "pixels").sample(3)
     np.testing.assert_array_equal(experiments.load(folder).sample(3), samples)
+
+
+LATE = [
+    ("model.norm_groups", 3, "norm_groups = 3"),
+    ("train.num_steps", 7, "train.num_steps = 7 must be a multiple"),
+    ("train.accumulate_steps", 3, "accumulate_steps = 3 does not divide"),
+    ("sample.guidance_scale", 2.0, "guidance_scale = 2 needs a network"),
+    ("figures.names", "samples,inpainting", "asks for inpainting, which this model cannot have"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), LATE)
+def test_nothing_is_measured_before_the_config_is_in_order(
+    field: str, value: Any, words: str, of_latents: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any) -> None:
+        raise AssertionError("latents were measured first")
+
+    monkeypatch.setattr(latent, "measure", measured)
+    config, (section, name) = of_latents(), field.split(".")
+    with pytest.raises(AssertionError):
+        build(config)
+    config[section][name] = value
+    with pytest.raises(ValueError, match=words):
+        checked(config, ("train", "sample", "figures"))
 
 
 def test_latents_have_mean_0_and_variance_1_over_the_data(of_latents: Make) -> None:

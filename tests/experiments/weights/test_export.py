@@ -93,7 +93,13 @@ def test_the_card_gives_the_results_and_where_they_come_from(
         ({"parameterization": {"name": "mu"}}, "schedulers take eps"),
         ({"variance": {"name": "learned"}, "loss": {"name": "vlb"}}, "it is its logarithm"),
         ({"model.class_conditional": True}, "passes no labels"),
-        ({"model.num_heads": 2}, "heads of equal width"),
+        (
+            {
+                **{"model.num_heads": 2, "model.channel_multipliers": (1, 2)},
+                **{"model.attention_resolutions": (8,)},
+            },
+            r"heads of equal width.*these levels attend with \[8, 16\] channels",
+        ),
         ({"model": DIT}, "config.model.name = 'dit': .*U-Net only.*this network is a DiT"),
     ],
 )

@@ -17,7 +17,7 @@ from experiments.build import build
 from experiments.configs import cifar10
 from experiments.files.parameters import params_from_tensors, tensors_from_params
 from experiments.state import load_ema
-from experiments.weights import export, importer, sources
+from experiments.weights import diffusers_config, export, importer, sources
 from experiments.weights.unet_names import NAMINGS
 from tests.experiments.weights.published_configs import base_config
 from tests.fixtures.make_unet_diffusers import param_shapes, random_params
@@ -113,6 +113,37 @@ def test_the_round_trip_through_other_names_is_exact(naming: str) -> None:
     assert len(tensors) == len(jax.tree.leaves(PARAMS))
     again = params_from_tensors(tensors, NAMINGS[naming], PARAMS, 2)
     jax.tree.map(np.testing.assert_array_equal, again, PARAMS)
+
+
+CONFIGS = {
+    "the paper's": {},
+    "diffusers' own": diffusers_config.SHARED | {"attention_head_dim": 4},
+    "another epsilon": {"norm_eps": 1e-3, "freq_shift": 0},
+    "heads of one channel": {"attention_head_dim": 1},
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_of_diffusers_says_the_network_and_the_network_says_it(
+    case: str, tmp_path: pathlib.Path
+) -> None:
+    network = UNet(3, **FIELDS | {"channels": 8} | CONFIGS[case])
+    config = diffusers_config.unet_config(network, (8, 8, 3))
+    fields = diffusers_config.unet_fields(config, tmp_path)
+    assert fields.pop("class_conditional") is False and UNet(3, **fields) == network
+    told = {"num_heads": 1, "attention_head_dim": 0, **CONFIGS[case]}
+    assert fields == {**fields, **told}
+
+
+def test_heads_are_told_to_diffusers_by_their_width_where_that_is_one(tmp_path) -> None:
+    several = UNet(3, **FIELDS | {"channels": 8, "num_heads": 4})
+    config = diffusers_config.unet_config(several, (8, 8, 3))
+    assert config["attention_head_dim"] == 4  # of the 16 channels that attend
+    one = diffusers_config.unet_config(several.clone(num_heads=1), (8, 8, 3))
+    assert one["attention_head_dim"] is None
+    # The width of all that attends is one head, under whichever name.
+    fields = diffusers_config.unet_fields(one | {"attention_head_dim": 16}, tmp_path)
+    assert fields["attention_head_dim"] == 0 and fields["num_heads"] == 1
 
 
 def test_a_checkpoint_of_the_original_gives_raw_and_averaged_weights(

@@ -1,5 +1,6 @@
 """Weights that diffusers saved are the same models here, to the last step of a chain."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 
 import diffusion.samplers
 import diffusion.walk
+import experiments
 from experiments import devices
 from experiments.build import build
+from experiments.configs import by_size, image_folder
 from experiments.experiment import Experiment
 from experiments.state import load_ema
 from experiments.weights import importer
@@ -32,6 +35,26 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Exper
         experiment = build(read_config(workdir))
         result[name] = (experiment, load_ema(experiment, workdir, devices.make_mesh()).params)
     return result
+
+
+def test_a_config_of_any_pictures_is_filled_by_what_the_weights_say(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Size, network and process are the weights', and what else is open follows the size."""
+    name = "ddpm-celebahq-256"
+    importer.import_weights(str(FOLDER / name), tmp_path / "run", image_folder.get_config(), None)
+    config = read_config(tmp_path / "run")
+    assert (config.data.image_size, config.model.channels) == (64, 4)
+    filled = {
+        field: getter(64) for field, getter in by_size.BY_SIZE.items() if "model" not in field
+    }
+    assert filled == {f: config[f.split(".")[0]][f.split(".")[1]] for f in filled}
+    model = experiments.load(FOLDER / name, config=image_folder.get_config())
+    assert model.experiment.dataset.image_shape == (64, 64, 3)
+    small = image_folder.get_config()
+    small.data.image_size = 32
+    with pytest.raises(ValueError, match=r"is for images \(64, 64, 3\), .* has \(32, 32, 3\)"):
+        experiments.load(FOLDER / name, config=small)
 
 
 @pytest.fixture(scope="module")

@@ -50,14 +50,13 @@ def change(path: pathlib.Path, field: str, value: Any) -> None:
 
 UNET_CASES = {
     **{name: "another" for name in diffusers_config.UNET},
-    "attention_head_dim": 8,
+    "attention_head_dim": 7,
     "down_block_types": ["DownBlock2D"] * 6,
     "up_block_types": ["AttnUpBlock2D"] * 6,
     "block_out_channels": [4, 6, 8, 8, 16, 16],
     "out_channels": 6,
     "an_option_of_tomorrow": 1,
 }
-ABSENT = ("attention_head_dim", "flip_sin_to_cos", "freq_shift", "downsample_padding", "norm_eps")
 SCHEDULER_CASES = {
     **{name: "another" for name in diffusers_config.SCHEDULER},
     "_class_name": "PNDMScheduler",
@@ -87,7 +86,10 @@ WRONG_KINDS = {
         "attention_head_dim": [[16], {}, "16"],
         "dropout": ["x", None],
         "_class_name": ["UNet2DConditionModel"],
-        "downsample_padding": [False],
+        "downsample_padding": [False, 2, None],
+        "flip_sin_to_cos": [1, "true", None],
+        "freq_shift": [1.0, -1, True, None],
+        "norm_eps": [0, -1e-5, 1.0, "1e-5", None],
     },
     "scheduler/scheduler_config.json": {
         "beta_start": ["0.0001", None, -1, 0],
@@ -136,10 +138,10 @@ def test_shards_and_variants_are_named(folder: pathlib.Path) -> None:
         sources.read(str(folder))
 
 
-@pytest.mark.parametrize("field", ABSENT)
-def test_an_absent_field_is_what_diffusers_takes_it_for(field: str, folder: pathlib.Path) -> None:
-    change(folder / "unet" / "config.json", field, KeyError)
-    with pytest.raises(ValueError, match=rf"{field} = .*absent, which diffusers reads so"):
+def test_an_absent_width_of_heads_is_what_diffusers_takes_it_for(folder: pathlib.Path) -> None:
+    change(folder / "unet" / "config.json", "attention_head_dim", KeyError)
+    change(folder / "unet" / "config.json", "block_out_channels", [4, 4, 8, 8, 12, 12])
+    with pytest.raises(ValueError, match=r"attention_head_dim = 8 \(absent, .*divide the \[12\]"):
         sources.read(str(folder))
 
 

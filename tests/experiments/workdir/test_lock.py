@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 from absl import flags
 
-from experiments import main
+from experiments import console, main
 from experiments.experiment import Experiment
 from experiments.workdir import lock
 from experiments.workdir.lock import InUse, only_writer
@@ -40,12 +40,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def another(workdir: pathlib.Path, seconds: float = 100) -> Iterator[Popen]:
+def another(
+    workdir: pathlib.Path, seconds: float = 100, program: str = HOLD
+) -> Iterator[Popen]:
     """A program that is in."""
-    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(workdir), str(seconds)]
-    with started(command, stdout=PIPE, stderr=PIPE) as program:
-        assert program.stdout.readline() == "in\n"
-        yield program
+    command = [sys.executable, "-c", textwrap.dedent(program), str(workdir), str(seconds)]
+    with started(command, stdout=PIPE, stderr=PIPE) as running:
+        assert running.stdout.readline() == "in\n"
+        yield running
 
 
 def write(workdir: pathlib.Path, **changes: object) -> None:
@@ -88,6 +90,29 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(
             assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
         assert time.monotonic() - begin < lock.PATIENCE
     assert f"of process {program.pid} " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+STOPPED_AT_WORK = """
+    import ctypes, pathlib, signal, sys
+    from experiments import console
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    console.watch_signals()
+    from experiments.workdir import lock
+    with lock.only_writer(pathlib.Path(sys.argv[1]), "training"):
+        console.doing("compiling")
+        print("in", flush=True)
+        while True: ctypes.CDLL(None).usleep(10_000_000)  # as a compiler: no Python instruction
+"""
+
+
+def test_a_program_that_is_stopped_while_it_compiles_leaves_no_lock(tmp_path) -> None:
+    with another(tmp_path, program=STOPPED_AT_WORK) as program:
+        assert (tmp_path / lock.NAME).exists()
+        program.terminate()
+        said, _ = program.communicate(timeout=10)
+    assert program.returncode == console.STOPPED
+    assert said == "stopped   while compiling; the same command continues\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -227,6 +227,7 @@ def test_what_diverged_is_never_saved(
     said = " ".join(capsys.readouterr().out.split())
     assert f"step {section['step']}" in said and section["reason"] in said
     assert f"of step {max(found)}" in said if found else "none at all" in said
+    assert ("go on from that checkpoint" in said) == bool(found) and "--continue_diverged" in said
     assert "another --workdir" in said and said.count("DIVERGED") == 1
 
 

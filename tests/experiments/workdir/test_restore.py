@@ -113,6 +113,14 @@ def test_a_step_that_was_asked_for_is_used_or_refused(
         load_ema(build(config), workdir, mesh, 4)
 
 
+def test_a_step_that_is_not_there_begins_no_training(
+    plain: Callable[[], ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"has no step 77: it has none .*--restore_step"):
+        hooks.train_with_hooks(build(plain()), tmp_path, Start(77))
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_a_training_that_goes_back_keeps_what_it_leaves(
     finished: tuple, tmp_path: pathlib.Path
 ) -> None:
