@@ -22,6 +22,8 @@ from diffusion.random import normal
 from diffusion.structs import BoundDenoise, Gaussian, Schedule
 from diffusion.vae import normal_log_density, reparameterize
 
+Carry = tuple[jax.Array, jax.Array, jax.Array]
+
 
 def consistency_terms(
     schedule: Schedule,
@@ -93,7 +95,7 @@ def along_a_path(
     """
     last, zero = schedule.num_timesteps - 1, jnp.zeros(())
 
-    def step(carry: tuple[jax.Array, ...], t: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: Carry, t: jax.Array) -> tuple[Carry, None]:
         x_before, closed, ratios = carry
         times = jnp.full(len(x_0), t)
         forward = q_step(schedule, x_before, times)

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.mutants import ROOT, Outcome, Runs, judge, main, mistakes
 from tests.mutants_list import MUTANTS, Mutant
+from tests.started import started
 
 AREA = "def area(width, height):\n    return width * height\n"
 TESTS = """
@@ -135,17 +135,14 @@ import pathlib, sys
 from tests.mutants import Mutant, main
 sys.exit(main(["--unchecked"], pathlib.Path({str(project)!r}), ({endless!r},)))
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(temporary), "PID": str(pid)},
-    )
-    until = time.monotonic() + 60
-    while not (pid.is_file() and pid.read_text()) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert list(temporary.iterdir())
-    process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    environ = os.environ | {"TMPDIR": str(temporary), "PID": str(pid)}
+    with started([sys.executable, "-c", program], env=environ) as process:
+        until = time.monotonic() + 60
+        while not (pid.is_file() and pid.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert list(temporary.iterdir())
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
     assert not list(temporary.iterdir())
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

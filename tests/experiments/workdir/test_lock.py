@@ -40,9 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def another(
-    workdir: pathlib.Path, seconds: float = 100, program: str = HOLD
-) -> Iterator[Popen]:
+def another(workdir: pathlib.Path, seconds: float = 100, program: str = HOLD) -> Iterator[Popen]:
     """A program that is in."""
     command = [sys.executable, "-c", textwrap.dedent(program), str(workdir), str(seconds)]
     with started(command, stdout=PIPE, stderr=PIPE) as running:
