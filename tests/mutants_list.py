@@ -155,14 +155,14 @@ MUTANTS = (
         "diffusion/multistep.py",
         "r_0 = (lam[here] - lam[here + 1]) / h",
         "r_0 = 1.0",
-        "tests/diffusion/test_sampler_laws.py::test_one_step_of_a_multistep_method_has_its_order",
+        "tests/diffusion/test_sampler_orders.py::test_one_step_of_a_multistep_method_has_its_order",
     ),
     Mutant(
         "unipc_without_the_factorial",
         "diffusion/multistep.py",
         "phi * math.factorial(n + 1) / step",
         "phi * (n + 1) / step",
-        "tests/diffusion/test_sampler_laws.py::test_one_step_of_a_multistep_method_has_its_order",
+        "tests/diffusion/test_sampler_orders.py::test_one_step_of_a_multistep_method_has_its_order",
     ),
     Mutant(
         "known_part_one_level_too_noisy",

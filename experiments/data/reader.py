@@ -190,7 +190,7 @@ def few_levels(count: int, open_file: Callable[[int], str | BinaryIO], **how: An
     if bright - dark > FEW:
         return ""
     seen = f"{len(shown)} pictures that were looked at use the grey levels {dark:g} to {bright:g} "
-    if not deep or low == high:
+    if not deep or low == high == 0:
         return (
             f"{seen}of 0 to 255 alone: stretch them before, if more is meant. (Of colours of 16 "
             "bits Pillow reads the upper 8.)"

@@ -324,6 +324,7 @@ def test_dequantized_bits_lie_just_above_the_entropy() -> None:
 # --- The network ---
 
 
+@pytest.mark.slow
 def test_the_unet_under_jit_on_sharded_images() -> None:
     """Parameters are an argument, the variance is split off, and its custom gradients serve."""
     network, draw = UNet(2, 8, (1,), 1, (), norm_groups=4), np.random.default_rng(0)

@@ -26,7 +26,7 @@ READ = (
     *("sample.sampler", "sample.spacing", "sample.threshold", "sample.num_steps"),
     *("sample.guidance_scale", "sample.guidance_interval"),
     *("evaluate.decoder", "evaluate.clip_denoised", "train.preview_num_steps"),
-    *("train.balance", "train.validate_every", "train.validate_with"),
+    *("train.balance", "train.validate_every", "train.validate_with", "train.preview_every"),
 )
 
 

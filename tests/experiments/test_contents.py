@@ -166,6 +166,7 @@ def test_other_times_and_another_commit_are_told(
     capsys: pytest.CaptureFixture,
 ) -> None:
     config = plain()
+    config.ema_warmup = 0.75  # or the average of so few steps would be warned of
     config.loader.in_memory = False
     config.train.num_steps = 4
     copied = shutil.copytree(config.data.data_dir, tmp_path / "data")

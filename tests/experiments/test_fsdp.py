@@ -100,7 +100,9 @@ def after_steps(config: ConfigDict, fsdp: int, count: int = 8) -> tuple[Any, Any
     ("network", "shared_by", "clip"),
     [
         ("wide", (2, 4, 8), dict(name="global")),
-        ("wide_unet", (8,), dict(name="per_core", max_norm=0.5)),
+        pytest.param(
+            *("wide_unet", (8,), dict(name="per_core", max_norm=0.5)), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_fsdp_trains_as_data_parallel_does_with_a_part_of_the_memory(
@@ -131,6 +133,7 @@ def test_fsdp_trains_as_data_parallel_does_with_a_part_of_the_memory(
         print("\n" + "\n".join(lines))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_either_goes_on_as_the_other(
     wide: ConfigDict, tmp_path: pathlib.Path
 ) -> None:

@@ -137,9 +137,9 @@ def test_cifar10_binary_refusals(tmp_path, monkeypatch, few_records):
         assert_nothing_prepared("cifar10", data_dir)
 
     path.write_bytes(whole[: len(whole) // 2])
-    refused(r"c\.tar\.gz is truncated or no gzipped tar file .*fetch it again")
+    refused(r"c\.tar\.gz is (truncated or|and) no gzipped tar file .*fetch it again")
     path.write_bytes(b"<html>not found</html>")
-    refused("truncated or no gzipped tar file")
+    refused("(truncated or|and) no gzipped tar file")
     synthetic.write_tarball(path, {"cifar-10-batches-bin/data_batch_1.bin": b""})
     refused(r"lacks cifar-10-batches-bin/data_batch_2\.bin, ")
     path.write_bytes(whole)

@@ -111,7 +111,7 @@ def test_an_encoder_that_changes_nothing_is_pixel_diffusion_bit_for_bit(
 
 
 LATE = [
-    ("model.norm_groups", 3, "norm_groups = 3"),
+    ("model.label_dropout", 0.1, "label_dropout = 0.1"),
     ("train.num_steps", 7, "train.num_steps = 7 must be a multiple"),
     ("train.accumulate_steps", 3, "accumulate_steps = 3 does not divide"),
     ("sample.guidance_scale", 2.0, "guidance_scale = 2 needs a network"),
@@ -224,7 +224,10 @@ def test_another_vae_is_refused_by_its_hash(
 
 def test_what_is_no_vae_is_refused(of_latents: Make, trained: Any, tmp_path: pathlib.Path) -> None:
     for folder, words in (
-        (tmp_path / "none", "holds no trained VAE. Train one first"),
+        (
+            tmp_path / "none",
+            "holds no trained VAE: name the working directory of one. Train one first",
+        ),
         (trained[1], "holds a model of the method 'diffusion'"),
     ):
         config = of_latents()

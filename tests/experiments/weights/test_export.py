@@ -127,6 +127,7 @@ def test_a_folder_in_use_is_not_written(measured, tmp_path: pathlib.Path) -> Non
         export.write_diffusers(experiment, workdir, tmp_path, "ema")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_converted_weights(measured, tmp_path: pathlib.Path) -> None:
     """Under another optimizer even, Adam starting afresh; a second start is a resume like any."""
     experiment, workdir = measured
