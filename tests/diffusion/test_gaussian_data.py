@@ -1,5 +1,7 @@
 """The whole theory at once, on data whose best denoiser is known in closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +128,10 @@ def test_a_respaced_chain_still_samples_the_data(name: str, key: jax.Array) -> N
         Process(schedule, parameterization, exact_variance()),
         threshold=thresholds.none,
     )
-    x_0 = sample(ancestral(schedule), lambda x, t: denoise(None, x, t), keys, (4,)).x_0
+    draw = jax.jit(
+        lambda k: sample(ancestral(schedule), lambda x, t: denoise(None, x, t), k, (4,)).x_0
+    )
+    x_0 = draw(keys)
     assert float(x_0.mean()) == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(16_000))
     assert float(x_0.var()) == pytest.approx(DEVIATION**2, rel=4 * np.sqrt(2 / 16_000))
 
@@ -157,7 +162,7 @@ def test_rao_blackwell_keeps_the_mean_and_lowers_the_variance(key: jax.Array) ->
     times = jnp.arange(schedule.num_timesteps)
     one, two = jax.random.split(key)
     noise = jax.random.normal(one, (schedule.num_timesteps, 2, n, 1))
-    direct, closed = (np.asarray(x, np.float64) for x in jax.vmap(both)(times, noise))
+    direct, closed = (np.asarray(x, np.float64) for x in jax.jit(jax.vmap(both))(times, noise))
     x_T = q_sample(schedule, x_0, jnp.full(n, times[-1]), jax.random.normal(two, x_0.shape))
     direct_total = direct.sum(axis=0) - np.asarray(log_density(x_T, STANDARD))[:, 0]
     closed_total = closed.sum(axis=0) + np.asarray(prior_term(schedule, x_0))
@@ -185,8 +190,13 @@ def test_the_uniform_estimate_of_the_bound_is_unbiased(key: jax.Array) -> None:
     x_0 = jnp.full((n, 1), 0.9)
     one, two = jax.random.split(key)
     t = jax.random.randint(one, (n,), 0, 40)
-    x_t = q_sample(schedule, x_0, t, jax.random.normal(two, x_0.shape))
-    estimate = 40 * vlb_term(schedule, denoise(x_t, t), x_0, x_t, t, decoder=density_decoder)
+
+    @jax.jit
+    def term(noise: jax.Array) -> jax.Array:
+        x_t = q_sample(schedule, x_0, t, noise)
+        return vlb_term(schedule, denoise(x_t, t), x_0, x_t, t, decoder=density_decoder)
+
+    estimate = 40 * term(jax.random.normal(two, x_0.shape))
     many = jnp.full((1000, 1), 0.9)
     full = bound(
         schedule, denoise, many, jax.random.split(jax.random.fold_in(key, 9), 1000)
@@ -236,6 +246,7 @@ def test_timesteps_at_once_are_the_same_terms(key: jax.Array) -> None:
     keys = jax.random.split(key, 5)
     t = jnp.arange(12)[:, None] * 80 + jnp.arange(5)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def compute(at_once: int):
         return bound_terms(
             LINEAR, denoiser(LINEAR), x_0, keys, t, at_once=at_once, decoder=density_decoder

@@ -1,7 +1,8 @@
 """The flow's likelihood on correlated Gaussian data, whose density and denoiser are known."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -45,12 +46,24 @@ from tests.diffusion.gaussian import log_density, x_0_given_x_t
 KEYS = random.per_index(random.stream(0, "probes"), jnp.arange(8192))
 
 
-def solve(flow: Flow, x: jax.Array, tolerance: float = 1e-5, **options: Any) -> FlowLikelihood:
-    keys = KEYS[: len(x)]
-    run = jax.jit(
-        lambda x, keys, tol: likelihood(flow, None, x, keys, rtol=tol, atol=tol, **options)
-    )
-    result = run(x, keys, tolerance)
+@functools.cache
+def solver(flow: Flow, **options: Any) -> Callable[..., FlowLikelihood]:
+    """(x, keys, tolerance, **inputs) -> likelihood, compiled."""
+
+    def run(x: jax.Array, keys: jax.Array, tol: float, **inputs: Any) -> FlowLikelihood:
+        return likelihood(flow, None, x, keys, rtol=tol, atol=tol, **options, **inputs)
+
+    return jax.jit(run)
+
+
+def solve(
+    flow: Flow,
+    x: jax.Array,
+    tolerance: float = 1e-5,
+    inputs: Mapping[str, jax.Array] = MappingProxyType({}),
+    **options: Any,
+) -> FlowLikelihood:
+    result = solver(flow, **options)(x, KEYS[: len(x)], tolerance, **inputs)
     assert result.log_density.shape == result.evaluations.shape == result.success.shape == (len(x),)
     return result
 
@@ -184,7 +197,7 @@ def test_further_inputs_go_with_their_image() -> None:
     first, _ = ends(SHORT)
     x, shift = DATA.draw(first, 3), jnp.array([0.0, 0.5, -1.0])
     moved = x + np.exp(first / 2) * shift[:, None, None, None]
-    result = solve(best_flow(SHORT), moved, num_probes=None, shift=shift)
+    result = solve(best_flow(SHORT), moved, inputs={"shift": shift}, num_probes=None)
     np.testing.assert_allclose(result.log_density, DATA.log_density(first, x), atol=1e-4)
 
 
