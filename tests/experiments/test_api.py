@@ -12,9 +12,12 @@ from ml_collections import ConfigDict
 
 import experiments
 from diffusion.forward import at, q_sample
+from diffusion.samplers import SAMPLERS
+from diffusion.schedules import BETAS, from_betas
 from experiments import api, train
 from experiments.build import build
 from experiments.data.dataset import read_images
+from experiments.editing import make_inpaint
 from experiments.workdir.checkpoint import CheckpointError, Loaded
 from experiments.workdir.outcome import Outcome
 from tests.experiments import modes
@@ -223,8 +226,29 @@ def test_guidance_is_between_and_beyond_the_two_models(told: api.Model, model: a
         model.sample(2, guidance=3)
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver_pp", "unipc", "flow"])
+def a_sampler_of_each_kind() -> list[str]:
+    """The last of SAMPLERS of those that the program treats alike."""
+    chain = from_betas(BETAS["linear"](4))
+    kinds = {}
+    for name, make in SAMPLERS.items():
+        sampler = make(chain)
+        memory = jax.tree.leaves(jax.eval_shape(sampler.init, jnp.zeros((1, 1))))
+        kinds[sampler.continuous, sampler.uses_variance, bool(memory)] = name
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize("name", a_sampler_of_each_kind())
 def test_every_sampler_is_a_name_away(model: api.Model, name: str) -> None:
     found = model.sample(3, steps=4, sampler=name)
     assert found.shape == (3, 8, 8, 1) and (found != model.sample(3, steps=4)).any()
     np.testing.assert_array_equal(model.sample(3, steps=4, sampler=name), found)
+
+
+def test_a_sampler_between_timesteps_completes_images_too(model: api.Model) -> None:
+    experiment = model._sampled_by(4, "flow")
+    known, labels = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32)
+    complete = make_inpaint(
+        experiment, experiment.method.chain.sampler, 4, jump_length=1, resamplings=1
+    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert jax.eval_shape(complete, model.params, known, known, labels, keys).shape == known.shape
