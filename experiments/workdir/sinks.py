@@ -7,6 +7,7 @@ training measures of itself lies under train/, what is measured of its model und
 import errno
 import functools
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -48,7 +49,10 @@ class TensorBoard:
         import tensorboardX  # takes PyTorch with it where that is installed
 
         self._writer = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=purge_step, flush_secs=10
+            str(workdir / "tensorboard"),
+            purge_step=purge_step,
+            flush_secs=10,
+            filename_suffix=f".{time.time_ns()}",  # or the next within a second overwrites it
         )
         self._error: OSError | None = None
         self._events = self._writer.file_writer.event_writer

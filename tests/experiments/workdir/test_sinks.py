@@ -13,7 +13,7 @@ from experiments import devices, evaluate, hooks
 from experiments.build import build
 from experiments.state import load_ema, load_raw
 from experiments.workdir.outcome import Outcome
-from experiments.workdir.sinks import SINKS, open_sinks
+from experiments.workdir.sinks import SINKS, open_sinks, show
 from tests.experiments.modes import sample
 from tests.started import run
 
@@ -44,6 +44,16 @@ def test_a_run_shows_its_training_its_pictures_and_what_was_measured(tiny, tmp_p
     assert {"eval/preview", "eval/samples"} <= set(shown.Tags()["images"])
     assert b"num_timesteps: 8" in shown.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert results["num_images"] == config.sample.num_images
+
+
+def test_what_is_shown_within_a_second_is_all_kept(plain, tmp_path) -> None:
+    """tensorboardX names its files by the second, and begins them anew."""
+    config = plain()
+    config.train.log_to = "tensorboard"
+    for step in range(20):
+        show(tmp_path, config, step, {"eval/bound": float(step)})
+    shown = events(tmp_path).Scalars("eval/bound")
+    assert [(event.step, event.value) for event in shown] == [(n, n) for n in range(20)]
 
 
 def test_the_logged_numbers_are_what_they_say(plain, tmp_path) -> None:
