@@ -1,4 +1,4 @@
-"""Two convolutions: the least network that is told t and labels and has dropout."""
+"""Two convolutions: the least network that is told t, labels or captions and has dropout."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from diffusion.networks.layers import kernel_init, timestep_embedding
 from diffusion.networks.network import check_label_dropout
+from diffusion.networks.text import TextSettings, check_text, read_caption
 
 
 class SmallNetwork(nn.Module):
@@ -21,22 +22,30 @@ class SmallNetwork(nn.Module):
     dropout: float = 0.0
     num_classes: int | None = None
     label_dropout: float = 0.0
-    text: Any = None
+    text: TextSettings | None = None
     dtype: Any = jnp.float32
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         check_label_dropout(self.label_dropout, self.num_classes)
-        assert self.text is None
+        check_text(self.text, attends=False)
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, train: bool = False
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        labels: jax.Array | None = None,
+        tokens: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         told = nn.Dense(self.channels, name="time")(timestep_embedding(t, self.channels))
         if self.num_classes is not None:
             null = jnp.full(t.shape, self.num_classes)
             embedding = nn.Embed(self.num_classes + 1, self.channels, name="class_embedding")
             told += embedding(null if labels is None else labels)
+        context = read_caption(self.text, tokens, train)
+        if context is not None:
+            told += nn.Dense(self.channels, name="caption")(context.mean())
         h = nn.swish(nn.Conv(self.channels, (3, 3), name="conv_in")(x) + told[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         kernel = kernel_init(0.0)  # almost zero, as of the others

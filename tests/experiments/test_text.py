@@ -33,33 +33,29 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def vae(prepared: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    config, workdir = vae_emoji.get_config(), tmp_path_factory.mktemp("vae")
-    config.data.data_dir = str(prepared)
-    config.model.update(dict(channels=8, channel_multipliers=(1, 1, 1)))
-    config.optimizer.update(dict(warmup_steps=2, cosine_steps=0))
-    config.train.update(dict(batch_size=8, num_steps=2, steps_per_call=2, log_every=2))
-    config.train.update(dict(checkpoint_every=2, preview_every=0))
-    assert train.train(build(config), workdir) is Outcome.FINISHED
-    return workdir
+def attending(config: ConfigDict, heights: tuple[int, ...]) -> None:
+    """Puts the smallest U-Net in, whose blocks of those heights attend to the words."""
+    config.model = text_emoji.get_config().model
+    config.model.update(dict(channels=8, norm_groups=4, channel_multipliers=(1,)))
+    config.model.update(dict(num_blocks=1, num_heads=2, dropout=0.0))
+    config.model.attention_resolutions = ()
+    config.model.cross_attention_resolutions = heights
 
 
 @pytest.fixture(scope="module")
-def told(prepared: pathlib.Path, vae: pathlib.Path) -> Make:
-    """Makes a config of a small model of names."""
+def told(prepared: pathlib.Path, tiny: Make) -> Make:
+    """Makes a config of two convolutions on pixels that are told names."""
+    tiny()  # its network has a name
 
     def make() -> ConfigDict:
         config = text_emoji.get_config()
-        config.data.data_dir, config.encoder.workdir = str(prepared), str(vae)
+        config.data.data_dir = str(prepared)
+        config.encoder = ConfigDict(dict(name="pixels"))
         config.schedule = ConfigDict(
             dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
         )
         config.text.update(dict(width=8, depth=1, num_heads=2, length=8))
-        config.model.update(dict(channels=8, norm_groups=4, channel_multipliers=(1,)))
-        config.model.update(dict(num_blocks=1, num_heads=2, dropout=0.0))
-        config.model.attention_resolutions = ()
-        config.model.cross_attention_resolutions = (8,)
+        config.model = ConfigDict(dict(name="small", channels=8, class_conditional=False))
         config.optimizer.update(dict(warmup_steps=2, cosine_steps=0))
         config.train.update(dict(batch_size=8, num_steps=4, steps_per_call=2, log_every=2))
         config.train.update(dict(checkpoint_every=4, preview_every=0, preview_num_steps=4))
@@ -236,7 +232,7 @@ def test_the_figure_of_prompts_marks_what_was_held_out(
         (lambda c: c.data.update(name="digits"), "needs captions, which 'digits' does not have"),
         (lambda c: c.model.update(class_conditional=True), "two conditions: choose one"),
         (lambda c: c.text.update(num_heads=3), "config.text.width = 8 must be divisible"),
-        (lambda c: c.model.update(cross_attention_resolutions=(5,)), "names 5, which no level"),
+        (lambda c: attending(c, (5,)), "names 5, which no level"),
     ],
 )
 def test_what_cannot_be_told_is_refused(told: Make, change: Any, words: str) -> None:
@@ -267,7 +263,33 @@ def test_python_says_what_is_wrong_with_prompts(model: api.Model) -> None:
     with pytest.raises(ValueError, match="n = 0 must be a whole number"):
         model.sample()
     with pytest.raises(ValueError, match="labels must be 2 captions"):
-        model.denoise(np.zeros((2, 8, 8, 4)), 0, labels=["one"])
-    estimate = model.denoise(np.ones((2, 8, 8, 4)), 3, labels=["grinning face", "thumbs up sign"])
-    assert estimate.shape == (2, 8, 8, 4)
+        model.denoise(np.zeros((2, 32, 32, 3)), 0, labels=["one"])
+    estimate = model.denoise(np.ones((2, 32, 32, 3)), 3, labels=["grinning face", "thumbs up sign"])
+    assert estimate.shape == (2, 32, 32, 3)
     assert not np.array_equal(estimate[0], estimate[1])
+
+
+@pytest.mark.slow
+def test_latents_of_a_vae_are_told_names(
+    told: Make, prepared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The recipe of docs/latent.md in small: an autoencoder, and a U-Net that attends to words."""
+    config = vae_emoji.get_config()
+    config.data.data_dir = str(prepared)
+    config.model.update(dict(channels=8, channel_multipliers=(1, 1, 1)))
+    config.optimizer.update(dict(warmup_steps=2, cosine_steps=0))
+    config.train.update(dict(batch_size=8, num_steps=2, steps_per_call=2, log_every=2))
+    config.train.update(dict(checkpoint_every=2, preview_every=0))
+    assert train.train(build(config), tmp_path / "vae") is Outcome.FINISHED
+    config = told()
+    attending(config, (8,))
+    config.encoder = text_emoji.get_config().encoder
+    config.encoder.workdir = str(tmp_path / "vae")
+    assert train.train(build(config), tmp_path / "text") is Outcome.FINISHED
+    model = experiments.load(tmp_path / "text")
+    moved = jax.tree.map(lambda p: np.asarray(p) + 0.1, model.params)
+    model.params = jax.device_put(moved, devices.replicated(devices.make_mesh()))
+    drawn = model.sample(prompts=["grinning face", "thumbs up sign"])
+    assert drawn.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(drawn[0], model.sample(prompts="grinning face")[0])
+    assert not np.array_equal(drawn[1], model.sample(2, prompts=["grinning face"])[1])
