@@ -62,6 +62,7 @@ def test_an_option_that_a_message_names_is_one_of_some_program() -> None:
             assert name in defined, (path, name, text)
 
 
+@pytest.mark.slow
 def test_what_a_training_ends_with_can_be_run(
     plain_run: tuple[ConfigDict, pathlib.Path],
     tmp_path: pathlib.Path,

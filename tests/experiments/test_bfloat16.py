@@ -79,6 +79,7 @@ def test_what_x_t_and_the_output_pass_whole_is_float32(data_dir: pathlib.Path) -
     assert "preferred_element_type=float32" in text
 
 
+@pytest.mark.slow
 def test_a_change_of_x_t_below_bfloat16_s_step_is_seen(data_dir: pathlib.Path) -> None:
     """Between 1 and 2 that step is 2^-7; rounding x_t itself would make the two outputs equal."""
     draw = np.random.default_rng(0)

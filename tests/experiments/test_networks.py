@@ -16,6 +16,7 @@ from tests.experiments import modes
 from tests.experiments.test_build import DIT
 
 
+@pytest.mark.slow
 def test_a_dit_is_trained_on_labels_sampled_without_and_measured(
     tiny_unet: Callable[[], ConfigDict], tmp_path: pathlib.Path
 ) -> None:

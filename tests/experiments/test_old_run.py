@@ -55,6 +55,7 @@ def test_its_samples_and_numbers_come_again(old: pathlib.Path, data_dir: pathlib
     assert now["train"] == before["train"]
 
 
+@pytest.mark.slow
 def test_it_trains_on(old: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Parameters, average, moments and the losses by timestep, from where they were."""
     config = saved.get_config(str(old))

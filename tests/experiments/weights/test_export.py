@@ -35,6 +35,7 @@ def measured(trained_unet: tuple[ConfigDict, pathlib.Path]) -> tuple[Experiment,
     return experiment, workdir
 
 
+@pytest.mark.slow
 def test_what_was_exported_comes_back_bit_for_bit(measured, tmp_path: pathlib.Path) -> None:
     """Ours to diffusers' to ours: parameters, config, step; and no folder of this machine."""
     experiment, workdir = measured
@@ -70,6 +71,7 @@ def test_what_was_converted_is_exported_and_comes_back(tmp_path: pathlib.Path) -
     assert config_to_dict(ours) == config_to_dict(again)
 
 
+@pytest.mark.slow
 def test_the_card_gives_the_results_and_where_they_come_from(
     measured, tmp_path: pathlib.Path
 ) -> None:
@@ -87,6 +89,7 @@ def test_the_card_gives_the_results_and_where_they_come_from(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -120,6 +123,7 @@ def test_what_diffusers_has_not_is_not_written(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_not_written(measured, tmp_path: pathlib.Path) -> None:
     experiment, workdir = measured
     (tmp_path / "file").touch()
@@ -127,6 +131,7 @@ def test_a_folder_in_use_is_not_written(measured, tmp_path: pathlib.Path) -> Non
         export.write_diffusers(experiment, workdir, tmp_path, "ema")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_training_goes_on_from_converted_weights(measured, tmp_path: pathlib.Path) -> None:
     """Under another optimizer even, Adam starting afresh; a second start is a resume like any."""
