@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from experiments.data.captions import prompt_rows
+from experiments import console
+from experiments.data.captions import prompt_remarks, prompt_rows, shown
+from experiments.data.emoji_names import spelled
 from experiments.experiment import Experiment
 
 Image = UInt8[np.ndarray, "n h w c"]
@@ -39,17 +41,23 @@ def latents_of(experiment: Experiment, x: Any, name: str) -> Latent:
 
 
 def captions_of(experiment: Experiment, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
-    """Rows of captions, an empty text being none; raises ValueError where that cannot be."""
+    """Rows of captions, an empty text being none; raises ValueError where that cannot be.
+
+    Emoji are spelled out; words that are not known are told.
+    """
     tokenizer = experiment.method.tokenizer
-    if tokenizer is None:
-        raise ValueError(f"this model is told no captions, and was asked for {texts[0]!r}.")
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"prompts must be texts, not {texts!r}.")
-    if any(texts):
-        return prompt_rows(tokenizer, texts)
-    if not experiment.method.null_class:
-        raise ValueError("this model was trained with captions only: give prompts.")
-    return tokenizer.nothing(len(texts))
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"prompts must be texts, not {shown(repr(text))}.")
+        if tokenizer is None:
+            raise ValueError(f"this model is told no captions, and was asked for {shown(text)!r}.")
+        if not text and not experiment.method.null_class:
+            raise ValueError("this model was trained with captions only: give prompts.")
+    assert tokenizer is not None  # or there are no texts
+    read = [spelled(text) for text in texts]
+    rows = prompt_rows(tokenizer, read)
+    console.log_lines(prompt_remarks(tokenizer, read))
+    return rows
 
 
 def labels_of(

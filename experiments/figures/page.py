@@ -8,6 +8,7 @@ from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from experiments import console, devices
+from experiments.drawing import requested, stands_for_split
 from experiments.experiment import Experiment
 from experiments.figures import autoencoder, coding, completions, ideas, process, samples, text
 from experiments.figures.figure import (
@@ -113,8 +114,11 @@ def wanted(experiment: Experiment) -> tuple[list[str], str]:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuses a config that `figures` would fail on; raises as `wanted` does."""
+    """Refuses a config that `figures` would fail on; raises as `wanted` and `requested` do."""
     wanted(experiment)
+    prompts = experiment.config.sample.prompts
+    if prompts and not stands_for_split(prompts):  # which may be missing where none is drawn
+        requested(experiment)
 
 
 def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) -> list[Path]:
