@@ -32,12 +32,12 @@ FIGURES: MappingProxyType[str, Maker] = MappingProxyType(
         "samples": Maker(samples.sample_grid),
         "classes": Maker(samples.classes, (CLASSES,)),
         "prompts": Maker(text.prompts, (CAPTIONS,), of_images=True),
-        "progressive": Maker(samples.progressive),
+        "progressive": Maker(samples.progressive, (CHAIN,)),
         "shared_latents": Maker(completions.shared_latents, (CHAIN,)),
         "interpolation": Maker(completions.interpolation, (CHAIN,), of_images=True),
         "interpolation_by_time": Maker(completions.interpolation_by_time, (CHAIN,), of_images=True),
         "inpainting": Maker(completions.inpainting, (CHAIN, PIXELS), of_images=True),
-        "quality": Maker(coding.quality),
+        "quality": Maker(coding.quality, (CHAIN,)),
         "decoding": Maker(coding.decoding, (CHAIN, PIXELS), of_images=True),
         "neighbours": Maker(samples.neighbours, of_images=True),
         "reconstructions": Maker(autoencoder.reconstructions, (AUTOENCODER,), of_images=True),
@@ -94,10 +94,11 @@ def wanted(experiment: Experiment) -> tuple[list[str], str]:
     possible = [name for name in names if not unmet[name]]
     missing = [name for name in names if unmet[name]]
     if missing and experiment.config.figures.names != "all":
+        there = [n for n, m in FIGURES.items() if all(need.met(experiment) for need in m.needs)]
         needs = [f"`{name}` needs {' and '.join(unmet[name])}" for name in missing]
         raise ValueError(
             f"config.figures.names asks for {', '.join(missing)}, which this model cannot have: "
-            f"{'; '.join(needs)}."
+            f"{'; '.join(needs)}. Leave them out; it can have all, or of them {', '.join(there)}."
         )
     left_out = ""
     of_images = [name for name in possible if FIGURES[name].of_images]
