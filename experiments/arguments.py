@@ -1,18 +1,49 @@
 """What is handed to a trained model in Python: arrays and numbers, checked and named in errors."""
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from experiments import console
-from experiments.data.captions import prompt_remarks, prompt_rows, shown
+from experiments.data.captions import (
+    captions_of_split,
+    prompt_remarks,
+    prompt_rows,
+    shown,
+    stands_for_split,
+)
 from experiments.data.emoji_names import spelled
 from experiments.experiment import Experiment
 
 Image = UInt8[np.ndarray, "n h w c"]
 Latent = Float[np.ndarray, "n ..."]
+# Fields of config.sample -> the arguments that set them.
+ARGUMENTS = MappingProxyType(
+    {
+        "sampler.name": "sampler",
+        "sampler": "sampler",
+        "num_steps": "steps",
+        "guidance_scale": "guidance",
+        "labels": "labels",
+        "prompts": "prompts",
+    }
+)
+_FIELD = re.compile(rf"(?:--)?config\.sample\.({'|'.join(map(re.escape, ARGUMENTS))})\b")
+
+
+@contextlib.contextmanager
+def in_own_words() -> Iterator[None]:
+    """Has the ValueError of a config speak of the arguments that set its fields."""
+    try:
+        yield
+    except ValueError as error:
+        words = _FIELD.sub(lambda found: ARGUMENTS[found[1]], str(error))
+        raise ValueError(words) from error
 
 
 def images_of(experiment: Experiment, pictures: Any) -> Image:
@@ -60,6 +91,23 @@ def captions_of(experiment: Experiment, texts: Sequence[str]) -> Int[np.ndarray,
     return rows
 
 
+def captions_asked(
+    experiment: Experiment, prompts: str | Sequence[str]
+) -> Int[np.ndarray, "n ..."]:
+    """Rows of captions for one prompt or several, or "@test"; no row where a model is told none.
+
+    Raises:
+        ValueError, FileNotFoundError: as `captions_of` and `captions_of_split`.
+    """
+    tokenizer = experiment.method.tokenizer
+    if tokenizer is not None and isinstance(prompts, str) and stands_for_split(prompts):
+        return tokenizer.rows(captions_of_split(experiment.dataset, prompts))
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if tokenizer is None and not texts:
+        return np.zeros(0, np.int32)
+    return captions_of(experiment, texts or [""])
+
+
 def labels_of(
     experiment: Experiment, labels: Sequence[Any] | None, count: int
 ) -> Int[np.ndarray, "n ..."]:
@@ -92,3 +140,10 @@ def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} = {value!r} must be a whole number {limits}.")
     return int(value)
+
+
+def refuse_ignored(why: str, **arguments: Any) -> None:
+    """Raises ValueError for an argument that is given and would change nothing."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} = {shown(str(value))!r}: {why}. Leave it out.")

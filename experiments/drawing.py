@@ -13,8 +13,14 @@ from jax.sharding import Mesh
 
 from diffusion import random
 from experiments import console, devices, images
-from experiments.data.captions import prompt_remarks, prompt_rows, shown, split_prompts
-from experiments.data.dataset import Dataset
+from experiments.data.captions import (
+    captions_of_split,
+    prompt_remarks,
+    prompt_rows,
+    shown,
+    split_prompts,
+    stands_for_split,
+)
 from experiments.data.emoji_names import spelled
 from experiments.experiment import Experiment
 from experiments.methods.method import Method
@@ -140,22 +146,6 @@ def prompts_of(experiment: Experiment) -> list[str]:
             "(config.text.dropout = 0): say what it shall draw, such as 'red apple,smiling cat'."
         )
     return split_prompts(wanted) or [wanted]
-
-
-def stands_for_split(prompts: str) -> bool:
-    """Whether a text is like "@test", and no prompt itself."""
-    return prompts.strip().startswith("@")
-
-
-def captions_of_split(dataset: Dataset, prompts: str) -> list[str]:
-    """The captions that "@train" or "@test" stands for.
-
-    Raises:
-        ValueError: for a split that is none.
-        FileNotFoundError: where the data set is missing.
-    """
-    source: Any = dataset.open(prompts.strip().removeprefix("@"))
-    return [source.text(index) for index in range(len(source))]
 
 
 def remarks_on_prompts(experiment: Experiment) -> list[str]:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from experiments.data.dataset import (
     FIRST_WORD,
+    Dataset,
     FileFacts,
     Source,
     Tokenizer,
@@ -83,6 +84,22 @@ def split_prompts(text: str) -> list[str]:
     """Prompts separated by semicolons, or where there is none by commas; emoji by their names."""
     parts = text.split(";" if ";" in text else ",")
     return [spelled(part.strip()) for part in parts if part.strip()]
+
+
+def stands_for_split(prompts: str) -> bool:
+    """Whether a text is like "@test", and no prompt itself."""
+    return prompts.strip().startswith("@")
+
+
+def captions_of_split(dataset: Dataset, prompts: str) -> list[str]:
+    """The captions that "@train" or "@test" stands for.
+
+    Raises:
+        ValueError: for a split that is none.
+        FileNotFoundError: where the data set is missing.
+    """
+    source: Any = dataset.open(prompts.strip().removeprefix("@"))
+    return [source.text(index) for index in range(len(source))]
 
 
 class Captioned:

@@ -8,7 +8,8 @@ from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from experiments import console, devices
-from experiments.drawing import requested, stands_for_split
+from experiments.data.captions import stands_for_split
+from experiments.drawing import requested
 from experiments.experiment import Experiment
 from experiments.figures import autoencoder, coding, completions, ideas, process, samples, text
 from experiments.figures.figure import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.captions import shown
-from experiments.drawing import prompts_of, stands_for_split
+from experiments.data.captions import shown, stands_for_split
+from experiments.drawing import prompts_of
 from experiments.figures.figure import DPI, Context, Figure, blank, show_picture
 from experiments.figures.samples import walked
 

@@ -224,7 +224,7 @@ def test_what_a_training_on_names_ends_with_can_be_run(
     assert re.search(r"^sample    0: \w.*\nsampled   1 images", capsys.readouterr().out, re.M)
 
 
-def test_the_captions_of_a_split_stand_for_prompts(told: Make) -> None:
+def test_the_captions_of_a_split_stand_for_prompts(told: Make, model: api.Model) -> None:
     config = told()
     config.sample.prompts = "@test"
     experiment = build(config)
@@ -235,6 +235,8 @@ def test_the_captions_of_a_split_stand_for_prompts(told: Make) -> None:
     [told_of] = remarks_on_prompts(build(config))
     wordless = sum("grinning" not in text.split() for text in prompts_of(experiment))
     assert f" {wordless} of {len(source)} captions of @test" in told_of and wordless
+    python = model.sample(3, prompts="@test")
+    np.testing.assert_array_equal(python, model.sample(3, prompts=prompts_of(experiment)[:3]))
     config.sample.prompts = "@valid"
     with pytest.raises(ValueError, match="no split 'valid'"):
         checked(config, ("sample",))
