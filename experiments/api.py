@@ -28,16 +28,23 @@ from experiments import devices, images
 from experiments.arguments import (
     Image,
     Latent,
-    captions_of,
+    captions_asked,
     images_of,
+    in_own_words,
     labels_of,
     latents_of,
+    refuse_ignored,
     whole,
 )
 from experiments.build import build
+from experiments.command_line import spelled_out
 from experiments.configs import saved
 from experiments.data.dataset import InMemory
-from experiments.drawing import compile_sampling, draw, requested_labels
+from experiments.drawing import (
+    compile_sampling,
+    draw,
+    requested_labels,
+)
 from experiments.editing import make_ddim, make_inpaint
 from experiments.experiment import Experiment
 from experiments.files.atomic import read_json
@@ -94,26 +101,28 @@ class Model:
             n: how many; left out, one for each of the prompts.
             seed: of all noise, 0 to 2^32 - 1.
             steps: of sampling; 0 is the method's own number, every timestep of a chain.
-            sampler: a name, or {"name": ..., options}; None is the config's.
+            sampler: a name, "name(option=value)" or {"name": ..., options}; None is the config's.
             labels: of a class-conditional model: "all" in turn, "none", a class by number or name
                 (`classes`), or several, of which image i gets number i mod their count.
             prompts: of a model that is told captions: what to draw, a text or several, of which
-                image i gets number i mod their count; none is without a caption.
+                image i gets number i mod their count; "@test" the captions of a split; none is
+                without a caption.
             guidance: scale of classifier-free guidance: 1 none, 0 as without labels; None is the
                 config's.
 
         Raises:
             ValueError: for a number, sampler, label or prompt that cannot be.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        count = whole(len(texts) if n is None else n, "n", 1)
+        captions = captions_asked(self.experiment, prompts)
+        asked = len(captions) if isinstance(prompts, str) or len(prompts) else 0
+        count = whole(asked if n is None else n, "n", 1)
         seed = whole(seed, "seed", 0, 2**32 - 1)
         if not isinstance(labels, str):
             each = labels if isinstance(labels, list | tuple) else np.atleast_1d(labels)
             labels = [one if isinstance(one, str) else whole(one, "a label", 0) for one in each]
-        wanted = requested_labels(labels, self.experiment.method, self.classes)
-        if texts or self.experiment.method.tokenizer is not None:
-            wanted = captions_of(self.experiment, texts or [""])
+        with in_own_words():
+            wanted = requested_labels(labels, self.experiment.method, self.classes)
+        wanted = captions if len(captions) else wanted
         compiled = self._compiled(steps, sampler, guidance)
         batch = min(count, self.experiment.config.sample.batch_size)
         drawn = draw(
@@ -150,10 +159,14 @@ class Model:
                 )
             spec = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
             config.sample.sampler = ConfigDict(spec)
+            if isinstance(sampler, str):
+                with in_own_words():
+                    spelled_out(config)
         same = config.sample.to_json_best_effort() == (
             self.experiment.config.sample.to_json_best_effort()
         )
-        return self.experiment if same else build(config)
+        with in_own_words():
+            return self.experiment if same else build(config)
 
     def inpaint(
         self,
@@ -358,10 +371,14 @@ def load(
     if _is_workdir(path):
         run = saved.get_config(str(path))
         run.checkpoint = checkpoint or run.checkpoint
-        if encoder is not None and "workdir" in run.encoder:
-            run.encoder.workdir = str(encoder)
+        refuse_ignored("a working directory has its own", config=config, weights=weights)
+        if "workdir" in run.encoder:
+            run.encoder.workdir = run.encoder.workdir if encoder is None else str(encoder)
+        else:
+            refuse_ignored("is of a model of latents, and this one is of pixels", encoder=encoder)
         experiment = build(run)
         return Model(experiment, load_ema(experiment, path, mesh), mesh)
+    refuse_ignored("is of a working directory", checkpoint=checkpoint, encoder=encoder)
     found = read_weights(str(where), config, weights=weights)
     params = jax.device_put(found.ema, devices.replicated(mesh))
     loaded = Loaded(found.step, params, Origin(found.facts["weights"], NOTHING))

@@ -1,16 +1,49 @@
 """What is handed to a trained model in Python: arrays and numbers, checked and named in errors."""
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from experiments.data.captions import prompt_rows
+from experiments import console
+from experiments.data.captions import (
+    captions_of_split,
+    prompt_remarks,
+    prompt_rows,
+    shown,
+    stands_for_split,
+)
+from experiments.data.emoji_names import spelled
 from experiments.experiment import Experiment
 
 Image = UInt8[np.ndarray, "n h w c"]
 Latent = Float[np.ndarray, "n ..."]
+# Fields of config.sample -> the arguments that set them.
+ARGUMENTS = MappingProxyType(
+    {
+        "sampler.name": "sampler",
+        "sampler": "sampler",
+        "num_steps": "steps",
+        "guidance_scale": "guidance",
+        "labels": "labels",
+        "prompts": "prompts",
+    }
+)
+_FIELD = re.compile(rf"(?:--)?config\.sample\.({'|'.join(map(re.escape, ARGUMENTS))})\b")
+
+
+@contextlib.contextmanager
+def in_own_words() -> Iterator[None]:
+    """Has the ValueError of a config speak of the arguments that set its fields."""
+    try:
+        yield
+    except ValueError as error:
+        words = _FIELD.sub(lambda found: ARGUMENTS[found[1]], str(error))
+        raise ValueError(words) from error
 
 
 def images_of(experiment: Experiment, pictures: Any) -> Image:
@@ -39,17 +72,40 @@ def latents_of(experiment: Experiment, x: Any, name: str) -> Latent:
 
 
 def captions_of(experiment: Experiment, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
-    """Rows of captions, an empty text being none; raises ValueError where that cannot be."""
+    """Rows of captions, an empty text being none; raises ValueError where that cannot be.
+
+    Emoji are spelled out; words that are not known are told.
+    """
     tokenizer = experiment.method.tokenizer
-    if tokenizer is None:
-        raise ValueError(f"this model is told no captions, and was asked for {texts[0]!r}.")
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"prompts must be texts, not {texts!r}.")
-    if any(texts):
-        return prompt_rows(tokenizer, texts)
-    if not experiment.method.null_class:
-        raise ValueError("this model was trained with captions only: give prompts.")
-    return tokenizer.nothing(len(texts))
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"prompts must be texts, not {shown(repr(text))}.")
+        if tokenizer is None:
+            raise ValueError(f"this model is told no captions, and was asked for {shown(text)!r}.")
+        if not text and not experiment.method.null_class:
+            raise ValueError("this model was trained with captions only: give prompts.")
+    assert tokenizer is not None  # or there are no texts
+    read = [spelled(text) for text in texts]
+    rows = prompt_rows(tokenizer, read)
+    console.log_lines(prompt_remarks(tokenizer, read))
+    return rows
+
+
+def captions_asked(
+    experiment: Experiment, prompts: str | Sequence[str]
+) -> Int[np.ndarray, "n ..."]:
+    """Rows of captions for one prompt or several, or "@test"; no row where a model is told none.
+
+    Raises:
+        ValueError, FileNotFoundError: as `captions_of` and `captions_of_split`.
+    """
+    tokenizer = experiment.method.tokenizer
+    if tokenizer is not None and isinstance(prompts, str) and stands_for_split(prompts):
+        return tokenizer.rows(captions_of_split(experiment.dataset, prompts))
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if tokenizer is None and not texts:
+        return np.zeros(0, np.int32)
+    return captions_of(experiment, texts or [""])
 
 
 def labels_of(
@@ -84,3 +140,10 @@ def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} = {value!r} must be a whole number {limits}.")
     return int(value)
+
+
+def refuse_ignored(why: str, **arguments: Any) -> None:
+    """Raises ValueError for an argument that is given and would change nothing."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} = {shown(str(value))!r}: {why}. Leave it out.")

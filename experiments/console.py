@@ -21,6 +21,8 @@ from rich.progress import TimeRemainingColumn as Remaining
 WIDTH = 79  # columns of a line
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST = 2.0  # seconds for what a program that is stopped still puts away
+SOON, EVERY = 5.0, 30.0  # seconds until a line tells how far a loop is, and between two of them
+BAR = threading.Lock()  # of whoever moves a bar; what is counted meanwhile is told in lines
 REPEATED = 1.0  # seconds after which a second signal means more than the first: Slurm sends two
 ADDRESSES = 3 * 2**30  # bytes; on 2 cores a small training takes that many, and with 2 GiB hangs
 # What comes of a program that was stopped.
@@ -115,29 +117,33 @@ def steady_output() -> None:
 
 
 @contextlib.contextmanager
-def progress(
-    label: str, total: int, every_seconds: float = 30.0
-) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on a terminal, and now and then a line elsewhere.
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on a terminal, and elsewhere a line after SOON, then now and then.
+
+    Within another bar, such as a training's, there are lines too.
 
     Yields:
         To be called with how many more of `total` are done.
     """
     console = Console()
     columns = (TextColumn(label), BarColumn(None), MofNCompleteColumn(), Elapsed(), Remaining())
-    hidden = _processes()[0] > 0 or not console.is_terminal
-    begin = said = time.perf_counter()
-    done = 0
-    with Progress(*columns, console=console, transient=True, disable=hidden, expand=True) as bar:
+    alone = BAR.acquire(blocking=False)
+    hidden = _processes()[0] > 0 or not console.is_terminal or not alone
+    begin = time.perf_counter()
+    done, due = 0, begin + SOON
+    with contextlib.ExitStack() as stack:
+        stack.callback(BAR.release if alone else int)
+        bar = Progress(*columns, console=console, transient=True, disable=hidden, expand=True)
+        stack.enter_context(bar)
         task = bar.add_task(label, total=total)
 
         def advance(count: int) -> None:
-            nonlocal done, said
+            nonlocal done, due
             done += count
             bar.update(task, completed=done)
             now = time.perf_counter()
-            if hidden and now - said > every_seconds and done < total:
-                said, left = now, (now - begin) / done * (total - done)
+            if hidden and now > due and done < total:
+                due, left = now + EVERY, (now - begin) / done * (total - done)
                 log(f"  {label}: {done:,} of {total:,}, {format_duration(left)} left")
 
         yield advance

@@ -87,7 +87,8 @@ def main(argv: list[str]) -> int:
     absl.logging.set_verbosity(absl.logging.WARNING)
     console.doing("converting", console.AGAIN)
     try:
-        convert()
+        with console.told_when_slow("the conversion", console.SOON):
+            convert()
         return 0
     except (ValueError, OSError, ImportError, CheckpointError) as error:
         if command_line.verbose(sys.argv):

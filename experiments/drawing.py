@@ -1,5 +1,6 @@
 """Drawing samples: the compiled functions behind --mode=sample, previews, metrics and figures."""
 
+import contextlib
 import functools
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,15 @@ from jax.sharding import Mesh
 
 from diffusion import random
 from experiments import console, devices, images
-from experiments.data.captions import prompt_rows, split_prompts
+from experiments.data.captions import (
+    captions_of_split,
+    prompt_remarks,
+    prompt_rows,
+    shown,
+    split_prompts,
+    stands_for_split,
+)
+from experiments.data.emoji_names import spelled
 from experiments.experiment import Experiment
 from experiments.methods.method import Method
 
@@ -116,28 +125,48 @@ def _number(word: str | int, numbers: Mapping[str, int], count: int) -> int | No
 def prompts_of(experiment: Experiment) -> list[str]:
     """The prompts of config.sample, of which sample i gets number i mod their count; "" is none.
 
-    "@train" and "@test" stand for the captions of a split.
+    "@train" and "@test" stand for the captions of a split. Emoji are spelled out.
 
     Raises:
         ValueError: for a method that heeds none, and for none where the method was not trained
             without.
         FileNotFoundError: where a split's captions are asked for, and it is missing.
     """
-    wanted, method = experiment.config.sample.prompts.strip(), experiment.method
+    wanted, method = experiment.config.sample.prompts, experiment.method
     if method.tokenizer is None:
         raise ValueError(
-            f"config.sample.prompts = {wanted!r} asks in words, and this model knows none: leave "
-            "it empty, or train with config.text (experiments/configs/text_emoji.py)."
+            f"config.sample.prompts = {shown(wanted)!r} asks in words, and this model knows "
+            "none: leave it empty, or train with config.text (experiments/configs/text_emoji.py)."
         )
-    if wanted.startswith("@"):
-        source: Any = experiment.dataset.open(wanted[1:])
-        return [source.text(index) for index in range(len(source))]
+    if stands_for_split(wanted):
+        return captions_of_split(experiment.dataset, wanted)
     if not wanted and not method.null_class:
         raise ValueError(
             "config.sample.prompts is empty, and this model was trained with captions only "
             "(config.text.dropout = 0): say what it shall draw, such as 'red apple,smiling cat'."
         )
-    return split_prompts(wanted) or [""]
+    return split_prompts(wanted) or [wanted]
+
+
+def remarks_on_prompts(experiment: Experiment) -> list[str]:
+    """Lines for the user: which words of config.sample.prompts the model is not told.
+
+    Of the captions of a split, which nobody typed, they say how many have no known word.
+    """
+    asked, tokenizer = experiment.config.sample.prompts, experiment.method.tokenizer
+    if tokenizer is None or not asked:
+        return []
+    if not stands_for_split(asked):
+        return prompt_remarks(tokenizer, prompts_of(experiment))
+    with contextlib.suppress(OSError, ValueError):  # who draws them says what is missing
+        rows = tokenizer.rows(prompts_of(experiment))
+        wordless = int((rows == tokenizer.nothing(1)).all(axis=1).sum())
+        if wordless:
+            return [
+                f"WARNING   {wordless:,} of {len(rows):,} captions of {asked.strip()} have no word "
+                "that the model knows: they are drawn as without a caption"
+            ]
+    return []
 
 
 def example_prompt(experiment: Experiment) -> str:
@@ -152,8 +181,11 @@ def example_prompt(experiment: Experiment) -> str:
 def asked_for(experiment: Experiment) -> dict[str, str]:
     """The fields of a protocol that say what samples were asked for."""
     config = experiment.config.sample
-    prompts = {"prompts": config.prompts} if experiment.method.tokenizer else {}
-    return {"labels": config.labels} | prompts
+    if not experiment.method.tokenizer:
+        return {"labels": config.labels}
+    # Older samples of such a text were of its other words, or of none.
+    emoji = {} if spelled(config.prompts) == config.prompts else {"emoji": "names"}
+    return {"labels": config.labels, "prompts": config.prompts} | emoji
 
 
 def requested(experiment: Experiment) -> np.ndarray:
@@ -168,7 +200,7 @@ def requested(experiment: Experiment) -> np.ndarray:
         return labels
     prompts = prompts_of(experiment)
     assert method.tokenizer is not None  # or there are no prompts
-    if config.prompts.startswith("@") or prompts == [""]:
+    if stands_for_split(config.prompts):  # of whose captions some may have no known word
         return method.tokenizer.rows(prompts)
     return prompt_rows(method.tokenizer, prompts)
 

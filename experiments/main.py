@@ -32,7 +32,7 @@ from ml_collections import config_flags
 
 from experiments import command_line, console, devices, evaluate, peers, sample
 from experiments.configs import saved
-from experiments.drawing import example_prompt
+from experiments.drawing import example_prompt, remarks_on_prompts
 from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
@@ -110,7 +110,7 @@ flags.register_multi_flags_validator(
 
 
 def describe_start(experiment: Experiment) -> list[str]:
-    """The start-up lines: data, classes, method and devices."""
+    """The start-up lines: data, classes, method and devices, and what is odd about prompts."""
     devices, names = jax.devices(), experiment.dataset.classes
     numbered = [f"{number} {name}" for number, name in enumerate(names[:SHOWN_CLASSES])]
     more = f", ... ({len(names)} in all)" if len(names) > SHOWN_CLASSES else ""
@@ -119,6 +119,7 @@ def describe_start(experiment: Experiment) -> list[str]:
         *([f"classes   {', '.join(numbered)}{more}"] if names else []),
         *experiment.method.description,
         f"devices   {len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        *remarks_on_prompts(experiment),
     ]
 
 

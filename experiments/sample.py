@@ -2,7 +2,6 @@
 
 import os
 import re
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from diffusion.spacings import uniform
 from experiments import console, devices, images
+from experiments.data.captions import shown
 from experiments.drawing import (
     asked_for,
     draw_indices,
@@ -203,8 +203,7 @@ def _draw_missing(
 def _say_prompts(told: dict[int, str]) -> None:
     """Says what the first few samples were asked for, by their index."""
     for index, prompt in list(told.items())[:WIDEST]:
-        words = textwrap.shorten(prompt, 60, placeholder=" ...")
-        console.log(f"sample    {index}: {words}")
+        console.log(f"sample    {index}: {shown(prompt)}")
     if len(told) > WIDEST:
         console.log(f"          and {len(told) - WIDEST:,} more, in prompts.json")
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
+
+from experiments import console
 
 SPLITS = ("train", "test")
 NAMED = 50  # images at most that an error names
@@ -216,7 +217,9 @@ def load_in_memory(source: Source, num_threads: int = 4) -> InMemory:
         return wrong
 
     with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-        wrong = list(itertools.chain(*pool.map(fill, range(0, len(source), chunk))))
+        starts = range(0, len(source), chunk)
+        parts = zip(console.track(starts, "reading images"), pool.map(fill, starts), strict=True)
+        wrong = [text for _, part in parts for text in part]
     if wrong:
         more = f"\n... and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         listed = "\n".join(wrong[:NAMED])

@@ -1,5 +1,6 @@
 """Sequences of emoji: their names, their groups, what they are variants of, and the split."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from types import MappingProxyType
@@ -74,6 +75,13 @@ TONES = MappingProxyType(
         "\U0001f3fe": "medium-dark skin tone",
         "\U0001f3ff": "dark skin tone",
     }
+)
+# What can begin an emoji, or be joined to one.
+_PICTURE = "[©®‼⁉™ℹ\u2190-\u2bff〰〽㊗㊙\U0001f000-\U0001faff]"
+# A flag, a region's flag, a keycap, or pictures with tones and joiners: one emoji of a text.
+_EMOJI = re.compile(
+    f"[🇦-🇿]{{2}}|🏴[\U000e0020-\U000e007f]+|[0-9#*]{PICTURE_SELECTOR}?{KEYCAP}|"
+    f"{_PICTURE}(?:[{PICTURE_SELECTOR}{''.join(TONES)}]|{JOINER}{_PICTURE})*"
 )
 # What changes the character before it: the words for it in a name. A base has none of them.
 MODIFIERS = MappingProxyType(
@@ -154,6 +162,13 @@ def name(sequence: str) -> str:
         return f"keycap {character_name(first)}"
     others = (MODIFIERS.get(character) or character_name(character) for character in rest)
     return ", ".join([character_name(first), *others])
+
+
+def spelled(text: str) -> str:
+    """A text in which each emoji is its `name`; one without emoji is left as it is."""
+    if not _EMOJI.search(text):
+        return text
+    return " ".join(_EMOJI.sub(lambda found: f" {name(found[0])} ", text).split())
 
 
 def subject(text: str) -> str:

@@ -123,7 +123,8 @@ def write(
     for name in ("_log_download_bytes", "_log_download_done"):  # of sizes that are unknown
         setattr(builder, name, lambda: None)
     try:
-        builder.download_and_prepare(file_format=FILE_FORMAT)
+        with console.told_when_slow(f"{dataset} to be prepared", console.SOON):
+            builder.download_and_prepare(file_format=FILE_FORMAT)
         (epath.Path(builder.data_path) / SOURCE).write_text(json.dumps({"from": source}))
     except OSError:
         if find(dataset, data_dir) is None:  # else another process was faster

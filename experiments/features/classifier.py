@@ -127,7 +127,7 @@ def _fit(network: Classifier, source: InMemory, partial: Path) -> Any:
         [draw.permutation(len(source)) for _ in range(-(-steps * batch_size // len(source)))]
     )
     done, (params, state) = _resumed(partial, (params, state))
-    for i in range(done, steps):
+    for i in console.track(range(done, steps), "training a classifier"):
         if i > done and i % KEPT_EVERY == 0 and devices.is_main_process():
             leaves = jax.device_get(jax.tree.leaves((params, state)))
             write_npz(partial, {"step": np.array(i), **{f"{k}": x for k, x in enumerate(leaves)}})
@@ -160,7 +160,7 @@ def _accuracy(network: Classifier, params: Any, test: Source) -> float:
         precision=devices.REPORTED,
     )
     right, size = 0, 250
-    for start in range(0, len(test), size):
+    for start in console.track(range(0, len(test), size), "testing it"):
         batch = read_images(test, start, min(start + size, len(test)))
         right += int((np.argmax(apply(batch["image"]), axis=1) == batch["label"]).sum())
     return right / len(test)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import devices
+from experiments import console, devices
 from experiments.data.dataset import Dataset
 from experiments.features import inception
 from experiments.features.classifier import Classifier, check_labels, load_classifier
@@ -120,7 +120,7 @@ def features_of(
     batches = -(-count // batch_size)
     size = min(batch_size, devices.round_up(-(-count // batches), mesh))
     parts = []
-    for first in range(0, count, size):
+    for first in console.track(range(0, count, size), "features"):
         images = read(first, min(first + size, count))
         padding = [(0, size - len(images))] + [(0, 0)] * 3
         images = devices.put_global(np.pad(images, padding), devices.sharded(mesh))

@@ -112,7 +112,7 @@ def _rates(context: Context, records: dict[str, np.ndarray]) -> np.ndarray:
     per_call = 100 * context.experiment.config.evaluate.timesteps_at_once
     terms: list[np.ndarray] = []
     prior = np.zeros(size)
-    for first in range(0, num_timesteps, per_call):
+    for first in console.track(range(0, num_timesteps, per_call), "timesteps"):
         t = np.minimum(np.arange(first, first + per_call), num_timesteps - 1).astype(np.int32)
         rows = np.broadcast_to(t[:, None], (per_call, size)).copy()
         rows = devices.put_global(rows, devices.sharded(context.mesh, axis=1))

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import console
 from experiments.data.dataset import gather
 from experiments.figures.figure import Context, Figure, grid, real_images
 from experiments.figures.latents import Latents, make_latents, noise
@@ -23,7 +24,8 @@ def shared_latents(context: Context) -> Figure:
     x_0 = _one_sample(context, latents)
     eps, middle = noise(context, "shared", 1), latents.middle(x_0.shape[1])
     rows, times = [], []
-    for share in (1.0, *(middle * share for share in SHARES)):
+    shares = (1.0, *(middle * share for share in SHARES))
+    for share in console.track(shares, "completions"):
         t = latents.time_of(share)
         x_t = latents.noised(x_0, t, eps)
         decoded = latents.decode(jnp.repeat(x_t, count, axis=0), t, label, indices)
@@ -96,9 +98,10 @@ def interpolation(context: Context) -> Figure:
     latents = make_latents(context, "interpolation")
     first, second, labels = _pairs(context, context.config.rows)
     t = latents.time_of(latents.middle(context.experiment.encoder.shape[0]))
+    pairs = list(zip(first, second, labels, strict=True))
     rows = [
         np.concatenate([a[None], between(context, latents, (a, b, label), t, row), b[None]])
-        for row, (a, b, label) in enumerate(zip(first, second, labels, strict=True))
+        for row, (a, b, label) in enumerate(console.track(pairs, "pairs"))
     ]
     caption = (
         f"Interpolations (DDPM Figure 8) at t = {t + 1} of {latents.schedule.num_timesteps}: the "
@@ -119,7 +122,7 @@ def interpolation_by_time(context: Context) -> Figure:
     pair = first[0], second[0], int(labels[0])
     middle = latents.middle(context.experiment.encoder.shape[0])
     times = [latents.time_of(share) for share in (1.0, *(middle * share for share in BY_TIME))]
-    rows = [between(context, latents, pair, t, 0) for t in times]
+    rows = [between(context, latents, pair, t, 0) for t in console.track(times, "timesteps")]
     pixels = np.linspace(0.0, 1.0, LAMBDAS)[:, None, None, None]
     rows.append(np.round((1 - pixels) * first[0] + pixels * second[0]).astype(np.uint8))
     sides = [np.stack([image] * len(rows))[:, None] for image in (first[0], second[0])]
@@ -153,7 +156,7 @@ def inpainting(context: Context) -> Figure:
             masks[row, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 0.0
     times = [
         latents.complete(known, masks, records["label"], jnp.arange(count) + 5000 + 1000 * k)
-        for k in range(3)
+        for k in console.track(range(3), "completions")
     ]
     hidden = context.decode(np.where(masks > 0, known, 0.0))
     columns = [records["image"], hidden, *(context.decode(x) for x in times)]

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from experiments import devices, images
+from experiments import console, devices, images
 from experiments.data.dataset import Source, gather
-from experiments.drawing import Drawn, compile_sampling, draw, requested
+from experiments.drawing import Drawn, compile_sampling, draw, requested, steps_taken
 from experiments.experiment import Experiment
 from experiments.methods.method import Chain
 
@@ -119,14 +119,14 @@ class Context(NamedTuple):
             self.experiment, self.mesh, num_steps=config.num_steps, record=record
         )
         wanted = self.labels() if labels is None else labels
-        return draw(
-            lambda params, indices: compiled(params, indices, np.uint32(self.seed), wanted),
-            self.params,
-            0,
-            count,
-            devices.round_up(min(config.batch_size, count), self.mesh),
-            self.mesh,
-        )
+        size = devices.round_up(min(config.batch_size, count), self.mesh)
+        steps = -(-count // size) * steps_taken(self.experiment, config.num_steps)
+
+        def sample(params: Any, indices: jax.Array, **each: Any) -> Any:
+            return compiled(params, indices, np.uint32(self.seed), wanted, **each)
+
+        with console.progress("sampling steps", steps) as each:
+            return draw(sample, self.params, 0, count, size, self.mesh, each=each)
 
     def labels(self) -> np.ndarray:
         """What samples are asked for in turn: every class, or the prompts of config.sample."""

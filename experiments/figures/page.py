@@ -8,6 +8,8 @@ from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from experiments import console, devices
+from experiments.data.captions import stands_for_split
+from experiments.drawing import requested
 from experiments.experiment import Experiment
 from experiments.figures import autoencoder, coding, completions, ideas, process, samples, text
 from experiments.figures.figure import (
@@ -31,12 +33,12 @@ FIGURES: MappingProxyType[str, Maker] = MappingProxyType(
         "samples": Maker(samples.sample_grid),
         "classes": Maker(samples.classes, (CLASSES,)),
         "prompts": Maker(text.prompts, (CAPTIONS,), of_images=True),
-        "progressive": Maker(samples.progressive),
+        "progressive": Maker(samples.progressive, (CHAIN,)),
         "shared_latents": Maker(completions.shared_latents, (CHAIN,)),
         "interpolation": Maker(completions.interpolation, (CHAIN,), of_images=True),
         "interpolation_by_time": Maker(completions.interpolation_by_time, (CHAIN,), of_images=True),
         "inpainting": Maker(completions.inpainting, (CHAIN, PIXELS), of_images=True),
-        "quality": Maker(coding.quality),
+        "quality": Maker(coding.quality, (CHAIN,)),
         "decoding": Maker(coding.decoding, (CHAIN, PIXELS), of_images=True),
         "neighbours": Maker(samples.neighbours, of_images=True),
         "reconstructions": Maker(autoencoder.reconstructions, (AUTOENCODER,), of_images=True),
@@ -93,10 +95,11 @@ def wanted(experiment: Experiment) -> tuple[list[str], str]:
     possible = [name for name in names if not unmet[name]]
     missing = [name for name in names if unmet[name]]
     if missing and experiment.config.figures.names != "all":
+        there = [n for n, m in FIGURES.items() if all(need.met(experiment) for need in m.needs)]
         needs = [f"`{name}` needs {' and '.join(unmet[name])}" for name in missing]
         raise ValueError(
             f"config.figures.names asks for {', '.join(missing)}, which this model cannot have: "
-            f"{'; '.join(needs)}."
+            f"{'; '.join(needs)}. Leave them out; it can have all, or of them {', '.join(there)}."
         )
     left_out = ""
     of_images = [name for name in possible if FIGURES[name].of_images]
@@ -113,8 +116,11 @@ def wanted(experiment: Experiment) -> tuple[list[str], str]:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuses a config that `figures` would fail on; raises as `wanted` does."""
+    """Refuses a config that `figures` would fail on; raises as `wanted` and `requested` do."""
     wanted(experiment)
+    prompts = experiment.config.sample.prompts
+    if prompts and not stands_for_split(prompts):  # which may be missing where none is drawn
+        requested(experiment)
 
 
 def figures(experiment: Experiment, folder: Path, loaded: Loaded, mesh: Mesh) -> list[Path]:

@@ -89,7 +89,8 @@ def reverse(context: Context) -> Figure:
     state = begin(context.params, keys, labels)
     frames = [state.x_t] if hasattr(state, "x_t") else []
     falling = np.arange(sampling.num_steps, dtype=np.int32)[::-1]
-    for steps in np.array_split(falling, min(FRAMES, sampling.num_steps)):
+    parts = np.array_split(falling, min(FRAMES, sampling.num_steps))
+    for steps in console.track(parts, "frames"):
         state = advance(context.params, keys, labels, state, steps)
         frames.append(state.x_t if hasattr(state, "x_t") else sampling.end(state).x_0)
     pictures = context.decode(np.stack([np.asarray(frame) for frame in frames]))
@@ -152,7 +153,7 @@ def _nearest(context: Context, drawn: np.ndarray, features: object) -> np.ndarra
     assert callable(features)
     train, mine = context.experiment.dataset.open("train"), features(drawn).astype(np.float64)
     every = []
-    for first in range(0, len(train), CHUNK):
+    for first in console.track(range(0, len(train), CHUNK), "training images"):
         theirs = gather(train, range(first, min(first + CHUNK, len(train))))["image"]
         other = features(theirs).astype(np.float64)
         cross = mine @ other.T

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.captions import shown, stands_for_split
 from experiments.drawing import prompts_of
 from experiments.figures.figure import DPI, Context, Figure, blank, show_picture
 from experiments.figures.samples import walked
@@ -32,7 +33,7 @@ def prompts(context: Context) -> Figure:
     tokenizer, asked = experiment.method.tokenizer, experiment.config.sample.prompts
     if tokenizer is None:
         raise ValueError("the figure `prompts` needs a model that is told captions (config.text).")
-    if asked and not asked.startswith("@"):
+    if asked and not stands_for_split(asked):
         texts = prompts_of(experiment)
     else:
         both = [names(experiment.dataset.open(split), 8) for split in experiment.dataset.splits]
@@ -51,8 +52,8 @@ def prompts(context: Context) -> Figure:
             axis.axis("off")
         for axis, picture, text, unseen in zip(axes, drawn.samples, texts, new, strict=False):
             show_picture(axis, picture)
-            words = textwrap.fill(text, 18) + (" *" if unseen else "")
-            axis.set_title(words, fontsize=7)
+            words = textwrap.fill(shown(text), 18) + (" *" if unseen else "")
+            axis.set_title(words, fontsize=7, parse_math=False)
         canvas.savefig(path, dpi=DPI)
 
     caption = (

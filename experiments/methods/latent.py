@@ -124,7 +124,7 @@ def kept(encode: Callable[[Any], jax.Array], source: Source) -> np.ndarray:
     """f32[N, ...]: what training needs of the images of a source, a batch at a time."""
     compiled = devices.jit(encode, precision=devices.REPORTED)
     parts = []
-    for first in range(0, len(source), BATCH):
+    for first in console.track(range(0, len(source), BATCH), "latents"):
         found = gather(source, range(first, min(first + BATCH, len(source))))["image"]
         padded = np.resize(found, (BATCH, *found.shape[1:]))
         parts.append(np.asarray(compiled(padded))[: len(found)])

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion import likelihood
 from diffusion.reverse import Denoise, make_denoise
 from diffusion.structs import Gaussian
-from experiments import images
+from experiments import console, images
 from experiments.data.dataset import Source, gather, read_images
 from experiments.methods.method import Chain
 from experiments.metrics.bound import evaluate_bound, standard_error
@@ -24,7 +24,7 @@ def _training_images(train: Source) -> Iterator[np.ndarray]:
     Parts keep memory bounded.
     """
     chosen = np.linspace(0, len(train) - 1, min(len(train), 10_000)).round().astype(int)
-    for part in np.array_split(chosen, -(-chosen.size // 500)):
+    for part in console.track(np.array_split(chosen, -(-chosen.size // 500)), "counting images"):
         yield gather(train, part.tolist())["image"]
 
 
@@ -54,7 +54,7 @@ def _bits_per_dim(
 ) -> np.ndarray:
     """f64[N] of the first images, from -log p in nats of every dimension of u8[n, H, W, C]."""
     bits = []
-    for start in range(0, num_images, 500):
+    for start in console.track(range(0, num_images, 500), "baselines"):
         found = nats(read_images(test, start, min(start + 500, num_images))["image"])
         bits.append(np.asarray(found, np.float64).reshape(len(found), -1).mean(axis=1) / np.log(2))
     return np.concatenate(bits)

@@ -161,6 +161,7 @@ class TrainingLog:
 
     def __enter__(self) -> Self:
         if self.active:
+            self._alone = console.BAR.acquire(blocking=False)
             self._progress.start()
             handler = absl.logging.get_absl_handler()
             self._absl_stream = handler.python_handler.stream
@@ -176,6 +177,8 @@ class TrainingLog:
         if self.active:
             absl.logging.get_absl_handler().python_handler.stream = self._absl_stream
             self._progress.stop()
+            if self._alone:
+                console.BAR.release()
             self._sinks.close()
             self._jsonl.close()
 

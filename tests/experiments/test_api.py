@@ -115,7 +115,18 @@ REFUSED: dict[str, tuple[Callable[[api.Model, Any], Any], str]] = {
     "half": (lambda m, x: m.sample(1.5), "n = 1.5 must be a whole number"),
     "seed": (lambda m, x: m.sample(1, seed=-1), "seed = -1 .* from 0 to 4294967295"),
     "steps": (lambda m, x: m.sample(1, steps=9), "steps = 9 must be .* from 0 to 8"),
-    "sampler": (lambda m, x: m.sample(1, sampler="ddmi"), "'ddmi' is not known"),
+    "sampler": (lambda m, x: m.sample(1, sampler="ddmi"), "^sampler = 'ddmi' is not known"),
+    "no option": (lambda m, x: m.sample(1, sampler="ddim(eta=2)"), "^sampler.*eta"),
+    "unread": (
+        lambda m, x: m.sample(1, sampler="ddim(eta"),
+        "^sampler = 'ddim.eta' is not underst",
+    ),
+    "wrong option": (
+        lambda m, x: m.sample(1, sampler={"name": "ddim", "et": 1}),
+        "^sampler has 'et'",
+    ),
+    "guidance": (lambda m, x: m.sample(1, guidance=2.0), "^guidance = 2"),
+    "no class": (lambda m, x: m.sample(1, labels="none"), "^labels = 'none' asks for classes"),
     "no sampler": (lambda m, x: m.sample(1, sampler=3), "sampler = 3 must be a name"),
     "labels": (lambda m, x: m.sample(1, labels=3), "knows none"),
     "late": (lambda m, x: m.denoise(x, 8), "t = 8 must be .* from 0 to 7"),
@@ -137,6 +148,21 @@ def test_what_cannot_be_is_refused(model: api.Model, name: str) -> None:
     call, words = REFUSED[name]
     with pytest.raises(ValueError, match=words):
         call(model, np.zeros((2, 8, 8, 1), np.float32))
+
+
+def test_a_sampler_is_written_as_on_the_command_line(model: api.Model) -> None:
+    one = model.sample(3, steps=4, sampler="ddim(eta=0.5)")
+    np.testing.assert_array_equal(one, model.sample(3, steps=4, sampler=dict(name="ddim", eta=0.5)))
+    assert not np.array_equal(one, model.sample(3, steps=4, sampler="ddim"))
+
+
+def test_an_argument_that_would_change_nothing_is_refused(run: pathlib.Path) -> None:
+    for name, value in (("encoder", "runs/vae"), ("weights", "ema"), ("config", ConfigDict())):
+        with pytest.raises(ValueError, match=f"(?s)^{name} = .*Leave it out"):
+            experiments.load(run, **{name: value})
+    for name, value in (("encoder", "runs/vae"), ("checkpoint", "best")):
+        with pytest.raises(ValueError, match=f"^{name} = '{value}': .*Leave it out"):
+            experiments.load(FOLDER / "ddpm-cifar10-32", **{name: value})
 
 
 def test_nothing_is_loaded_from_nothing(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -222,7 +248,7 @@ def test_guidance_is_between_and_beyond_the_two_models(told: api.Model, model: a
     off = abs(loud.sample(8, steps=4, labels=3, guidance=0.0).astype(int) - without)
     assert off.max() <= 16 and (off > 0).mean() < 0.02 < (without != with_label).mean()
     assert (loud.sample(8, steps=4, labels=3, guidance=5.0) != with_label).any()
-    with pytest.raises(ValueError, match="guidance_scale = 3 needs a network"):
+    with pytest.raises(ValueError, match="^guidance = 3 needs a network"):
         model.sample(2, guidance=3)
 
 

@@ -149,3 +149,41 @@ def test_who_waits_long_is_told_why_and_ever_less_often(capsys: pytest.CaptureFi
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 4  # after 0.1, 0.2, 0.4 and 0.8 seconds
     assert all(line.startswith("waiting   since ") and "the disk" in line for line in said)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The only element is the time that the console reads."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_loop_of_five_seconds_says_how_far_it_is(clock: list[float], capsys) -> None:
+    """Elsewhere than on a terminal: after 5 seconds, and then every 30."""
+    said = []
+    for second in console.track(range(100), "work"):
+        clock[0] += 1.0
+        if capsys.readouterr().out:
+            said.append(second)
+    assert said == [6, 37, 68, 99]
+
+
+def test_a_short_loop_says_nothing(clock: list[float], capsys) -> None:
+    for _ in console.track(range(4), "work"):
+        clock[0] += 1.0
+    assert capsys.readouterr().out == ""
+
+
+def test_of_two_loops_one_moves_a_bar_and_the_other_speaks(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(console.Console, "is_terminal", True)
+    with console.progress("outer", 2) as each:
+        assert console.BAR.locked()
+        for _ in console.track(range(8), "inner"):
+            clock[0] += 1.0
+        each(1)
+    assert not console.BAR.locked()
+    lines = [line for line in capsys.readouterr().out.split("\n") if "inner:" in line]
+    assert len(lines) == 1 and "6 of 8, 0:02 left" in lines[0]

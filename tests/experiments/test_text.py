@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 import experiments
 from experiments import api, devices, images, main, train
+from experiments.arguments import captions_of
 from experiments.build import build
 from experiments.configs import text_emoji, vae_emoji
 from experiments.data import emoji
-from experiments.drawing import prompts_of, requested
+from experiments.drawing import asked_for, prompts_of, remarks_on_prompts, requested
 from experiments.figures import page
 from experiments.files.atomic import read_json
 from experiments.modes import checked
@@ -176,6 +177,39 @@ def test_as_many_samples_as_prompts_each_under_its_own(
     np.testing.assert_array_equal(images.load(out / "samples.png"), expected)
 
 
+@pytest.mark.parametrize("mode", ["sample", "figures"])
+def test_unknown_words_are_told_once_in_every_mode(
+    mode: str, run: pathlib.Path, tmp_path: pathlib.Path, capsys
+) -> None:
+    prompts = "--config.sample.prompts=qwertz face,$x$ face;thumbs"
+    program = (f"--mode={mode}", f"--workdir={run}", prompts, f"--out={tmp_path / 'out'}")
+    assert programs.run_main(*program) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("'qwertz face,$x$ face': qwertz, x not known, and left out") == 1
+
+
+@pytest.mark.parametrize("mode", ["sample", "figures"])
+@pytest.mark.parametrize("prompts", [" ", "!!!", ",", "face;..."])
+def test_a_prompt_without_a_word_is_refused(told: Make, mode: str, prompts: str) -> None:
+    config = told()
+    config.sample.prompts = prompts
+    with pytest.raises(ValueError, match="there is no word in the prompt"):
+        checked(config, (mode,))
+
+
+def test_an_emoji_asks_for_what_its_name_does(told: Make) -> None:
+    names = ["grinning face", "thumbs up sign, medium skin tone"]
+    config = told()
+    config.sample.prompts = "😀,👍🏽"
+    experiment = build(config)
+    rows, kept = requested(experiment), asked_for(experiment)
+    np.testing.assert_array_equal(rows, captions_of(experiment, ["😀", "👍🏽"]))
+    np.testing.assert_array_equal(rows, captions_of(experiment, names))
+    config.sample.prompts = "; ".join(names)
+    np.testing.assert_array_equal(rows, requested(build(config)))
+    assert kept != {"labels": "all", "prompts": "😀,👍🏽"}  # under which are older pictures of none
+
+
 def test_what_a_training_on_names_ends_with_can_be_run(
     told: Make, run: pathlib.Path, capsys
 ) -> None:
@@ -186,12 +220,19 @@ def test_what_a_training_on_names_ends_with_can_be_run(
     assert re.search(r"^sample    0: \w.*\nsampled   1 images", capsys.readouterr().out, re.M)
 
 
-def test_the_captions_of_a_split_stand_for_prompts(told: Make) -> None:
+def test_the_captions_of_a_split_stand_for_prompts(told: Make, model: api.Model) -> None:
     config = told()
     config.sample.prompts = "@test"
     experiment = build(config)
     source: Any = experiment.dataset.open("test")
     assert prompts_of(experiment) == [source.text(i) for i in range(len(source))]
+    assert not remarks_on_prompts(experiment)
+    config.text.vocabulary = "grinning"
+    [told_of] = remarks_on_prompts(build(config))
+    wordless = sum("grinning" not in text.split() for text in prompts_of(experiment))
+    assert f" {wordless} of {len(source)} captions of @test" in told_of and wordless
+    python = model.sample(3, prompts="@test")
+    np.testing.assert_array_equal(python, model.sample(3, prompts=prompts_of(experiment)[:3]))
     config.sample.prompts = "@valid"
     with pytest.raises(ValueError, match="no split 'valid'"):
         checked(config, ("sample",))
@@ -257,7 +298,11 @@ def test_words_for_a_model_that_knows_none_are_refused(
 
 
 def test_python_says_what_is_wrong_with_prompts(model: api.Model) -> None:
-    for wrong, words in ((["qwertz"], "no word of the prompt"), ([3], "prompts must be texts")):
+    for wrong, words in (
+        (["qwertz"], "no word of the prompt"),
+        (" ", "no word in the prompt ' '"),
+        ([3], "prompts must be texts"),
+    ):
         with pytest.raises(ValueError, match=words):
             model.sample(prompts=wrong)
     with pytest.raises(ValueError, match="n = 0 must be a whole number"):

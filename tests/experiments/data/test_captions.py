@@ -36,16 +36,46 @@ def test_a_saved_vocabulary_gives_the_same_numbers() -> None:
     assert captions.vocabulary_of(TEXTS[::-1]) == vocabulary
 
 
-def test_unknown_words_are_told_and_left_out(capsys: pytest.CaptureFixture) -> None:
-    rows = captions.prompt_rows(TOKENIZER, ["purple cat", "red apple"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "'purple cat': purple not known" in told and "apple" not in told
+def test_unknown_words_are_told_and_left_out() -> None:
+    prompts = ["purple cat", "red apple", "purple cat"]
+    [told] = captions.prompt_remarks(TOKENIZER, prompts)
+    assert told == "WARNING   the prompt 'purple cat': purple not known, and left out"
+    rows = captions.prompt_rows(TOKENIZER, prompts)
     assert rows[0].tolist() == [1, TOKENIZER.words["cat"], 0, 0, 0, 0]
 
 
-def test_long_prompts_are_cut_and_say_so(capsys: pytest.CaptureFixture) -> None:
-    captions.prompt_rows(TOKENIZER, ["red apple black cat face wry"])
-    assert "cut after 5 words" in " ".join(capsys.readouterr().out.split())
+def test_long_prompts_are_cut_and_say_so() -> None:
+    [told] = captions.prompt_remarks(TOKENIZER, ["red apple black cat face wry"])
+    assert "cut after 5 words" in told
+
+
+@pytest.mark.parametrize("text", ["!!!", " ", "_", "…", "\u200d"])
+def test_a_prompt_without_a_word_is_refused_and_an_empty_one_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="no word in the prompt .*leave it empty"):
+        captions.prompt_rows(TOKENIZER, ["red apple", text])
+    rows = captions.prompt_rows(TOKENIZER, ["", "red apple"])
+    np.testing.assert_array_equal(rows[:1], TOKENIZER.nothing(1))
+
+
+def test_an_emoji_in_a_prompt_is_its_name() -> None:
+    """Whose words separate no prompts, although a name may have commas."""
+    assert captions.split_prompts("🐱,a 👩\u200d🚀") == ["cat face", "a woman, rocket"]
+    rows = captions.prompt_rows(TOKENIZER, captions.split_prompts("🐱"))
+    np.testing.assert_array_equal(rows, TOKENIZER.rows(["cat face"]))
+
+
+@pytest.mark.parametrize("text", ["qwertz " * 10_000, "q" * 10_000, "!" * 10_000])
+def test_a_message_has_the_beginning_of_a_long_prompt(text: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        captions.prompt_rows(TOKENIZER, [text])
+    told = captions.prompt_remarks(TOKENIZER, [f"apple {text}", " ".join(map(str, range(999)))])
+    assert max(map(len, [str(raised.value), *told])) < 400
+    assert repr(text[:30])[:-1] in str(raised.value)
+
+
+def test_of_many_prompts_a_few_are_told() -> None:
+    told = captions.prompt_remarks(TOKENIZER, [f"cat {number}0" for number in range(1000)])
+    assert len(told) == captions.TOLD + 1 and "990 more" in told[-1]
 
 
 def test_a_prompt_without_a_known_word_is_refused_with_a_near_one() -> None:

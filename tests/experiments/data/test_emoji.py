@@ -112,6 +112,20 @@ def test_names_and_groups(sequence, name, group):
     assert GROUPS[emoji_names.group(sequence)] == group
 
 
+@pytest.mark.parametrize("sequence", [*emoji_font.SEQUENCES, "❤\ufe0f", "🐱", "‼\ufe0f", "♻", "🀄"])
+def test_an_emoji_in_a_text_is_read_as_its_name(sequence: str) -> None:
+    """Alone, between words, and twice: two flags are no third one."""
+    name = emoji_names.name(sequence)
+    assert emoji_names.spelled(sequence) == name
+    assert emoji_names.spelled(f"a{sequence} b") == f"a {name} b"
+    assert emoji_names.spelled(sequence * 2) == f"{name} {name}"
+
+
+@pytest.mark.parametrize("text", ["", " ", "red  apple, 2×2!", "Côte d'Ivoire", "#1 * 3", "… “é”"])
+def test_a_text_without_emoji_is_left_as_it_is(text: str) -> None:
+    assert emoji_names.spelled(text) == text
+
+
 @pytest.mark.parametrize(
     "variants",
     [

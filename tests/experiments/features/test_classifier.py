@@ -1,13 +1,16 @@
 """The classifier's training, and what an interruption of it loses."""
 
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import console, devices
 from experiments.data import dataset, digits
 from experiments.features import classifier
+from experiments.features.extractors import features_of, load_extractor, make_feature_fn
 
 RECIPE = classifier.Recipe(channels=(8, 16), steps=30, batch_size=32)
 
@@ -63,3 +66,21 @@ def test_a_damaged_beginning_is_no_beginning(
     again = classifier.load_classifier(data)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     assert "resuming" not in capsys.readouterr().out
+
+
+def test_the_way_to_features_says_how_far_it_is(
+    short: pathlib.Path,
+    data_dir: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Reading, training, testing and judging, each of which takes minutes of a large set."""
+    monkeypatch.setattr(console, "SOON", 0.0)
+    mesh, data = devices.make_mesh(), digits.digits(data_dir=str(data_dir))
+    extractor = load_extractor("classifier", None, data)
+    pictures = np.zeros((9, 8, 8, 1), np.uint8)
+    feature_fn = make_feature_fn(extractor, mesh)
+    features_of(feature_fn, lambda start, stop: pictures[start:stop], 9, 4, mesh)
+    said = capsys.readouterr().out
+    for loop in ("reading images", "training a classifier", "testing it", "features"):
+        assert re.search(rf"^  {loop}: \d+ of \d+, \d:\d\d left$", said, re.M), loop

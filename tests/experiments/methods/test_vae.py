@@ -270,3 +270,18 @@ def test_it_is_not_written_for_diffusers(vae_run: pathlib.Path, tmp_path: pathli
     experiment = experiments.load(vae_run).experiment
     with pytest.raises(ValueError, match="--to=diffusers needs the timesteps"):
         export.write_diffusers(experiment, vae_run, tmp_path / "out", "ema")
+
+
+def test_figures_of_a_way_need_a_chain(tiny_vae: Make) -> None:
+    """By name they are refused with those that can be; "all" leaves them out."""
+    config = tiny_vae()
+    for name in ("progressive", "quality"):
+        config.figures.names = f"samples,{name}"
+        with pytest.raises(
+            ValueError,
+            match=f"`{name}` needs the method `diffusion`. Leave .*samples, .*traversals",
+        ):
+            page.check(build(config))
+    config.figures.names = "all"
+    names, _ = page.wanted(build(config))
+    assert {"samples", "traversals"} <= set(names) and not {"progressive", "quality"} & set(names)
