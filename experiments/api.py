@@ -45,8 +45,8 @@ from experiments.methods.method import chain_of
 from experiments.metrics import bound
 from experiments.state import load_ema
 from experiments.weights.importer import read_weights
-from experiments.workdir.checkpoint import NAME, Loaded
-from experiments.workdir.origin import NOTHING, Origin
+from experiments.workdir.checkpoint import NAME
+from experiments.workdir.origin import NOTHING, Loaded, Origin
 
 
 class Model:

@@ -45,6 +45,7 @@ from experiments.sample_files import parse_indices
 from experiments.state import Start, load_ema
 from experiments.workdir.checkpoint import CheckpointError, Which
 from experiments.workdir.lock import only_writer
+from experiments.workdir.origin import parse_ancestor
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.remote import is_unreachable, keep_at, latest_writer
 from experiments.workdir.results import measured, read_results
@@ -99,6 +100,17 @@ CONTINUE_WITH_NEW_DATA = flags.DEFINE_bool(
     "continue_with_new_data",
     False,
     "Train on although images of the train split are others now; checkpoints and results say so.",
+)
+FROM = flags.DEFINE_string(
+    "from",
+    "",
+    "Begin a training with the weights of another run: its --workdir, or RUN:CHECKPOINT with a "
+    "step, latest or best. What was begun so goes on by the same command.",
+)
+FROM_OPTIMIZER = flags.DEFINE_bool(
+    "from_optimizer",
+    False,
+    "Of --from: take over the moments of its optimizer too.",
 )
 flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config"])
@@ -188,6 +200,7 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
                 parse_step(RESTORE_STEP.value),
                 CONTINUE_DIVERGED.value,
                 CONTINUE_WITH_NEW_DATA.value,
+                parse_ancestor(FROM.value, FROM_OPTIMIZER.value),
             )
             outcome = train_with_hooks(experiment, workdir, start)
             if outcome is not Outcome.FINISHED:
@@ -230,6 +243,8 @@ def main(argv: list[str]) -> int:
         absl.logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
     if SEEDS.value and MODE.value != "sample":
         return command_line.fail("--seeds is of --mode=sample: leave it out, or choose that mode.")
+    if FROM.value and MODE.value != "train":
+        return command_line.fail("--from is of training: leave it out, or leave out --mode.")
     if "://" in str(WORKDIR.value):
         return command_line.fail(
             f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "
@@ -243,6 +258,7 @@ def main(argv: list[str]) -> int:
     try:
         config = command_line.spelled_out(config)
         parse_step(RESTORE_STEP.value)  # which are refused before anything is computed
+        parse_ancestor(FROM.value, FROM_OPTIMIZER.value)
         parse_indices(SEEDS.value or "0")
         if config.distributed != "off":
             console.release_signals()  # the cluster says when
