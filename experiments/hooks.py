@@ -18,6 +18,7 @@ from experiments.drawing import draw, make_sample_fn
 from experiments.experiment import Experiment
 from experiments.features.extractors import choose_extractor
 from experiments.features.references import make_judge
+from experiments.methods import latent
 from experiments.metrics import bound
 from experiments.optimizers import accumulated
 from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save, training_images
@@ -236,6 +237,7 @@ def train_with_hooks(
     config, hooks = experiment.config.train, []
     mesh = devices.make_mesh(**experiment.config.mesh)
     check_cadence(config, mesh)
+    latent.keep(experiment.config.encoder, experiment.dataset, workdir)
     with contextlib.ExitStack() as stack:
         if config.preview_every:
             preview = make_preview(experiment, workdir / "previews", mesh)

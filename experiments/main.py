@@ -37,6 +37,7 @@ from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
+from experiments.methods import latent
 from experiments.metrics.metric import metric_names
 from experiments.modes import CHECKS, checked
 from experiments.plan import plan
@@ -221,6 +222,7 @@ def _after_training(
     console.doing("reading the checkpoint")
     if modes:
         loaded = load_ema(experiment, workdir, devices.make_mesh(), restore_step)
+        latent.keep(experiment.config.encoder, experiment.dataset, workdir)
         if "sample" in modes:
             apart = OUT.value or folder_apart(experiment, workdir, loaded)
             out = None if training else Path(apart).expanduser()
@@ -273,6 +275,7 @@ def main(argv: list[str]) -> int:
         modes = config.train.finish_with if training else () if planning else (MODE.value,)
         if WORKDIR.value:
             config = saved.with_classes_of(str(workdir), config)
+            config = saved.with_autoencoder_of(str(workdir), config)
         with peers.watched():
             experiment = checked(config, ("train", *modes) if training or planning else modes)
             if planning:
