@@ -54,12 +54,12 @@ def tuned(plain_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_step_0_has_both_sets_of_the_other_run_bit_for_bit(plain_run: Run, tuned: Run) -> None:
     """Training goes on from the raw weights, and the average from the average."""
     (before, old), (now, new), mesh = plain_run, tuned, devices.make_mesh()
-    raw, average = (
+    there, here = (
         (load_raw(build(config), run, step, mesh), load_ema(build(config), run, mesh, step).params)
         for config, run, step in ((before, old, 8), (now, new, 0))
     )
-    same(raw, average)
-    assert not np.array_equal(raw[0]["mean"], raw[1]["mean"])
+    same(there, here)
+    assert not np.array_equal(there[0]["mean"], there[1]["mean"])
     with Checkpoints(new) as checkpoints:
         assert checkpoints.steps() == [0, 4]
 
