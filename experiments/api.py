@@ -52,8 +52,8 @@ from experiments.methods.method import chain_of
 from experiments.metrics import bound
 from experiments.state import load_ema
 from experiments.weights.importer import read_weights
-from experiments.workdir.checkpoint import NAME, Loaded
-from experiments.workdir.origin import NOTHING, Origin
+from experiments.workdir.checkpoint import NAME
+from experiments.workdir.origin import NOTHING, Loaded, Origin
 
 
 class Model:
@@ -349,8 +349,8 @@ def load(
         where: a working directory; or a folder of diffusers, a file of weights, hf:NAME.
         checkpoint: of a working directory, "latest" or "best"; None is what its config says.
         config: of weights, what they do not say, as from experiments.configs.cifar10.get_config().
-        encoder: of a working directory whose model is of a VAE's latents: where that VAE is, if it
-            was moved since.
+        encoder: of a working directory whose model is of a VAE's latents and keeps no copy of it,
+            as older ones: where that VAE is, if it was moved since.
         weights: of weights in two sets, "ema" or "raw"; None is the average.
 
     Raises:

@@ -75,7 +75,7 @@ def convert() -> None:
     config = read_config(source)
     if "method" not in config:
         raise ValueError(f"--from={source} is no working directory of this program.")
-    config = saved.complete(config)
+    config = saved.with_own_autoencoder(source, saved.complete(config))
     folder = Path(os.path.expanduser(out))
     return export.write_diffusers(build(config), Path(source), folder, WEIGHTS.value or EMA)
 

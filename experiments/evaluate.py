@@ -11,8 +11,9 @@ from experiments.experiment import Experiment
 from experiments.files.atomic import digest
 from experiments.metrics import baselines, bound, chain, elbo, flow, parts, sample_quality
 from experiments.metrics.metric import Context, Metric, metric_names
-from experiments.workdir.checkpoint import Loaded, crc32s
+from experiments.workdir.checkpoint import crc32s
 from experiments.workdir.config import config_to_dict
+from experiments.workdir.origin import Loaded
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 

@@ -18,15 +18,22 @@ from experiments.drawing import draw, make_sample_fn
 from experiments.experiment import Experiment
 from experiments.features.extractors import choose_extractor
 from experiments.features.references import make_judge
+from experiments.methods import latent
 from experiments.metrics import bound
 from experiments.optimizers import accumulated
 from experiments.state import BOUND, FROM_NEWEST, Start, TrainState, facts, save, training_images
 from experiments.train import Hook, check_cadence, train
 from experiments.workdir import origin
 from experiments.workdir.checkpoint import BEST, Checkpoints, DamagedCheckpoint
-from experiments.workdir.config import check_same, config_from_dict, config_to_dict
+from experiments.workdir.config import (
+    check_same,
+    config_from_dict,
+    config_to_dict,
+    from_another,
+)
 from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import MODEL, TRAINING
+from experiments.workdir.results import read_results
 
 Validate = Callable[[Any], float]  # EMA parameters -> a number, the smaller the better
 # What a validation's numbers depend on beside the training: all must agree for a best of them.
@@ -111,7 +118,7 @@ class Validation:
         config = experiment.config
         self.name = config.train.validate_with
         self.selected_on = selected_on(experiment)
-        self._mesh = mesh
+        self._mesh, self._workdir = mesh, workdir
         self._facts = facts(experiment, training_images(experiment))
         self._checkpoints = Checkpoints(workdir / BEST, keep=1)
         self.best: float | None = None
@@ -130,7 +137,8 @@ class Validation:
                 _with_own_spacing(content, experiment)
                 for content in (meta["config"], config_to_dict(config))
             )
-            check_same(then, config_from_dict(now), fields, workdir / BEST)
+            more = from_another(workdir)
+            check_same(then, config_from_dict(now), fields, workdir / BEST, more)
             before = origin.of_checkpoint(meta, {}).selected_on
             if before != self.selected_on:
                 raise ValueError(
@@ -152,7 +160,9 @@ class Validation:
         if better:
             self.best, self.step = value, step
             chosen = {"validation": value, "selected_on": self.selected_on}
-            save(self._checkpoints, step, state, self._facts | chosen)
+            section = read_results(self._workdir).get("train", {})
+            began = {name: section[name] for name in ("origin",) if name in section}
+            save(self._checkpoints, step, state, self._facts | chosen | began)
         best = "" if self.best is None else f", best {self.best:.4f}"
         note = ", the best so far" if better else best
         console.log(f"validated step {step:,}: {self.name} {value:.4f}{note}")
@@ -227,6 +237,7 @@ def train_with_hooks(
     config, hooks = experiment.config.train, []
     mesh = devices.make_mesh(**experiment.config.mesh)
     check_cadence(config, mesh)
+    latent.keep(experiment.config.encoder, experiment.dataset, workdir)
     with contextlib.ExitStack() as stack:
         if config.preview_every:
             preview = make_preview(experiment, workdir / "previews", mesh)

@@ -37,6 +37,7 @@ from experiments.experiment import Experiment
 from experiments.figures.page import figures
 from experiments.files.tensors import cache_folder
 from experiments.hooks import train_with_hooks
+from experiments.methods import latent
 from experiments.metrics.metric import metric_names
 from experiments.modes import CHECKS, checked
 from experiments.plan import plan
@@ -45,6 +46,7 @@ from experiments.sample_files import parse_indices
 from experiments.state import Start, load_ema
 from experiments.workdir.checkpoint import CheckpointError, Which
 from experiments.workdir.lock import only_writer
+from experiments.workdir.origin import parse_ancestor
 from experiments.workdir.outcome import EXIT_STATUS, Outcome
 from experiments.workdir.remote import is_unreachable, keep_at, latest_writer
 from experiments.workdir.results import measured, read_results
@@ -99,6 +101,17 @@ CONTINUE_WITH_NEW_DATA = flags.DEFINE_bool(
     "continue_with_new_data",
     False,
     "Train on although images of the train split are others now; checkpoints and results say so.",
+)
+FROM = flags.DEFINE_string(
+    "from",
+    "",
+    "Begin a training with the weights of another run: its --workdir, or RUN:CHECKPOINT with a "
+    "step, latest or best. What was begun so goes on by the same command.",
+)
+FROM_OPTIMIZER = flags.DEFINE_bool(
+    "from_optimizer",
+    False,
+    "Of --from: take over the moments of its optimizer too.",
 )
 flags.DEFINE_flag(command_line.ListAblations())
 flags.mark_flags_as_required(["config"])
@@ -189,6 +202,7 @@ def run(experiment: Experiment, workdir: Path, modes: Sequence[str]) -> int:
                 parse_step(RESTORE_STEP.value),
                 CONTINUE_DIVERGED.value,
                 CONTINUE_WITH_NEW_DATA.value,
+                parse_ancestor(FROM.value, FROM_OPTIMIZER.value),
             )
             outcome = train_with_hooks(experiment, workdir, start)
             if outcome is not Outcome.FINISHED:
@@ -209,6 +223,7 @@ def _after_training(
     console.doing("reading the checkpoint")
     if modes:
         loaded = load_ema(experiment, workdir, devices.make_mesh(), restore_step)
+        latent.keep(experiment.config.encoder, experiment.dataset, workdir)
         if "sample" in modes:
             apart = OUT.value or folder_apart(experiment, workdir, loaded)
             out = None if training else Path(apart).expanduser()
@@ -231,6 +246,8 @@ def main(argv: list[str]) -> int:
         absl.logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
     if SEEDS.value and MODE.value != "sample":
         return command_line.fail("--seeds is of --mode=sample: leave it out, or choose that mode.")
+    if FROM.value and MODE.value != "train":
+        return command_line.fail("--from is of training: leave it out, or leave out --mode.")
     if "://" in str(WORKDIR.value):
         return command_line.fail(
             f"--workdir={WORKDIR.value} is no folder: name one that every process can reach, a "
@@ -244,6 +261,7 @@ def main(argv: list[str]) -> int:
     try:
         config = command_line.spelled_out(config)
         parse_step(RESTORE_STEP.value)  # which are refused before anything is computed
+        parse_ancestor(FROM.value, FROM_OPTIMIZER.value)
         parse_indices(SEEDS.value or "0")
         if config.distributed != "off":
             console.release_signals()  # the cluster says when
@@ -258,6 +276,7 @@ def main(argv: list[str]) -> int:
         modes = config.train.finish_with if training else () if planning else (MODE.value,)
         if WORKDIR.value:
             config = saved.with_classes_of(str(workdir), config)
+            config = saved.with_autoencoder_of(str(workdir), config)
         with peers.watched():
             experiment = checked(config, ("train", *modes) if training or planning else modes)
             if planning:

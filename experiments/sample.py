@@ -24,7 +24,8 @@ from experiments.drawing import (
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest, write_json
 from experiments.sample_files import Rows, SampleFiles, written_indices
-from experiments.workdir.checkpoint import Loaded, crc32s
+from experiments.workdir.checkpoint import crc32s
+from experiments.workdir.origin import Loaded
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 

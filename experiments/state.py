@@ -19,10 +19,15 @@ from experiments.workdir.checkpoint import (
     NAME,
     CheckpointError,
     Checkpoints,
-    Loaded,
     Which,
 )
-from experiments.workdir.config import changed, check_same, check_same_model, config_to_dict
+from experiments.workdir.config import (
+    changed,
+    check_same,
+    check_same_model,
+    config_to_dict,
+    from_another,
+)
 from experiments.workdir.protocols import TRAINING
 from experiments.workdir.results import UNKNOWN, git_commit, read_results
 
@@ -46,11 +51,13 @@ class Start(NamedTuple):
     diverged: whether one that diverged goes on, from a step before that; the settings of its
         updates may be others now, and checkpoints and results say so.
     new_data: whether one goes on whose images are others now; checkpoints and results say so.
+    ancestor: the run with whose weights it was begun, or is to be where it has no step yet.
     """
 
     step: Which = "auto"
     diverged: bool = False
     new_data: bool = False
+    ancestor: origin.Ancestor | None = None
 
 
 FROM_NEWEST = Start()
@@ -158,11 +165,13 @@ def restore(
         CheckpointError: if it cannot be read.
     """
     meta, workdir = checkpoints.meta(step), checkpoints.folder.parent
+    if start.ancestor is not None:
+        origin.check_ancestor(meta, start.ancestor, workdir)
     saved = meta["fingerprint"]  # None for weights that were converted and not trained on here yet
     if saved is None or start.diverged:
         check_same_model(meta["config"], experiment.config, workdir)
     else:
-        check_same(meta["config"], experiment.config, TRAINING, workdir)
+        check_same(meta["config"], experiment.config, TRAINING, workdir, from_another(workdir))
     before = meta.get("held_out", 0)
     if saved is not None and before != now["held_out"]:
         raise ValueError(
@@ -177,7 +186,8 @@ def restore(
             f"{workdir} was trained on other images: {others}. Restore the data set and "
             "config.data (test_fraction, where it has one) as they were, or choose another "
             "--workdir. If it was changed on purpose, because a picture was damaged for instance, "
-            "--continue_with_new_data goes on, and checkpoints and results say so."
+            "--continue_with_new_data goes on, and checkpoints and results say so. "
+            f"{from_another(workdir)}"
         )
     _warn_of_changes(meta, now)
     place = devices.over_fsdp(mesh)
@@ -243,7 +253,7 @@ def history(
     diverged: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What is kept of a training's past: from where it went on after it had diverged, and how, or
-    with other images.
+    with other images; and with the weights of which run it began.
 
     Args:
         meta: of the checkpoint that it goes on from.
@@ -265,12 +275,13 @@ def history(
     if others:
         past.append({"step": meta["step"], "other_images": others})
         console.log(f"continued with other images from step {meta['step']:,}: {others}")
-    return {"continued": past} if past else {}
+    began = {name: meta[name] for name in ("origin",) if name in meta}
+    return began | ({"continued": past} if past else {})
 
 
 def load_ema(
     experiment: Experiment, workdir: Path, mesh: Mesh, restore_step: Which = "auto"
-) -> Loaded:
+) -> origin.Loaded:
     """The EMA parameters of the newest checkpoint, or of the best where the config says so.
 
     Args:
@@ -305,7 +316,7 @@ def load_ema(
             lambda: experiment.method.init(jax.random.key(0)), devices.replicated(mesh)
         )
 
-        def read(step: int) -> Loaded:
+        def read(step: int) -> origin.Loaded:
             meta = checkpoints.meta(step)
             check_same_model(meta["config"], experiment.config, workdir)
             if tuple(meta["image_shape"]) != experiment.dataset.image_shape:
@@ -314,7 +325,7 @@ def load_ema(
                     f"config.data describes {experiment.dataset.image_shape}."
                 )
             where_from = origin.of_checkpoint(meta, read_results(workdir))
-            return Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
+            return origin.Loaded(step, checkpoints.restore(step, "ema", abstract), where_from)
 
         return checkpoints.newest(read, "latest" if which == "best" else restore_step)[1]
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import random
-from experiments import console, devices, images
+from experiments import console, devices, fine_tuning, images
 from experiments.data import loader
 from experiments.data.dataset import InMemory, load_in_memory, remarks_on
 from experiments.experiment import Experiment
@@ -31,7 +31,6 @@ from experiments.state import (
     Start,
     TrainState,
     facts,
-    fresh_state,
     history,
     restore,
     save,
@@ -250,7 +249,10 @@ def train(
         if before is not None:
             checkpoints.set_aside(before["step"] - 1)
         if checkpoints.latest_step() is None and not isinstance(start.step, int):
-            step, state = 0, fresh_state(experiment, mesh)
+            step, (state, began) = 0, fine_tuning.begin(experiment, start.ancestor, meta, mesh)
+            meta |= began
+            if began:  # which needs the other run no more
+                save(checkpoints, step, state, meta)
         else:
             step, state = checkpoints.newest(
                 lambda step: restore(experiment, checkpoints, step, meta, mesh, start), start.step
@@ -311,9 +313,12 @@ def train(
             train_call, look = compiled_step(experiment, mesh, state, batch)
             if devices.is_main_process():
                 write_config(workdir, config)
-            past = {"continued": meta["continued"]} if "continued" in meta else {}
-            if before is not None:
+            past: dict[str, Any] = {
+                name: meta[name] for name in ("origin", "continued") if name in meta
+            }
+            if before is not None or (past and not step):
                 record(workdir, Outcome.STOPPED, config, step=step, **past)
+            if before is not None:
                 console.log(outcome.describe_continuation(past, before))
             log = training_log.TrainingLog(workdir, step, config, len(source))
             stack.enter_context(log)

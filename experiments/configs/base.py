@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
 
     # The kind of generative model: diffusion | vae (kl_weight, kl_warmup_steps; vae_base.py)
     config.method = dict(name="diffusion")
-    # Of what it is a model: pixels | vae (workdir), the latents of a trained VAE
+    # Of what it is a model: pixels | vae (workdir, checkpoint: its step, 0 the newest), the latents
+    # of a trained VAE
     config.encoder = dict(name="pixels")
     # What is modelled. name: digits | fashion_mnist | cifar10 | celeb_a_hq/256 | image_folder |
     # emoji

@@ -18,7 +18,10 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.data.name = "emoji"
     config.data.image_size = 32
     config.encoder = ConfigDict(
-        dict(name="vae", workdir="runs/vae_emoji", identity="", shift=(), scale=())
+        dict(
+            **dict(name="vae", workdir="runs/vae_emoji", checkpoint=0),  # 0: the newest step
+            **dict(identity="", shift=(), scale=()),  # found at the first start
+        )
     )
 
     config.model.channels = 64

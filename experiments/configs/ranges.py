@@ -164,6 +164,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "method.kl_warmup_steps": Range(1, STEPS, zero="none"),
         "encoder.name": Text(),
         "encoder.workdir": Text(),
+        "encoder.checkpoint": Range(1, STEPS, zero="the newest"),
         "encoder.identity": Text(empty=True),
         "encoder.shift": Many(Finite(), most=CHANNELS),
         "encoder.scale": Many(POSITIVE, most=CHANNELS),

@@ -26,7 +26,7 @@ from experiments.files.templates import environment
 from experiments.files.tensors import write_npz
 from experiments.lookup import suggestion
 from experiments.reports.render import TEMPLATES
-from experiments.workdir.checkpoint import Loaded
+from experiments.workdir.origin import Loaded
 
 FIGURES: MappingProxyType[str, Maker] = MappingProxyType(
     {

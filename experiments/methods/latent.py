@@ -4,9 +4,11 @@ A model of the latents is any model of images, on x_0 = (z - shift) * scale with
 coordinates have mean 0 and variance 1 over the data; what it draws is decoded.
 """
 
+import contextlib
 import functools
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,8 +27,9 @@ from experiments.data.dataset import Dataset, Encoded, Source, Subset, fingerpri
 from experiments.files.atomic import digest, read_json, write_json
 from experiments.methods.method import VAE, Encoder, Latents, pixels
 from experiments.methods.vae import initial, make_vae
+from experiments.workdir.autoencoder import copied, copy_of, write_facts
 from experiments.workdir.checkpoint import NAME, CheckpointError, Checkpoints, crc32s
-from experiments.workdir.config import read_config
+from experiments.workdir.config import read_config, write_config
 
 MEASURED = "latents.json"  # in the working directory of a VAE: its latents over a data set
 # Configs of VAEs by the data that they are of.
@@ -39,36 +42,33 @@ VAES = MappingProxyType(
 )
 MOST = 10_000  # images that they are measured on
 BATCH = 100
+OF_THE_COPY = ("layout", "checksums")  # what a checkpoint says of its own arrays
 
 
 class Trained(NamedTuple):
-    """A VAE as its working directory has it."""
+    """A VAE as a step in its working directory has it."""
 
     vae: VAE
     params: Any  # averaged, on the devices
     identity: str  # hash of the parameters
+    config: ConfigDict
+    meta: dict[str, Any]  # of the checkpoint
 
 
-def read_vae(workdir: str, dataset: Dataset) -> Trained:
-    """The newest averaged parameters of the VAE in `workdir`, for images of `dataset`.
+def read_vae(workdir: str, dataset: Dataset, checkpoint: int = 0, identity: str = "") -> Trained:
+    """Averaged parameters of the VAE in `workdir`, for images of `dataset`.
+
+    Args:
+        checkpoint: a step; 0 is the newest, or the newest that has the identity.
+        identity: of a VAE that a model was made with; "" is of none yet.
 
     Raises:
-        ValueError: where there is none, saying how one is trained, and for one of other images.
-        CheckpointError: where its checkpoint cannot be read.
+        ValueError: where there is none, saying how one is trained if there never was one, for one
+            of other images, and for one of another identity.
+        CheckpointError: where there is no such checkpoint, or it cannot be read.
     """
     folder = Path(workdir).expanduser()
-    if not (folder / "config.json").is_file() or not (folder / NAME).exists():
-        example = VAES.get((dataset.name, dataset.image_shape))
-        how = "as experiments/configs/vae_digits.py does of other data."
-        if example is not None:
-            how = (
-                f"such as python -m experiments.main --config=experiments/configs/{example}.py "
-                f"--workdir={shlex.quote(workdir)}"
-            )
-        raise ValueError(
-            f"config.encoder.workdir = {workdir!r} holds no trained VAE: name the working "
-            f"directory of one. Train one first, {how}"
-        )
+    _check_there(folder, workdir, dataset, identity)
     config = read_config(folder)
     if config.method.name != "vae":
         raise ValueError(
@@ -81,21 +81,65 @@ def read_vae(workdir: str, dataset: Dataset) -> Trained:
             f"config.data.name is {dataset.name!r}: they must be the same."
         )
     with Checkpoints(folder) as checkpoints:
-        changed = (folder / NAME).stat().st_mtime, checkpoints.latest_step()
-    return _read(folder, changed, dataset.image_shape, dataset.num_levels)
+        steps = checkpoints.steps()[::-1]
+    if not steps:
+        raise CheckpointError(f"{folder} holds no checkpoint yet: wait for the first one.")
+    if checkpoint and checkpoint not in steps:
+        raise CheckpointError(
+            f"config.encoder.checkpoint = {checkpoint}, and {folder} has {steps[::-1]}. Choose one "
+            "of them, or 0 for the newest; config.train.keep_every keeps some for good."
+        )
+    changed = (folder / NAME).stat().st_mtime
+    found = [checkpoint] if checkpoint else steps if identity else steps[:1]
+    others = []
+    for step in found:
+        trained = _read(folder, step, changed, dataset.image_shape, dataset.num_levels)
+        if identity in ("", trained.identity):
+            return trained
+        others.append(trained.identity)
+    raise ValueError(
+        f"config.encoder.identity = {identity!r} is of the VAE that this model was made with, and "
+        f"config.encoder.workdir = {workdir!r} holds {', '.join(others)}. Name the folder that "
+        "holds that one (--config.encoder.workdir=...), or train anew in another --workdir."
+    )
+
+
+def _check_there(folder: Path, workdir: str, dataset: Dataset, identity: str) -> None:
+    """Refuses a folder without a training, with what to do."""
+    if (folder / "config.json").is_file() and (folder / NAME).exists():
+        return
+    none = f"config.encoder.workdir = {workdir!r} holds no trained VAE"
+    if identity:
+        raise ValueError(
+            f"{none}, and this model was made with one, {identity}, of which it has no copy. Name "
+            "the folder that holds that one now (--config.encoder.workdir=...): a VAE that is "
+            "trained anew is another."
+        )
+    if (folder / "config.json").is_file() or (folder / NAME).exists():
+        missing = NAME if (folder / "config.json").is_file() else "config.json"
+        raise CheckpointError(
+            f"{none} that is whole: {folder / missing} is not there. Wait for the first checkpoint "
+            "where one is being trained, or put back what was taken away."
+        )
+    example = VAES.get((dataset.name, dataset.image_shape))
+    how = "as experiments/configs/vae_digits.py does of other data."
+    if example is not None:
+        how = (
+            f"such as python -m experiments.main --config=experiments/configs/{example}.py "
+            f"--workdir={shlex.quote(workdir)}"
+        )
+    raise ValueError(f"{none}: name the working directory of one. Train one first, {how}")
 
 
 @functools.lru_cache(maxsize=4)
 def _read(
-    folder: Path, changed: object, image_shape: tuple[int, int, int], num_levels: int
+    folder: Path, step: int, changed: object, image_shape: tuple[int, int, int], num_levels: int
 ) -> Trained:
-    """The newest checkpoint in `folder`, read once for each time that the folder changed."""
+    """A checkpoint in `folder`, read once for each time that the folder changed."""
     config = read_config(folder)
     with Checkpoints(folder) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder} holds no checkpoint yet: wait for the first one.")
-        shape = tuple(checkpoints.meta(step)["image_shape"])
+        meta = checkpoints.meta(step)
+        shape = tuple(meta["image_shape"])
         if shape != image_shape:
             raise ValueError(
                 f"config.encoder.workdir = {str(folder)!r} holds a VAE of images {shape}, and "
@@ -107,7 +151,41 @@ def _read(
             devices.replicated(devices.make_mesh()),
         )
         params = checkpoints.restore(step, "ema", abstract)
-    return Trained(model, params, digest(crc32s(params)))
+    return Trained(model, params, digest(crc32s(params)), config, meta)
+
+
+def keep(encoder: ConfigDict, dataset: Dataset, workdir: Path) -> None:
+    """Copies the VAE of a run's latents into its working directory, where it is not there yet.
+
+    From then on the run needs the VAE's own folder no more. Nothing is copied into a run that was
+    made with another VAE, nor where nothing can be written.
+
+    Args:
+        encoder: the section of the config, filled.
+        dataset: of the run.
+        workdir: of the run.
+    """
+    if encoder.name != "vae" or (workdir.exists() and not os.access(workdir, os.W_OK)):
+        return
+    known, folder = copied(workdir), copy_of(workdir)
+    with contextlib.suppress(FileNotFoundError):
+        before = read_config(workdir).encoder.get("identity")
+        if (workdir / NAME).exists() and before != encoder.identity:
+            return
+    if known is not None and known["identity"] == encoder.identity:
+        return
+    trained = read_vae(encoder.workdir, dataset, encoder.get("checkpoint", 0), encoder.identity)
+    if devices.is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut short, or another VAE
+        write_config(folder, trained.config)
+    devices.all_agree(True)  # none looks before that is done
+    step = trained.meta["step"]
+    meta = {name: fact for name, fact in trained.meta.items() if name not in OF_THE_COPY}
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(step, {"step": jnp.int32(step)}, trained.params, meta)
+    if devices.is_main_process():
+        write_facts(workdir, encoder.to_dict())
+        console.log(f"kept      the autoencoder, step {step:,} of {encoder.workdir}: {folder}")
 
 
 def moments(trained: Trained, num_levels: int) -> Callable[[Any], jax.Array]:
@@ -131,7 +209,7 @@ def kept(encode: Callable[[Any], jax.Array], source: Source) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def measure(workdir: str, dataset: Dataset) -> dict[str, Any]:
+def measure(workdir: str, dataset: Dataset, checkpoint: int = 0) -> dict[str, Any]:
     """Identity of a VAE, and shift and scale of its latents over the train split.
 
     Every coordinate of a latent vector, or channel of a latent image, has its own. They are kept in
@@ -141,7 +219,7 @@ def measure(workdir: str, dataset: Dataset) -> dict[str, Any]:
         ValueError, CheckpointError: as `read_vae`.
         FileNotFoundError: where the data set is missing.
     """
-    trained, source = read_vae(workdir, dataset), dataset.open("train")
+    trained, source = read_vae(workdir, dataset, checkpoint), dataset.open("train")
     of = {"identity": trained.identity, "fingerprint": fingerprint(dataset.name, source)}
     path = Path(workdir).expanduser() / MEASURED
     if path.is_file():
@@ -174,7 +252,7 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     if config.encoder.name != "vae" or config.encoder.get("identity"):
         return config
     config = config.copy_and_resolve_references()
-    found = measure(config.encoder.workdir, dataset)
+    found = measure(config.encoder.workdir, dataset, config.encoder.get("checkpoint", 0))
     with config.unlocked():
         for name, value in found.items():
             config.encoder[name] = tuple(value) if isinstance(value, list) else value
@@ -185,6 +263,7 @@ def latents(
     dataset: Dataset,
     /,
     workdir: str,
+    checkpoint: int = 0,
     identity: str = "",
     shift: Sequence[float] = (),
     scale: Sequence[float] = (),
@@ -193,25 +272,18 @@ def latents(
 
     Args:
         workdir: of the VAE's training.
+        checkpoint: its step; 0 is the newest, or once the identity is known the one that has it.
         identity: hash of its parameters, which `fill` finds; "" is before that, and leaves latents
             as they are.
         shift, scale: of the latents' last axis, likewise.
 
     Raises:
-        ValueError, CheckpointError: as `read_vae`; also for a VAE that is not the one of that
-            identity.
+        ValueError, CheckpointError: as `read_vae`.
     """
-    trained = read_vae(workdir, dataset)
+    trained = read_vae(workdir, dataset, checkpoint, identity)
     channels = trained.vae.latent_shape[-1]
     if not identity:
         shift, scale = (0.0,) * channels, (1.0,) * channels
-    elif trained.identity != identity:
-        raise ValueError(
-            f"config.encoder.identity = {identity!r} is of the VAE that this model was made with, "
-            f"and config.encoder.workdir = {workdir!r} holds {trained.identity}. Name the folder "
-            "that holds that one (--config.encoder.workdir=...), or train anew in another "
-            "--workdir."
-        )
     for name, values in (("shift", shift), ("scale", scale)):
         if len(values) != channels:
             raise ValueError(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from experiments import console, devices
-from experiments.workdir.origin import Origin
 
 BASE = 0x9E3779B97F4A7C15  # odd, so that every power of it is
 NAME, BEST, REMOTE = "checkpoints", "best", "gs://"
@@ -127,14 +126,6 @@ def _powers(stride: int, start: int, count: int) -> np.ndarray:
     if count:
         steps[0] = pow(BASE, stride * start, 2**64)
     return np.multiply.accumulate(steps)
-
-
-class Loaded(NamedTuple):
-    """Parameters of a checkpoint."""
-
-    step: int
-    params: Any
-    origin: Origin
 
 
 class CheckpointError(RuntimeError):
@@ -339,20 +330,21 @@ class Checkpoints:
             raise self._damaged(step, "its meta is not what was saved")
         return found
 
-    def restore(self, step: int, what: str, abstract: Any) -> Any:
+    def restore(self, step: int, what: str, abstract: Any, partial: bool = False) -> Any:
         """The item `what` ("state" or "ema") of a step, laid out like `abstract`.
 
         Args:
             abstract: pytree of jax.ShapeDtypeStruct with shardings.
+            partial: whether to read of the named tuple `abstract` only fields that hold something.
 
         Raises:
             CheckpointError: if the item is damaged, or its leaves have another shape or dtype.
         """
         meta = self.meta(step)
         saved, wanted = meta["layout"][what], layout(abstract)
-        unlike = sorted(
-            name for name in saved | wanted if saved.get(name) != wanted.get(name)
-        )  # known before anything is read: Orbax would pad or cast some of these without a word
+        # Known before anything is read: Orbax would pad or cast some of these without a word.
+        asked = wanted if partial else saved | wanted
+        unlike = sorted(name for name in asked if saved.get(name) != wanted.get(name))
         if unlike:
             name = unlike[0]
             raise CheckpointError(
@@ -361,7 +353,13 @@ class Checkpoints:
                 f"and {wanted.get(name, 'absent')} in the config's model. Use the run's own "
                 f"config, or another --workdir."
             )
-        tree = self._read(step, what, ocp.args.StandardRestore(abstract))
+        if partial:
+            some = {f: part for f, part in abstract._asdict().items() if jax.tree.leaves(part)}
+            how = ocp.checkpoint_utils.construct_restore_args(some)
+            only = ocp.args.PyTreeRestore(some, restore_args=how, partial_restore=True)
+            tree = abstract._replace(**self._read(step, what, only))
+        else:
+            tree = self._read(step, what, ocp.args.StandardRestore(abstract))
         expected = meta["checksums"][what]
         actual: dict[str, Any] = crc32s(tree) if _is_older(meta) else sums(tree)
         damaged = [name for name in actual if actual[name] != expected[name]]

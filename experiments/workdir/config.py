@@ -56,7 +56,11 @@ def read_config(workdir: str | Path) -> ConfigDict:
 
 
 def check_same(
-    saved: dict[str, Any], config: ConfigDict, fields: Sequence[str], workdir: str | Path
+    saved: dict[str, Any],
+    config: ConfigDict,
+    fields: Sequence[str],
+    workdir: str | Path,
+    more: str = "",
 ) -> None:
     """Refuses to go on with a run under a config that describes another run.
 
@@ -65,12 +69,13 @@ def check_same(
         config: the config in force.
         fields: paths of those that must agree.
         workdir: named in the error.
+        more: what else can be done, where the network is the same.
 
     Raises:
         ValueError: naming the fields that differ, and what can be done.
     """
     then, now = renewed(saved), config_to_dict(config)
-    _refuse(fields_of(then, fields), fields_of(now, fields), workdir)
+    _refuse(fields_of(then, fields), fields_of(now, fields), workdir, more)
 
 
 def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | Path) -> None:
@@ -86,6 +91,14 @@ def check_same_model(saved: dict[str, Any], config: ConfigDict, workdir: str | P
         for config in (then, now)
     )
     _refuse(before, after, workdir)
+
+
+def from_another(workdir: str | Path) -> str:
+    """How a run begins with the weights that another run has."""
+    return (
+        "To train on from its weights under this config: "
+        f"--from={shlex.quote(str(workdir))} and another --workdir."
+    )
 
 
 def changed(
@@ -105,11 +118,19 @@ def _unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[A
     return {f: pair for f, pair in pairs.items() if f not in PLACES and pair[0] != pair[1]}
 
 
-def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], workdir: str | Path) -> None:
-    """Raises ValueError where the values of some field differ, naming each leaf that does."""
+def _refuse(
+    then: Mapping[str, Any], now: Mapping[str, Any], workdir: str | Path, more: str = ""
+) -> None:
+    """Raises ValueError where the values of some field differ, naming each leaf that does.
+
+    Args:
+        more: what else can be done, where the network is the same.
+    """
     if unlike := _unlike(then, now):
         lines = [f"  {f}: {before} then, {after} now" for f, (before, after) in unlike.items()]
         raise ValueError(
             f"{workdir} holds a run under another config:\n" + "\n".join(lines) + "\n"
             "Choose another --workdir, or the config that the run was started with."
+            + f" {more}"
+            * (bool(more) and not any(f.startswith("model.") for f in unlike))
         )

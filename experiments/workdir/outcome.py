@@ -158,10 +158,10 @@ def describe_continuation(past: Mapping[str, Any], section: Mapping[str, Any]) -
     """That a training goes on after the divergence in `section`, and what is other now.
 
     Args:
-        past: what its checkpoints keep of that; empty where it begins anew.
+        past: what its checkpoints keep of that, "continued"; without, where it begins anew.
     """
     after = f"continued after it diverged at step {section['step']:,}"
-    if not past:
+    if "continued" not in past:
         return f"{after}, before anything was saved: anew"
     changes = [each for each in past["continued"] if "changed" in each][-1]["changed"].items()
     listed = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in changes)

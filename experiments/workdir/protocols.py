@@ -26,7 +26,10 @@ TRAINING = (
 # What decides which model a run trains, apart from its seed, where its data lies and how its
 # classes are called.
 DEFINING = ("data", *(f for f in TRAINING if f not in ("seed", "data.name")), "train.num_steps")
-PLACES = ("data.data_dir", "data.path", "data.classes", "encoder.workdir")
+PLACES = (
+    *("data.data_dir", "data.path", "data.classes", "encoder.workdir"),
+    "encoder.checkpoint",  # encoder.identity says which it was
+)
 # Of a U-Net: what diffusers' has too, as it was before it could be told.
 OF_THE_PAPER = MappingProxyType(
     {
@@ -74,10 +77,14 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     diffusers' does otherwise was as in the paper. After its warm-up the learning rate stayed, no
     weight decayed, and the average had no warm-up. Of sampling, a flag said whether x_0 is clipped,
     and the timesteps of every sampler were evenly spaced. Of pictures of one's own, the folders
-    were numbered by the alphabet, and their names not kept.
+    were numbered by the alphabet, and their names not kept. A VAE below latents was of its newest
+    checkpoint.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
+    match config:
+        case {"encoder": {"name": "vae", **encoder}}:
+            config["encoder"] = {"name": "vae", "checkpoint": 0, **encoder}
     match config:
         case {"train": {**train}}:
             config["train"] = {"balance": "images", "keep_every": 0, **train}

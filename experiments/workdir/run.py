@@ -180,9 +180,12 @@ def _one_line(text: object) -> str:
 
 
 def _past(train: Mapping[str, Any]) -> str:
-    """From where a training went on that was then another one, as results.json says it."""
-    past = train.get("continued")
-    said = []
+    """With the weights of which run a training began, and from where it went on as another one.
+
+    As results.json says it.
+    """
+    past, began = train.get("continued"), _began(train)
+    said = [f"began with the weights of {began}"] if began else []
     for each in past if isinstance(past, list) else []:
         if not isinstance(each, dict):
             continue
@@ -191,6 +194,15 @@ def _past(train: Mapping[str, Any]) -> str:
             how = f"after it diverged at step {each['diverged_at']}"
         said.append(_one_line(f"continued {how} from step {each.get('step')}"))
     return ", ".join(said)
+
+
+def _began(train: Mapping[str, Any]) -> str:
+    """The run with whose weights a training began, and its step; "" where it was none."""
+    origin = train.get("origin")
+    if not isinstance(origin, dict):
+        return ""
+    how = " and its optimizer" if origin.get("optimizer") else ""
+    return _one_line(f"{origin.get('run')}, step {origin.get('step')}{how}")
 
 
 def _state(found: status.Status, ended: str | None, any_values: bool, folder: Path) -> str:
@@ -223,6 +235,8 @@ def read_run(folder: Path, place: str) -> tuple[Run, list[str]]:
     origin = next((found for found in own if isinstance(found, dict)), {})
     config = reader.object("config.json") or origin.get("config", {})
     training = training_fields(config)
+    if training and _began(train):
+        training["from"] = _began(train)
     log, damaged = finite_windows(folder)
     if damaged:
         reader.complain("metrics.jsonl", f"{damaged} lines cannot be read.")

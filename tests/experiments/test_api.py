@@ -18,7 +18,8 @@ from experiments import api, train
 from experiments.build import build
 from experiments.data.dataset import read_images
 from experiments.editing import make_inpaint
-from experiments.workdir.checkpoint import CheckpointError, Loaded
+from experiments.workdir.checkpoint import CheckpointError
+from experiments.workdir.origin import Loaded
 from experiments.workdir.outcome import Outcome
 from tests.experiments import modes
 from tests.experiments.weights.published_configs import base_config

@@ -23,8 +23,8 @@ from experiments.figures.figure import CHAIN, PIXELS, Context, Figure
 from experiments.figures.latents import make_latents, noise
 from experiments.metrics import bound
 from experiments.state import load_ema
-from experiments.workdir.checkpoint import Loaded
 from experiments.workdir.config import write_config
+from experiments.workdir.origin import Loaded
 from tests.experiments.test_main import program
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")

@@ -18,9 +18,8 @@ from experiments.data.image_folder import image_folder as make
 from experiments.drawing import requested_labels
 from experiments.experiment import Experiment
 from experiments.files.atomic import write_json
-from experiments.workdir.checkpoint import Loaded
 from experiments.workdir.config import config_to_dict, write_config
-from experiments.workdir.origin import Origin
+from experiments.workdir.origin import Loaded, Origin
 from experiments.workdir.protocols import training_fields
 
 TWELVE = [str(number) for number in range(12)]

@@ -214,7 +214,9 @@ def test_another_vae_is_refused_by_its_hash(
     other = tiny_vae()
     other.seed = 1
     train.train(build(other), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"encoder.identity = .* holds [0-9a-f]{12}. Name the"):
+    with pytest.raises(
+        ValueError, match=r"encoder.identity = .* holds [0-9a-f]{12}, [0-9a-f]{12}. Name the"
+    ):
         experiments.load(run, encoder=tmp_path / "other")
     config = of_latents()
     config.encoder.workdir = str(tmp_path / "other")
