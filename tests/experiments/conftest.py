@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion.networks import NETWORKS
+from diffusion.networks import AUTOENCODERS, NETWORKS
 from experiments import build as builder
 from experiments import devices, train
 from experiments.build import build
@@ -17,11 +17,12 @@ from experiments.configs import digits, vae_digits
 from experiments.experiment import Experiment
 from experiments.features import classifier
 from experiments.methods import diffusion as diffusion_method
+from experiments.methods import vae as vae_method
 from experiments.methods.latent import measure
 from experiments.state import load_ema
 from experiments.workdir.outcome import Outcome
 from tests.experiments.gaussian_method import gaussian
-from tests.experiments.small_network import SmallNetwork
+from tests.experiments.small_network import SmallAutoencoder, SmallNetwork
 
 QUICK = classifier.Recipe(channels=(8, 16), steps=60)
 
@@ -132,18 +133,14 @@ def params(trained: tuple[ConfigDict, pathlib.Path]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_vae(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
-    """Makes a config of a small convolutional VAE of the digits, with latents of 4x4x2."""
+def tiny_vae(data_dir: pathlib.Path) -> Iterator[Callable[[], ConfigDict]]:
+    """Makes a config of the least VAE of the digits, with latents of 4x4x2."""
 
     def make() -> ConfigDict:
         config = vae_digits.get_config()
         config.data.data_dir = str(data_dir)
         config.model = ConfigDict(
-            dict(
-                **dict(name="conv_vae", channels=8, channel_multipliers=(1, 2), num_blocks=1),
-                **dict(attention_resolutions=(), latent_channels=2, dropout=0.0, num_heads=1),
-                **dict(norm_groups=4, dtype="float32"),
-            )
+            dict(name="small", channels=8, latent_channels=2, dropout=0.0, dtype="float32")
         )
         config.method.kl_warmup_steps = 4
         config.optimizer.warmup_steps = 2
@@ -156,7 +153,9 @@ def tiny_vae(data_dir: pathlib.Path) -> Callable[[], ConfigDict]:
         config.evaluate.num_importance = 3
         return config
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_method, "AUTOENCODERS", {**AUTOENCODERS, "small": SmallAutoencoder})
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Two convolutions: the least network that is told t, labels or captions and has dropout."""
+"""Two convolutions: the least network that is told t, labels or captions and has dropout.
+
+And as many either way: the least autoencoder.
+"""
 
 from typing import Any
 
@@ -6,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion.networks.autoencoder import posterior
 from diffusion.networks.layers import kernel_init, timestep_embedding
 from diffusion.networks.network import check_label_dropout
 from diffusion.networks.text import TextSettings, check_text, read_caption
+from diffusion.structs import Gaussian
 
 
 class SmallNetwork(nn.Module):
@@ -50,3 +55,39 @@ class SmallNetwork(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         kernel = kernel_init(0.0)  # almost zero, as of the others
         return nn.Conv(self.out_channels, (3, 3), kernel_init=kernel, name="conv_out")(h)
+
+
+class SmallAutoencoder(nn.Module):
+    """A `diffusion.networks.autoencoder.Autoencoder` of two convolutions either way."""
+
+    out_channels: int
+    channels: int = 8
+    latent_channels: int = 2
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Any image of an even size will do."""
+
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return image_shape[0] // 2, image_shape[1] // 2, self.latent_channels
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.decode(self.encode(x).mean, x.shape[1:])
+
+    def _convolved(self, x: jax.Array, features: int, name: str, train: bool, stride: int = 1):
+        h = nn.Conv(self.channels, (3, 3), stride, name=f"{name}_in")(x)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+        return nn.Conv(features, (3, 3), name=f"{name}_out")(h)
+
+    @nn.compact
+    def encode(self, x: jax.Array, *, train: bool = False) -> Gaussian:
+        return posterior(self._convolved(x, 2 * self.latent_channels, "encoder", train, 2))
+
+    @nn.compact
+    def decode(
+        self, z: jax.Array, image_shape: tuple[int, ...], *, train: bool = False
+    ) -> jax.Array:
+        z = z.repeat(2, axis=1).repeat(2, axis=2)
+        return self._convolved(z, self.out_channels, "decoder", train)
