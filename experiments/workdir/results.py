@@ -18,6 +18,7 @@ from experiments.workdir.protocols import renewed_protocol
 
 UNKNOWN = "unknown"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
+OBJECTS = ("values", "protocol", "provenance")  # of a section that holds values
 
 
 class Section(NamedTuple):
@@ -26,11 +27,21 @@ class Section(NamedTuple):
     values: quantity -> {"value": number, "standard_error": number, where there is one}.
     protocol: what the values are of; an older one with the fields that it lacks.
     provenance: seed, commit, versions, hardware and date.
+    trained_to: the last step of the run's training; None where that is not known.
     """
 
     values: Mapping[str, Mapping[str, Any]]
     protocol: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    trained_to: int | None = None
+
+    @property
+    def older(self) -> str:
+        """A note on values of other parameters than the training ended with; "" where of those."""
+        step, last = self.protocol.get("checkpoint_step"), self.trained_to
+        if not isinstance(step, int) or not isinstance(last, int) or step == last:
+            return ""
+        return f"of step {step:,}, and the training ended at step {last:,}"
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
@@ -51,12 +62,14 @@ def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]
         What can be read of them, and a line on everything that cannot.
     """
     found, problems = {}, []
+    train = results.get("train")
+    last = train.get("step") if isinstance(train, dict) else None
     for name, content in results.items():
         if not isinstance(content, dict) or "values" not in content:
             continue
-        parts = [content.get(part, {}) for part in Section._fields]
+        parts = [content.get(part, {}) for part in OBJECTS]
         if not all(isinstance(part, dict) for part in parts):
-            words = ", ".join(Section._fields)
+            words = ", ".join(OBJECTS)
             problems.append(f"section {name}: one of {words} is no object with fields.")
             continue
         values, protocol, provenance = parts
@@ -74,7 +87,7 @@ def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]
         if lost:
             problems.append(f"section {name}: {lost} cannot be read.")
         if good and protocol:
-            found[name] = Section(good, renewed_protocol(protocol), provenance)
+            found[name] = Section(good, renewed_protocol(protocol), provenance, last)
     return found, problems
 
 
