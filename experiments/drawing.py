@@ -14,7 +14,8 @@ from diffusion import random
 from experiments import console, devices, images
 from experiments.data.captions import prompt_rows, split_prompts
 from experiments.experiment import Experiment
-from experiments.methods.method import Method
+from experiments.methods.method import Method, dtype_of
+from experiments.workdir.origin import Origin
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # the fields of `Drawn`
 SampleFn = Callable[..., Arrays]
@@ -154,6 +155,23 @@ def asked_for(experiment: Experiment) -> dict[str, str]:
     config = experiment.config.sample
     prompts = {"prompts": config.prompts} if experiment.method.tokenizer else {}
     return {"labels": config.labels} | prompts
+
+
+def sampling_protocol(experiment: Experiment, step: int, origin: Origin) -> dict[str, Any]:
+    """All that samples depend on, but for the values of the parameters and how it is rounded."""
+    config = experiment.config
+    return {
+        "dataset": experiment.dataset.name,
+        **origin._asdict(),
+        "checkpoint": config.checkpoint,
+        "checkpoint_step": step,
+        **experiment.method.protocol,
+        "num_steps": steps_taken(experiment, config.sample.num_steps),
+        **asked_for(experiment),
+        "precision": config.precision,
+        "dtype": dtype_of(config),
+        "seed": config.seed,
+    }
 
 
 def requested(experiment: Experiment) -> np.ndarray:

@@ -14,17 +14,19 @@ from jax.sharding import Mesh
 from diffusion.spacings import uniform
 from experiments import console, devices, images
 from experiments.drawing import (
-    asked_for,
     draw_indices,
     make_sample_fn,
     prompts_of,
     requested,
+    sampling_protocol,
     steps_taken,
 )
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest, write_json
+from experiments.methods.method import dtype_of
 from experiments.sample_files import Rows, SampleFiles, written_indices
 from experiments.workdir.checkpoint import Loaded, crc32s
+from experiments.workdir.config import read_config
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 
@@ -52,24 +54,17 @@ def check(experiment: Experiment) -> None:
 
 
 def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
-    """All that samples of the config depend on, but for their indices and the seed."""
-    config = experiment.config.sample
-    return {
-        "checkpoint_step": loaded.step,
-        **loaded.origin._asdict(),
-        "checkpoint": experiment.config.checkpoint,
-        **experiment.method.protocol,
-        "num_steps": steps_taken(experiment, config.num_steps),
-        **asked_for(experiment),
-        "precision": experiment.config.precision,
-        "quantize": "round",
-    }
+    """What the files of samples of the config depend on, but for their indices."""
+    return sampling_protocol(experiment, loaded.step, loaded.origin) | {"quantize": "round"}
 
 
-def _about(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
-    """What tells one set of samples from another."""
-    seed, weights = experiment.config.seed, digest(crc32s(loaded.params))
-    return facts_of(experiment, loaded) | {"seed": seed, "parameters": weights}
+def _files(experiment: Experiment, workdir: Path, loaded: Loaded, folder: Path) -> SampleFiles:
+    """The set of samples of the config in a folder; an older one is of the dtype of the run."""
+    about = facts_of(experiment, loaded) | {"parameters": digest(crc32s(loaded.params))}
+    older = {"dataset": about["dataset"], "dtype": about["dtype"]}
+    if (workdir / "config.json").is_file():
+        older["dtype"] = dtype_of(read_config(workdir))
+    return SampleFiles(folder, about, older)
 
 
 def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
@@ -78,7 +73,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     Like samples/step4000_seed0_ancestral1000; a set of other samples under the same name, such as
     of another training in the same working directory, stays, and the new one gets a number.
     """
-    facts, about = facts_of(experiment, loaded), _about(experiment, loaded)
+    facts = facts_of(experiment, loaded)
     asked = facts["labels"].replace(" ", "")
     short = asked if re.fullmatch(r"[\w,]{1,40}", asked, re.ASCII) else digest(asked)[:6]
     labels = "" if asked == "all" else f"_labels{short}"
@@ -87,7 +82,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     labels += f"_prompts{digest(prompts)[:6]}" if prompts else ""
     name += f"{facts['num_steps']}{labels}{'_best' if facts['checkpoint'] == 'best' else ''}"
     folder, number = workdir / "samples" / name, 1
-    while not SampleFiles(folder, about).is_free:
+    while not _files(experiment, workdir, loaded, folder).is_free:
         number += 1
         folder = folder.with_name(f"{name}-{number}")
     return folder
@@ -114,7 +109,7 @@ def sample(
     """
     config, out = experiment.config.sample, place.out
     indices = list(range(config.num_images)) if place.indices is None else list(place.indices)
-    files = SampleFiles(out or workdir / "samples", _about(experiment, loaded))
+    files = _files(experiment, workdir, loaded, out or workdir / "samples")
     if out is not None and not files.is_free:
         raise ValueError(
             f"{out} holds something else than these samples. Name another folder, or move it away."

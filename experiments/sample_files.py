@@ -1,8 +1,9 @@
 """A folder of samples: npz files or PNG files, found again by index after an interruption."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,10 +66,13 @@ class SampleFiles:
 
     folder: where they are, or will be.
     about: all that the samples depend on but for which of them are drawn.
+    older: what a set depends on that does not say so, being older than the fields.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = folder, about
+    def __init__(
+        self, folder: Path, about: dict[str, Any], older: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self.folder, self.about, self._older = folder, about, older
         self._parts = folder / PARTS / digest(about)
 
     @property
@@ -77,7 +81,9 @@ class SampleFiles:
         if not self.folder.exists() or not any(self.folder.iterdir()):
             return True
         path = self.folder / ABOUT
-        return path.is_file() and _comparable(read_json(path)) == _comparable(self.about)
+        return path.is_file() and _comparable({**self._older, **read_json(path)}) == _comparable(
+            self.about
+        )
 
     def prepare(self) -> None:
         """Marks the folder as of this set; files of another are removed."""

@@ -23,7 +23,6 @@ from experiments.metrics.sample_store import (
     chain_times,
     protocol_fields,
     sample_batches,
-    sampling_protocol,
 )
 
 NEIGHBOURS = 10_000  # real images of KID, and images of either kind of precision and recall
@@ -126,7 +125,7 @@ def sample_quality(context: Context) -> Result:
     floors = _reference_distances(context, judge, fields)
     for name, value in floors.items():
         values[f"fid_train_of_{name}"] = value
-    protocol = sampling_protocol(context) | fields | judge_protocol(judge)
+    protocol = context.sampling | fields | judge_protocol(judge)
     if reference is not None:
         values["fid_file"] = number(judge.distance(sets[best].features, reference))
         protocol["reference"] = reference.origin

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusion.spacings import uniform
 from experiments import console, devices
-from experiments.drawing import asked_for, make_sample_fn, steps_taken
+from experiments.drawing import make_sample_fn, steps_taken
 from experiments.experiment import Experiment
 from experiments.metrics.metric import Context, check_finite
 from experiments.metrics.parts import Parts
@@ -60,7 +60,7 @@ def sample_batches(
     batch_size = devices.round_up(config.batch_size, mesh)
     count = fields["num_samples"] * fields["num_sets"]
     firsts = range(0, count, batch_size)
-    facts = sampling_protocol(context) | {"quantize": fields["quantize"], "record": list(record)}
+    facts = context.sampling | {"quantize": fields["quantize"], "record": list(record)}
     facts["batch_size"] = batch_size
     parts = Parts(context.folder("samples", facts), [f"{first:08d}" for first in firsts])
     draw = make_sample_fn(
@@ -90,22 +90,6 @@ def sample_batches(
         waiting = started
     if waiting is not None:
         yield finish(*waiting)
-
-
-def sampling_protocol(context: Context) -> dict[str, Any]:
-    """What the samples depend on."""
-    config = context.experiment.config
-    return {
-        "dataset": context.experiment.dataset.name,
-        **context.origin._asdict(),
-        "checkpoint": config.checkpoint,
-        "checkpoint_step": context.step,
-        **context.experiment.method.protocol,
-        "num_steps": steps_taken(context.experiment, config.sample.num_steps),
-        **asked_for(context.experiment),
-        "precision": config.precision,
-        "seed": config.seed,
-    }
 
 
 def chain_times(experiment: Experiment) -> tuple[int, ...]:

@@ -97,10 +97,10 @@ def read_summary(path: Path) -> Collection:
         raise FileNotFoundError(f"{path} does not exist: name a summary.json, or a folder of runs.")
     content = read_json(path)
     try:
-        runs = [
-            Run(**run | {"sections": measured({**run["sections"], "train": run["train"]})[0]})
-            for run in content["runs"]
-        ]
+        runs = []
+        for run in content["runs"]:
+            sections = {**run["sections"], "train": run["train"]}
+            runs.append(Run(**run | {"sections": measured(sections, run.get("training", {}))[0]}))
         return Collection(tuple(runs), tuple(content["problems"]), content.get("pictures", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -8,13 +8,14 @@ import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.files.atomic import number, read_json, write_json
 from experiments.workdir.config import config_to_dict
-from experiments.workdir.protocols import renewed_protocol
+from experiments.workdir.protocols import flat, renewed_protocol
 
 UNKNOWN = "unknown"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
@@ -55,8 +56,13 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]:
+def measured(
+    results: Mapping[str, Any], known: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, Section], list[str]]:
     """The sections that hold values, of the content of a results.json.
+
+    Args:
+        known: dotted fields of the run's config, for sections that do not hold it.
 
     Returns:
         What can be read of them, and a line on everything that cannot.
@@ -87,7 +93,10 @@ def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]
         if lost:
             problems.append(f"section {name}: {lost} cannot be read.")
         if good and protocol:
-            found[name] = Section(good, renewed_protocol(protocol), provenance, last)
+            fields = dict(known) | flat(provenance.get("config", {}))
+            if "seed" in provenance:
+                fields["seed"] = provenance["seed"]
+            found[name] = Section(good, renewed_protocol(protocol, fields), provenance, last)
     return found, problems
 
 

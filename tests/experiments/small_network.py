@@ -37,7 +37,8 @@ class SmallNetwork(nn.Module):
             null = jnp.full(t.shape, self.num_classes)
             embedding = nn.Embed(self.num_classes + 1, self.channels, name="class_embedding")
             told += embedding(null if labels is None else labels)
-        h = nn.swish(nn.Conv(self.channels, (3, 3), name="conv_in")(x) + told[:, None, None])
+        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        h = nn.swish(h + told[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         kernel = kernel_init(0.0)  # almost zero, as of the others
         return nn.Conv(self.out_channels, (3, 3), kernel_init=kernel, name="conv_out")(h)

@@ -268,7 +268,7 @@ def test_a_set_of_before_these_files_is_known(fresh_chain) -> None:
     folder = run / "samples"
     about = json.loads((folder / "samples.json").read_text())
     about |= {"clip_denoised": True, "spacing": "even", "num_images": 40}
-    for name in ("threshold", "guidance", "last_step"):
+    for name in ("threshold", "guidance", "last_step", "dtype", "dataset"):
         del about[name]
     (folder / "samples.json").write_text(json.dumps(about))
     before = pixels(folder)
