@@ -23,10 +23,8 @@ from experiments.drawing import (
 )
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest, write_json
-from experiments.methods.method import dtype_of
-from experiments.sample_files import Rows, SampleFiles, written_indices
+from experiments.sample_files import Rows, SampleFiles, set_of_run, written_indices
 from experiments.workdir.checkpoint import Loaded, crc32s
-from experiments.workdir.config import read_config
 from experiments.workdir.results import read_results, write_results
 from experiments.workdir.sinks import show
 
@@ -59,12 +57,9 @@ def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
 
 
 def _files(experiment: Experiment, workdir: Path, loaded: Loaded, folder: Path) -> SampleFiles:
-    """The set of samples of the config in a folder; an older one is of the dtype of the run."""
+    """The set of samples of the config, in a folder."""
     about = facts_of(experiment, loaded) | {"parameters": digest(crc32s(loaded.params))}
-    older = {"dataset": about["dataset"], "dtype": about["dtype"]}
-    if (workdir / "config.json").is_file():
-        older["dtype"] = dtype_of(read_config(workdir))
-    return SampleFiles(folder, about, older)
+    return set_of_run(workdir, about, folder)
 
 
 def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
@@ -116,7 +111,7 @@ def sample(
         )
     pictures = config.format == "png"
     missing = _missing(files, indices, pictures)
-    unfinished = bool(devices.from_main(np.array(files.is_unfinished)))
+    unfinished = not devices.from_main(np.array(files.are_finished(indices, pictures)))
     if not missing and not unfinished:
         console.log(f"sampled   nothing: these samples are in {files.folder} already")
         facts = facts_of(experiment, loaded)

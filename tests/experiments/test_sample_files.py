@@ -46,7 +46,8 @@ def without_samples(run: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path
 
     def copy(name: str) -> pathlib.Path:
         folder = shutil.copytree(run[1], tmp_path / name)
-        shutil.rmtree(folder / "samples", ignore_errors=True)
+        for drawn in ("samples", "evaluation"):
+            shutil.rmtree(folder / drawn, ignore_errors=True)
         return folder
 
     config = ConfigDict(run[0].to_dict())
