@@ -23,7 +23,8 @@ from experiments.data.captions import (
 )
 from experiments.data.emoji_names import spelled
 from experiments.experiment import Experiment
-from experiments.methods.method import Method
+from experiments.methods.method import Method, dtype_of
+from experiments.workdir.origin import Origin
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # the fields of `Drawn`
 SampleFn = Callable[..., Arrays]
@@ -186,6 +187,23 @@ def asked_for(experiment: Experiment) -> dict[str, str]:
     # Older samples of such a text were of its other words, or of none.
     emoji = {} if spelled(config.prompts) == config.prompts else {"emoji": "names"}
     return {"labels": config.labels, "prompts": config.prompts} | emoji
+
+
+def sampling_protocol(experiment: Experiment, step: int, origin: Origin) -> dict[str, Any]:
+    """All that samples depend on, but for the values of the parameters and how it is rounded."""
+    config = experiment.config
+    return {
+        "dataset": experiment.dataset.name,
+        **origin._asdict(),
+        "checkpoint": config.checkpoint,
+        "checkpoint_step": step,
+        **experiment.method.protocol,
+        "num_steps": steps_taken(experiment, config.sample.num_steps),
+        **asked_for(experiment),
+        "precision": config.precision,
+        "dtype": dtype_of(config),
+        "seed": config.seed,
+    }
 
 
 def requested(experiment: Experiment) -> np.ndarray:

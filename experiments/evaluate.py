@@ -51,6 +51,15 @@ def check(experiment: Experiment) -> None:
         )
 
 
+def context_of(experiment: Experiment, workdir: Path, loaded: Loaded) -> Context:
+    """What the metrics of config.evaluate are given of the parameters that were loaded."""
+    config, weights = experiment.config.evaluate, digest(crc32s(loaded.params))
+    source = experiment.open(config.split)
+    num_images = min(config.num_images or len(source), len(source))
+    mesh, (step, params, origin) = devices.make_mesh(), loaded
+    return Context(experiment, workdir, mesh, step, params, source, num_images, weights, origin)
+
+
 def evaluate(
     experiment: Experiment, workdir: Path, loaded: Loaded, again: bool = True
 ) -> dict[str, dict[str, Any]]:
@@ -68,12 +77,9 @@ def evaluate(
         The values of each metric that was measured.
     """
     config = experiment.config.evaluate
-    mesh = devices.make_mesh()
-    source = experiment.open(config.split)
-    step, params, origin = loaded
-    num_images = min(config.num_images or len(source), len(source))
-    weights = digest(crc32s(params))
-    of = digest([{**config_to_dict(experiment.config), "loader": {}}, weights])
+    context = context_of(experiment, workdir, loaded)
+    num_images, source = context.num_images, context.source
+    of = digest([{**config_to_dict(experiment.config), "loader": {}}, context.weights])
     before = read_results(workdir)
     names = metric_names(config)
     known = [] if again else [name for name in names if before.get(name, {}).get("of") == of]
@@ -88,7 +94,6 @@ def evaluate(
             f"WARNING   likelihoods are of the first {num_images} of {len(source)} {config.split} "
             "images: not numbers of the split (config.evaluate.num_images = 0 takes all)."
         )
-    context = Context(experiment, workdir, mesh, step, params, source, num_images, weights, origin)
     results: dict[str, dict[str, Any]] = {}
     scratch: list[Path] = []
     for name in names:
@@ -106,7 +111,7 @@ def evaluate(
         if devices.is_main_process():
             write_results(workdir, name, section, experiment.config)
             values = {f"eval/{name}/{k}": v["value"] for k, v in result.values.items()}
-            show(workdir, experiment.config, step, values)
+            show(workdir, experiment.config, context.step, values)
         for text in result.lines:
             console.log(text)
         console.log(f"  ({name}: {format_duration(seconds)})")

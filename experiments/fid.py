@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from experiments import console, devices
 from experiments.command_line import Parser, reported
 from experiments.data.dataset import Dataset
 from experiments.data.reader import BACKGROUNDS
-from experiments.features import frechet, scores
+from experiments.features import scores
 from experiments.features.extractors import (
     Extractor,
     Features,
@@ -36,7 +35,13 @@ from experiments.features.extractors import (
     load_extractor,
     make_feature_fn,
 )
-from experiments.features.references import Statistics, read_statistics, statistics
+from experiments.features.references import (
+    Statistics,
+    distance,
+    read_statistics,
+    scale_of,
+    statistics,
+)
 from experiments.files.atomic import strict_json
 from experiments.picture_sets import (
     Pictures,
@@ -45,8 +50,6 @@ from experiments.picture_sets import (
     pictures_of,
     written_size,
 )
-
-MOST = 10_000  # images of either set behind KID, precision and recall
 
 
 def _is_statistics(path: Path) -> bool:
@@ -81,12 +84,6 @@ def _side(
     size = devices.round_up(min(size, found.number), mesh)
     features = features_of(feature_fn, found.read, found.number, size, mesh)
     return Side(statistics(features.features, {}), features, found.number)
-
-
-def _chosen(features: np.ndarray) -> np.ndarray:
-    """At most MOST of them, evenly spaced."""
-    places = np.linspace(0, len(features) - 1, min(len(features), MOST)).round().astype(int)
-    return features[places]
 
 
 def _check(
@@ -168,27 +165,16 @@ def compare(
 
 def _values(first: Side, second: Side, extractor: Extractor) -> dict[str, float]:
     """The numbers under the names of Inception's; a classifier's features are standardised."""
-    ours, theirs = first.statistics, second.statistics
-    scale = np.ones(len(theirs.mean))
-    if not extractor.is_inception:
-        deviation = np.sqrt(np.diag(theirs.covariance))
-        scale = np.where(deviation, deviation, 1)
-    outer = np.outer(scale, scale)
-    values = {
-        "fid": frechet.frechet_distance(
-            *(ours.mean / scale, ours.covariance / outer),
-            *(theirs.mean / scale, theirs.covariance / outer),
-        )
-    }
+    scale = scale_of(extractor, second.statistics)
+    values = {"fid": distance(first.statistics, second.statistics, scale)}
     if first.features is not None:
         splits = min(10, len(first.features.logits))
         values["is"] = scores.inception_score(first.features.logits, splits).mean
     sides = [side.features.features / scale for side in (first, second) if side.features]
     if len(sides) == 2 and min(map(len, sides)) >= 4:
-        fake, real = map(_chosen, sides)
-        covered = scores.precision_recall(real, fake)
-        kid = scores.kernel_distance(fake, real).mean
-        values |= {"kid": kid, "precision": covered.precision, "recall": covered.recall}
+        found = scores.nearness(*sides)
+        values["kid"] = found.kernel.mean
+        values |= found.covered._asdict()
     return values
 
 

@@ -143,7 +143,8 @@ def describe_end(experiment: Experiment, workdir: Path, seconds: float) -> list[
         quantity, number = next(iter(section.values.items()))
         error = number.get("standard_error")
         margin = "" if error is None else f" +- {error:.3g}"
-        lines.append(f"          {name}: {quantity} {number['value']:.4g}{margin}")
+        older = f" ({section.older})" if section.older else ""
+        lines.append(f"          {name}: {quantity} {number['value']:.4g}{margin}{older}")
     commands = next_commands(experiment, workdir)
     return [*lines, *(f"{'' if i else 'next':<10}{text}" for i, text in enumerate(commands))]
 

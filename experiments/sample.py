@@ -14,16 +14,16 @@ from diffusion.spacings import uniform
 from experiments import console, devices, images
 from experiments.data.captions import shown
 from experiments.drawing import (
-    asked_for,
     draw_indices,
     make_sample_fn,
     prompts_of,
     requested,
+    sampling_protocol,
     steps_taken,
 )
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest, write_json
-from experiments.sample_files import Rows, SampleFiles, written_indices
+from experiments.sample_files import Rows, SampleFiles, set_of_run, written_indices
 from experiments.workdir.checkpoint import crc32s
 from experiments.workdir.origin import Loaded
 from experiments.workdir.results import read_results, write_results
@@ -53,24 +53,14 @@ def check(experiment: Experiment) -> None:
 
 
 def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
-    """All that samples of the config depend on, but for their indices and the seed."""
-    config = experiment.config.sample
-    return {
-        "checkpoint_step": loaded.step,
-        **loaded.origin._asdict(),
-        "checkpoint": experiment.config.checkpoint,
-        **experiment.method.protocol,
-        "num_steps": steps_taken(experiment, config.num_steps),
-        **asked_for(experiment),
-        "precision": experiment.config.precision,
-        "quantize": "round",
-    }
+    """What the files of samples of the config depend on, but for their indices."""
+    return sampling_protocol(experiment, loaded.step, loaded.origin) | {"quantize": "round"}
 
 
-def _about(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
-    """What tells one set of samples from another."""
-    seed, weights = experiment.config.seed, digest(crc32s(loaded.params))
-    return facts_of(experiment, loaded) | {"seed": seed, "parameters": weights}
+def _files(experiment: Experiment, workdir: Path, loaded: Loaded, folder: Path) -> SampleFiles:
+    """The set of samples of the config, in a folder."""
+    about = facts_of(experiment, loaded) | {"parameters": digest(crc32s(loaded.params))}
+    return set_of_run(workdir, about, folder)
 
 
 def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
@@ -79,7 +69,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     Like samples/step4000_seed0_ancestral1000; a set of other samples under the same name, such as
     of another training in the same working directory, stays, and the new one gets a number.
     """
-    facts, about = facts_of(experiment, loaded), _about(experiment, loaded)
+    facts = facts_of(experiment, loaded)
     asked = facts["labels"].replace(" ", "")
     short = asked if re.fullmatch(r"[\w,]{1,40}", asked, re.ASCII) else digest(asked)[:6]
     labels = "" if asked == "all" else f"_labels{short}"
@@ -88,7 +78,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     labels += f"_prompts{digest(prompts)[:6]}" if prompts else ""
     name += f"{facts['num_steps']}{labels}{'_best' if facts['checkpoint'] == 'best' else ''}"
     folder, number = workdir / "samples" / name, 1
-    while not SampleFiles(folder, about).is_free:
+    while not _files(experiment, workdir, loaded, folder).is_free:
         number += 1
         folder = folder.with_name(f"{name}-{number}")
     return folder
@@ -115,14 +105,14 @@ def sample(
     """
     config, out = experiment.config.sample, place.out
     indices = list(range(config.num_images)) if place.indices is None else list(place.indices)
-    files = SampleFiles(out or workdir / "samples", _about(experiment, loaded))
+    files = _files(experiment, workdir, loaded, out or workdir / "samples")
     if out is not None and not files.is_free:
         raise ValueError(
             f"{out} holds something else than these samples. Name another folder, or move it away."
         )
     pictures = config.format == "png"
     missing = _missing(files, indices, pictures)
-    unfinished = bool(devices.from_main(np.array(files.is_unfinished)))
+    unfinished = not devices.from_main(np.array(files.are_finished(indices, pictures)))
     if not missing and not unfinished:
         console.log(f"sampled   nothing: these samples are in {files.folder} already")
         facts = facts_of(experiment, loaded)

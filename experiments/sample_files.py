@@ -1,8 +1,11 @@
 """A folder of samples: npz files or PNG files, found again by index after an interruption."""
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +14,8 @@ from jaxtyping import Int64, UInt8
 from experiments import images
 from experiments.files.atomic import digest, read_json, write_bytes, write_json
 from experiments.files.tensors import read_npz, write_npz
+from experiments.methods.method import dtype_of
+from experiments.workdir.config import read_config
 from experiments.workdir.protocols import renewed_protocol
 
 ABOUT = "samples.json"  # what the samples in a folder are of
@@ -52,9 +57,13 @@ def written_indices(indices: Sequence[int]) -> str:
 
 
 class Rows(NamedTuple):
-    """Some samples, as npz files hold them."""
+    """Some samples, as npz files hold them: uint8[n, H, W, C] of --mode=sample.
 
-    arr_0: UInt8[np.ndarray, "n h w c"]
+    Those of metrics alone may be rounded otherwise, or float32[n, K, H, W, C], the estimates of x_0
+    on the way.
+    """
+
+    arr_0: np.ndarray
     indices: Int64[np.ndarray, " n"]
     finite: np.ndarray  # bool[n]
     evaluations: np.ndarray  # i32[n], of the denoiser behind each
@@ -65,19 +74,39 @@ class SampleFiles:
 
     folder: where they are, or will be.
     about: all that the samples depend on but for which of them are drawn.
+    older: what a set depends on that does not say so, being older than the fields.
+    beside: folders that may hold samples of the same set, which are read and not written to.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = folder, about
-        self._parts = folder / PARTS / digest(about)
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        older: Mapping[str, Any] = MappingProxyType({}),
+        beside: Sequence[Path] = (),
+    ) -> None:
+        self.folder, self.about, self._older, self._beside = folder, about, older, beside
+        self._last: tuple[Any, dict[str, np.ndarray]] | None = None  # the file that was read last
+
+    def _same(self, folder: Path) -> dict[str, Any] | None:
+        """What the samples of a folder are said to be of, where that is this set; else None."""
+        path = folder / ABOUT
+        if not path.is_file():
+            return None
+        found = read_json(path)
+        same = _comparable({**self._older, **found}) == _comparable(self.about)
+        return found if same else None
+
+    @property
+    def _parts(self) -> Path:
+        """What was drawn and is in no file yet; an older set says less, and is called by that."""
+        return self.folder / PARTS / digest(self._same(self.folder) or self.about)
 
     @property
     def is_free(self) -> bool:
         """Whether the folder holds nothing, or samples of the same set."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return True
-        path = self.folder / ABOUT
-        return path.is_file() and _comparable(read_json(path)) == _comparable(self.about)
+        empty = not self.folder.exists() or not any(self.folder.iterdir())
+        return empty or self._same(self.folder) is not None
 
     def prepare(self) -> None:
         """Marks the folder as of this set; files of another are removed."""
@@ -86,12 +115,14 @@ class SampleFiles:
                 path.unlink()
             for path in self._pictures():
                 path.unlink()
-        write_json(self.folder / ABOUT, self.about)
+        if self._same(self.folder) is None:
+            write_json(self.folder / ABOUT, self.about)
 
-    def _npz(self) -> list[Path]:
-        if not self.folder.is_dir():
+    def _npz(self, folder: Path | None = None) -> list[Path]:
+        folder = folder or self.folder
+        if not folder.is_dir():
             return []
-        return sorted(path for path in self.folder.iterdir() if WRITTEN.fullmatch(path.name))
+        return sorted(path for path in folder.iterdir() if WRITTEN.fullmatch(path.name))
 
     def _pictures(self) -> list[Path]:
         return sorted(self.folder.glob("images/*/*.png"))
@@ -111,8 +142,26 @@ class SampleFiles:
         return {i for path in self._sources() if _has_pixels(path) for i in _indices(path).tolist()}
 
     def _sources(self) -> list[Path]:
-        parts = sorted(self._parts.glob("*.npz")) if self._parts.is_dir() else []
-        return [*parts, *self._npz()]
+        own = [*sorted(self._parts.glob("*.npz")), *self._npz()]
+        for folder in self._beside:
+            about = self._same(folder)
+            if about is not None:
+                parts = sorted((folder / PARTS / digest(about)).glob("*.npz"))
+                own += filter(_is_counted, [*parts, *self._npz(folder)])
+        return own
+
+    def _read(self, path: Path) -> dict[str, np.ndarray]:
+        """The arrays of a file; those of the last one are kept, for whoever reads a few at a time.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        found = path.stat()
+        key = path, found.st_mtime_ns, found.st_ino
+        if self._last is None or self._last[0] != key:
+            with _naming(path):
+                self._last = key, read_npz(path)
+        return dict(self._last[1])
 
     def keep(self, rows: Rows, pictures: bool) -> None:
         """Saves samples that were just drawn; none of them is lost from then on."""
@@ -125,17 +174,19 @@ class SampleFiles:
         write_npz(self._parts / f"{name}.npz", found)
 
     def rows(self, wanted: Iterable[int], pictures: bool) -> Rows:
-        """Samples that are there, in the order of `wanted`."""
+        """Samples that are there, in the order of `wanted`; raises as `_read`."""
         wanted = list(wanted)
         place = {index: row for row, index in enumerate(wanted)}
+        left = set(wanted)
         out: dict[str, np.ndarray] = {}
         for path in self._sources():
             there = _indices(path)
-            rows = np.flatnonzero(np.isin(there, wanted))
+            rows = np.flatnonzero(np.isin(there, list(left)))
             if not len(rows) or (not pictures and not _has_pixels(path)):
                 continue
+            left -= set(there[rows].tolist())
             to = [place[int(index)] for index in there[rows]]
-            for name, values in _complete(read_npz(path), pictures).items():
+            for name, values in _complete(self._read(path), pictures).items():
                 if name not in out:
                     shape = (len(wanted), *values.shape[1:])
                     out[name] = np.zeros(shape, values.dtype)
@@ -167,10 +218,12 @@ class SampleFiles:
                 path.unlink()
         return new
 
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether samples were kept that `clear` was not called for yet."""
-        return self._parts.is_dir() and any(self._parts.glob("*.npz"))
+    def are_finished(self, indices: Sequence[int], pictures: bool) -> bool:
+        """Whether these samples are in files of this very folder, and `clear` was called."""
+        if self._parts.is_dir() and any(self._parts.glob("*.npz")):
+            return False
+        own = [path for path in self._npz() if pictures or _has_pixels(path)]
+        return set(indices) <= {index for path in own for index in _indices(path).tolist()}
 
     def clear(self) -> None:
         """Removes what was kept on the way, once everything that is made of it is there."""
@@ -186,16 +239,38 @@ def _comparable(about: dict[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in renewed_protocol(about).items() if n != "num_images"}
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Says of a file that is damaged what can be done."""
+    try:
+        yield
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}, a file of samples, is damaged; delete it, and they are drawn again. ({error})"
+        ) from error
+
+
 def _indices(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        if "indices" in archive.files:
-            return archive["indices"]
-        return np.arange(len(archive["arr_0"]))
+    with _naming(path):
+        found = read_npz(path, ("indices",))
+        return found["indices"] if found else np.arange(len(read_npz(path)["arr_0"]))
 
 
 def _has_pixels(path: Path) -> bool:
-    with np.load(path, allow_pickle=False) as archive:
-        return archive["arr_0"].size > 0
+    """Whether a file has more than the rows of pictures; its pixels are not read."""
+    with (
+        _naming(path),
+        np.load(path, allow_pickle=False) as archive,
+        archive.zip.open("arr_0.npy") as stream,
+    ):
+        np.lib.format.read_magic(stream)
+        return 0 not in np.lib.format.read_array_header_1_0(stream)[0]
+
+
+def _is_counted(path: Path) -> bool:
+    """Whether a file says how often the network was called, which older ones do not."""
+    with _naming(path), np.load(path, allow_pickle=False) as archive:
+        return "evaluations" in archive.files
 
 
 def _complete(arrays: dict[str, np.ndarray], pictures: bool) -> dict[str, np.ndarray]:
@@ -209,3 +284,16 @@ def _complete(arrays: dict[str, np.ndarray], pictures: bool) -> dict[str, np.nda
         "evaluations": np.zeros(count, np.int32),
     }
     return older | arrays
+
+
+def set_of_run(workdir: Path, about: dict[str, Any], folder: Path) -> SampleFiles:
+    """The samples of a set that are in `folder`, and in any folder of the run.
+
+    An older set that does not say so is of what the run's network computed in.
+    """
+    older = {"dataset": about["dataset"], "dtype": about["dtype"]}
+    if (workdir / "config.json").is_file():
+        older["dtype"] = dtype_of(read_config(workdir))
+    own, kept = workdir / "samples", workdir / "evaluation"
+    every = [own, *sorted(own.glob("*")), *sorted(kept.glob("samples_*"))]
+    return SampleFiles(folder, about, older, [each for each in every if each != folder])

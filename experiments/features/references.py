@@ -147,6 +147,20 @@ def read_statistics(path: Path, extractor: Extractor, width: int) -> Statistics:
     return Statistics(mean, covariance, origin)
 
 
+def scale_of(extractor: Extractor, reference: Statistics) -> np.ndarray:
+    """f64[D] that features are divided by: 1 of Inception's, else their deviation."""
+    deviation = np.sqrt(np.diag(reference.covariance))
+    return np.ones_like(deviation) if extractor.is_inception else np.where(deviation, deviation, 1)
+
+
+def distance(a: Statistics, b: Statistics, scale: np.ndarray) -> float:
+    """The Fréchet distance of two sets of features, divided by f64[D]."""
+    outer = np.outer(scale, scale)
+    return frechet.frechet_distance(
+        *(a.mean / scale, a.covariance / outer), *(b.mean / scale, b.covariance / outer)
+    )
+
+
 class Judge(NamedTuple):
     """An extractor with the real features that everything is compared with."""
 
@@ -169,14 +183,7 @@ class Judge(NamedTuple):
 
     def distance(self, features: np.ndarray, reference: Statistics | None = None) -> float:
         """The Fréchet distance to the train split, or to another reference, features scaled."""
-        a, b = statistics(features, {}), reference or self.train_statistics
-        outer = np.outer(self.scale, self.scale)
-        return frechet.frechet_distance(
-            a.mean / self.scale,
-            a.covariance / outer,
-            b.mean / self.scale,
-            b.covariance / outer,
-        )
+        return distance(statistics(features, {}), reference or self.train_statistics, self.scale)
 
 
 def make_judge(dataset: Dataset, config: ConfigDict, mesh: Mesh, drop: int) -> Judge:
@@ -197,8 +204,7 @@ def make_judge(dataset: Dataset, config: ConfigDict, mesh: Mesh, drop: int) -> J
     train = real("train")
     test = real("test") if "test" in dataset.splits else None
     reference = statistics(train.features, {"split": "train"})
-    deviation = np.sqrt(np.diag(reference.covariance))
-    scale = np.ones_like(deviation) if extractor.is_inception else np.where(deviation, deviation, 1)
+    scale = scale_of(extractor, reference)
     fingerprints = {
         split: fingerprint(dataset.name, dataset.open(split)) for split in dataset.splits
     }

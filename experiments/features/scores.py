@@ -6,6 +6,8 @@ import numpy as np
 
 from experiments.features import checks, distances
 
+MOST = 10_000  # real rows of KID, and rows of either kind of precision and recall
+
 
 class InceptionScore(NamedTuple):
     """Over the splits of a set: mean, and standard deviation with ddof = 0."""
@@ -27,6 +29,15 @@ class PrecisionRecall(NamedTuple):
 
     precision: float
     recall: float
+
+
+class Nearness(NamedTuple):
+    """How near one set is to another, and how many rows of each are behind `covered`."""
+
+    kernel: KernelDistance
+    covered: PrecisionRecall
+    fake: int
+    real: int
 
 
 def _log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
@@ -178,3 +189,23 @@ def nearest_neighbour_ratio(
     if unit == 0.0:
         raise ValueError("More than half of held_out is in train, so there is no unit of distance.")
     return median(fake) / unit
+
+
+def evenly_chosen(features: np.ndarray) -> np.ndarray:
+    """At most MOST rows, evenly spaced."""
+    places = np.linspace(0, len(features) - 1, min(len(features), MOST)).round().astype(int)
+    return features[places]
+
+
+def nearness(fake: np.ndarray, real: np.ndarray) -> Nearness:
+    """KID, precision and recall beside at most MOST real rows, whoever asks for them.
+
+    KID draws its subsets from all of `fake`; precision and recall are of at most MOST of it.
+
+    Args:
+        fake: f32[N, D], finite, N >= 4.
+        real: f32[M, D], likewise.
+    """
+    theirs, ours = evenly_chosen(real), evenly_chosen(fake)
+    kernel, covered = kernel_distance(fake, theirs), precision_recall(theirs, ours)
+    return Nearness(kernel, covered, len(ours), len(theirs))

@@ -32,6 +32,7 @@ from experiments.methods.method import (
     Method,
     Sampling,
     count_parameters,
+    dtype_of,
 )
 from experiments.methods.sampler_model import model_for
 
@@ -54,7 +55,7 @@ def _network(
     config: ConfigDict, condition: Condition, shape: tuple[int, ...], outputs: int
 ) -> Network:
     """The network of config.model, for `outputs` values a channel of what is modelled."""
-    dtype = choose(DTYPES, config.model.get("dtype", "float32"), "model.dtype")
+    dtype = choose(DTYPES, dtype_of(config), "model.dtype")
     spec, beside = config.model.to_dict(), ("class_conditional", "dtype")
     network = lookup(NETWORKS, spec, "model", SUPPLIED, beside)(
         out_channels=shape[-1] * outputs,

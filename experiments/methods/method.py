@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
+from ml_collections import ConfigDict
 
 from diffusion.likelihood import Decoder
 from diffusion.networks.network import Network
@@ -18,6 +19,11 @@ from experiments.data.dataset import Dataset, InMemory, Tokenizer
 
 DTYPES = MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
 Keys = Callable[[str], Key[Array, " b"]]  # the name of a use of randomness -> a key an example
+
+
+def dtype_of(config: ConfigDict) -> str:
+    """A key of DTYPES: what the network of a config computes in."""
+    return str(config.model.get("dtype", "float32"))
 
 
 class VAE(NamedTuple):

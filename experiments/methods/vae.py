@@ -23,6 +23,7 @@ from experiments.methods.method import (
     Method,
     at_once,
     count_parameters,
+    dtype_of,
 )
 
 SUPPLIED = ("out_channels", "dtype", "parent", "name")  # of a network, from here
@@ -68,7 +69,7 @@ def make_vae(
         ValueError: for an unknown name, a stale keyword or an impossible size.
     """
     likelihood: Likelihood = lookup(LIKELIHOODS, config.likelihood, "likelihood")(num_levels)
-    dtype = choose(DTYPES, config.model.get("dtype", "float32"), "model.dtype")
+    dtype = choose(DTYPES, dtype_of(config), "model.dtype")
     network = lookup(AUTOENCODERS, config.model.to_dict(), "model", SUPPLIED, ("dtype",))(
         out_channels=image_shape[-1] * likelihood.outputs, dtype=dtype
     )

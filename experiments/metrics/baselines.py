@@ -142,20 +142,20 @@ def density_baselines(context: Context) -> Result:
     """bits/dim of what knows the levels, the pixels one by one, or the chain without a network."""
     experiment, dataset = context.experiment, context.experiment.dataset
     train, levels = dataset.open("train"), dataset.num_levels
-    found = {
-        fit.__name__: fit(train, context.source, context.num_images, levels)
-        for fit in (gaussian_per_pixel, histogram_per_pixel)
-    }
+    found = {}
     scratch: tuple[Path, ...] = ()
     protocol = image_protocol(context) | {"quantity": "bits/dim of baselines"}
     if experiment.method.chain is not None:
         config = experiment.config.evaluate
         protocol |= {"decoder": config.decoder, "clip_denoised": config.clip_denoised}
+        protocol["num_draws"] = config.num_draws
         scratch = (context.folder("untrained", protocol),)
         denoise = untrained_denoise(experiment.method.chain)
         arguments = (context.source, context.num_images, context.mesh, scratch[0])
         table = evaluate_bound(experiment, denoise, {}, *arguments)
-        found = {"untrained_network": table.total} | found
+        found["untrained_network"] = table.total
+    for fit in (gaussian_per_pixel, histogram_per_pixel):
+        found[fit.__name__] = fit(train, context.source, context.num_images, levels)
     values = {name: number(bits.mean(), standard_error(bits)) for name, bits in found.items()}
     values["uniform_over_levels"] = number(uniform_over_levels(levels))
     lines = [

@@ -18,7 +18,6 @@ from experiments.metrics.sample_store import (
     named,
     protocol_fields,
     sample_batches,
-    sampling_protocol,
 )
 
 
@@ -64,6 +63,6 @@ def chain_quality(context: Context) -> Result:
     values = {
         f"{name}_at_{row[0]}": number(row[i + 1]) for row in rows for i, name in enumerate(names)
     }
-    protocol = sampling_protocol(context) | fields | judge_protocol(judge)
+    protocol = context.sampling | fields | judge_protocol(judge)
     lines = [f"chain     {n} estimates of x_0 at {len(record)} times: chain.csv, chain.png"]
     return Result(values, protocol, ("chain.csv", "chain.png"), lines)

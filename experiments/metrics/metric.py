@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from experiments import devices
 from experiments.data.dataset import Source, fingerprint
+from experiments.drawing import sampling_protocol
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest
+from experiments.methods.method import dtype_of
 from experiments.workdir.config import config_to_dict
 from experiments.workdir.origin import Origin
 from experiments.workdir.protocols import MODEL
@@ -60,6 +62,11 @@ class Context(NamedTuple):
         facts |= {name: config[name] for name in MODEL if name in config}
         return self.workdir / "evaluation" / f"{metric}_{digest([facts, dict(protocol)])}"
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The protocol of samples of the parameters, but for how they are rounded."""
+        return sampling_protocol(self.experiment, self.step, self.origin)
+
 
 class Result(NamedTuple):
     """What a metric found.
@@ -105,6 +112,8 @@ def image_protocol(context: Context) -> dict[str, Any]:
         **_variance(context.experiment.config),
         "num_levels": context.experiment.dataset.num_levels,
         "precision": devices.REPORTED,
+        "dtype": dtype_of(context.experiment.config),
+        "seed": context.experiment.config.seed,
         "num_timesteps": context.experiment.method.num_steps,
     }
 

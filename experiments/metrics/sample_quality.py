@@ -23,10 +23,7 @@ from experiments.metrics.sample_store import (
     chain_times,
     protocol_fields,
     sample_batches,
-    sampling_protocol,
 )
-
-NEIGHBOURS = 10_000  # real images of KID, and images of either kind of precision and recall
 
 
 def sample_features(
@@ -49,19 +46,12 @@ def sample_features(
     return every, float(np.concatenate(evaluations)[: cuts[-1].stop].mean())
 
 
-def _evenly_chosen(features: np.ndarray) -> np.ndarray:
-    """At most NEIGHBOURS of them, evenly spaced."""
-    count = min(len(features), NEIGHBOURS)
-    return features[np.linspace(0, len(features) - 1, count).round().astype(int)]
-
-
 def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[str, Any]]:
     """Every number of one set of samples, as Inception's are called."""
     train, every = judge.train.features / judge.scale, found.features / judge.scale
     score = scores.inception_score(found.logits, num_splits)
-    real, fake = _evenly_chosen(train), _evenly_chosen(every)
-    covered, counts = scores.precision_recall(real, fake), dict(real=len(real), fake=len(fake))
-    kid = scores.kernel_distance(every, real)
+    kid, covered, *numbers = scores.nearness(every, train)
+    counts = dict(zip(("fake", "real"), numbers, strict=True))
     values = {"fid_train": number(judge.distance(found.features))}
     if judge.test:
         test = statistics(judge.test.features, {"split": "test"})
@@ -73,8 +63,8 @@ def _one_set(judge: Judge, found: Features, num_splits: int) -> dict[str, dict[s
         "recall": number(covered.recall, **counts),
     }
     if judge.test:
-        held_out = _evenly_chosen(judge.test.features / judge.scale)
-        ratio = scores.nearest_neighbour_ratio(fake, train, held_out)
+        held_out = scores.evenly_chosen(judge.test.features / judge.scale)
+        ratio = scores.nearest_neighbour_ratio(scores.evenly_chosen(every), train, held_out)
         values["nearest_neighbour_ratio"] = number(ratio)
     return values
 
@@ -126,7 +116,7 @@ def sample_quality(context: Context) -> Result:
     floors = _reference_distances(context, judge, fields)
     for name, value in floors.items():
         values[f"fid_train_of_{name}"] = value
-    protocol = sampling_protocol(context) | fields | judge_protocol(judge)
+    protocol = context.sampling | fields | judge_protocol(judge)
     if reference is not None:
         values["fid_file"] = number(judge.distance(sets[best].features, reference))
         protocol["reference"] = reference.origin

@@ -204,6 +204,8 @@ def numbers(part: DatasetRuns) -> Numbers:
             notes = [f"not comparable: {odd[label]}"] if label in odd else []
             notes += [commits[label]] if label in commits else []
             own = having.get(label, [])
+            older = [run.sections[name].older for run in own]
+            notes += dict.fromkeys(why for why in older if why)
             unlike = why_not_averaged(own, name)
             if unlike:
                 warnings[name].append(f"{label}: not averaged: {unlike}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.files.atomic import read_json
-from experiments.workdir.results import measured
+from experiments.workdir.results import OBJECTS, measured
 from experiments.workdir.run import Run, read_run
 
 MARKS = ("run.json", "results.json", "metrics.jsonl")  # of the folder of a run
@@ -74,10 +74,14 @@ def collect(workdir: Path) -> Collection:
 
 def to_summary(collection: Collection) -> dict[str, Any]:
     """The collection as JSON values, without logs and without the folders it was read from."""
-    runs = [
-        run._asdict() | {"sections": {k: part._asdict() for k, part in run.sections.items()}}
-        for run in collection.runs
-    ]
+
+    def parts(run: Run) -> dict[str, dict[str, Any]]:
+        return {
+            name: {part: getattr(section, part) for part in OBJECTS}
+            for name, section in run.sections.items()
+        }
+
+    runs = [run._asdict() | {"sections": parts(run)} for run in collection.runs]
     kept = [{k: v for k, v in run.items() if k not in ("folder", "log_tail")} for run in runs]
     return collection._asdict() | {"runs": kept}
 
@@ -93,7 +97,10 @@ def read_summary(path: Path) -> Collection:
         raise FileNotFoundError(f"{path} does not exist: name a summary.json, or a folder of runs.")
     content = read_json(path)
     try:
-        runs = [Run(**run | {"sections": measured(run["sections"])[0]}) for run in content["runs"]]
+        runs = []
+        for run in content["runs"]:
+            sections = {**run["sections"], "train": run["train"]}
+            runs.append(Run(**run | {"sections": measured(sections, run.get("training", {}))[0]}))
         return Collection(tuple(runs), tuple(content["problems"]), content.get("pictures", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

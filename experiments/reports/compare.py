@@ -95,5 +95,7 @@ def compare(names: Sequence[str], runs: Sequence[Sections]) -> str:
             values = [written(protocol.get(field, "–")) for protocol in protocols]
             if len(set(values)) > 1:
                 lines.append(f"{name}: {field} = {' / '.join(values)}")
+        older = [found[name].older if name in found else "" for found in runs]
+        lines += [f"{name}: {who} is {why}" for who, why in zip(names, older, strict=True) if why]
     rows = _bound_row(runs) + [row for name in sections for row in _rows(name, runs)]
     return "\n".join([*lines, "", markdown.table(["quantity", *names, "comparable?"], rows)])

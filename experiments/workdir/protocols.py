@@ -41,7 +41,7 @@ OF_THE_PAPER = MappingProxyType(
 FREE = (
     *("checkpoint", "checkpoint_step", "weights", "variance"),
     *("sampler", "num_steps", "spacing", "threshold", "guidance", "seed"),
-    *("last_step", "clip_denoised", "encoder"),
+    *("last_step", "clip_denoised", "encoder", "dtype"),
 )
 
 
@@ -145,8 +145,14 @@ def training_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+def renewed_protocol(
+    protocol: Mapping[str, Any], known: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """An older protocol with the fields that it lacks, as they were when it was written.
+
+    Args:
+        known: dotted fields of the config that it was measured under; of what is not known, the
+            network computed in float32, and noise was drawn once.
 
     The sampler was its name, its timesteps always evenly spaced; its estimates of x_0 were clipped
     or not, and nothing was guided; every data set counted as one of 256 levels; samples were of all
@@ -169,6 +175,11 @@ def renewed_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
         missing |= {"precision": "default", "held_out": 0, "selected_on": selected_on}
     if "decoder" in renewed:
         missing["num_levels"] = 256
+        if "baselines" in str(renewed.get("quantity")):
+            missing["num_draws"] = known.get("evaluate.num_draws", 1)
+    if "checkpoint_step" in renewed:
+        missing["dtype"] = known.get("model.dtype", "float32")
+        missing |= {"seed": known["seed"]} if "seed" in known else {}
     return renewed | {name: value for name, value in missing.items() if name not in renewed}
 
 

@@ -8,16 +8,18 @@ import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.files.atomic import number, read_json, write_json
 from experiments.workdir.config import config_to_dict
-from experiments.workdir.protocols import renewed_protocol
+from experiments.workdir.protocols import flat, renewed_protocol
 
 UNKNOWN = "unknown"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
+OBJECTS = ("values", "protocol", "provenance")  # of a section that holds values
 
 
 class Section(NamedTuple):
@@ -26,11 +28,21 @@ class Section(NamedTuple):
     values: quantity -> {"value": number, "standard_error": number, where there is one}.
     protocol: what the values are of; an older one with the fields that it lacks.
     provenance: seed, commit, versions, hardware and date.
+    trained_to: the last step of the run's training; None where that is not known.
     """
 
     values: Mapping[str, Mapping[str, Any]]
     protocol: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    trained_to: int | None = None
+
+    @property
+    def older(self) -> str:
+        """A note on values of other parameters than the training ended with; "" where of those."""
+        step, last = self.protocol.get("checkpoint_step"), self.trained_to
+        if not isinstance(step, int) or not isinstance(last, int) or step == last:
+            return ""
+        return f"of step {step:,}, and the training ended at step {last:,}"
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
@@ -44,19 +56,26 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]:
+def measured(
+    results: Mapping[str, Any], known: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, Section], list[str]]:
     """The sections that hold values, of the content of a results.json.
+
+    Args:
+        known: dotted fields of the run's config, for sections that do not hold it.
 
     Returns:
         What can be read of them, and a line on everything that cannot.
     """
     found, problems = {}, []
+    train = results.get("train")
+    last = train.get("step") if isinstance(train, dict) else None
     for name, content in results.items():
         if not isinstance(content, dict) or "values" not in content:
             continue
-        parts = [content.get(part, {}) for part in Section._fields]
+        parts = [content.get(part, {}) for part in OBJECTS]
         if not all(isinstance(part, dict) for part in parts):
-            words = ", ".join(Section._fields)
+            words = ", ".join(OBJECTS)
             problems.append(f"section {name}: one of {words} is no object with fields.")
             continue
         values, protocol, provenance = parts
@@ -74,7 +93,10 @@ def measured(results: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]
         if lost:
             problems.append(f"section {name}: {lost} cannot be read.")
         if good and protocol:
-            found[name] = Section(good, renewed_protocol(protocol), provenance)
+            fields = dict(known) | flat(provenance.get("config", {}))
+            if "seed" in provenance:
+                fields["seed"] = provenance["seed"]
+            found[name] = Section(good, renewed_protocol(protocol, fields), provenance, last)
     return found, problems
 
 

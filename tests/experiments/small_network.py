@@ -51,7 +51,8 @@ class SmallNetwork(nn.Module):
         context = read_caption(self.text, tokens, train)
         if context is not None:
             told += nn.Dense(self.channels, name="caption")(context.mean())
-        h = nn.swish(nn.Conv(self.channels, (3, 3), name="conv_in")(x) + told[:, None, None])
+        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        h = nn.swish(h + told[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         kernel = kernel_init(0.0)  # almost zero, as of the others
         return nn.Conv(self.out_channels, (3, 3), kernel_init=kernel, name="conv_out")(h)

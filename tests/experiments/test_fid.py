@@ -17,7 +17,7 @@ from experiments.build import build
 from experiments.data.dataset import gather
 from experiments.data.digits import digits
 from experiments.data.image_folder import image_folder
-from experiments.features import frechet
+from experiments.features import frechet, scores
 from experiments.picture_sets import Reading
 from experiments.sample import Place
 from tests.experiments import modes
@@ -64,6 +64,22 @@ def test_a_folder_of_samples_is_its_samples(trained, sets: pathlib.Path, tmp_pat
         values.append(compare(tmp_path / kind, sets / "real"))
     assert picture_sets.pictures_of(str(tmp_path / "npz")).number == 24
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_an_evaluation_has_the_same_numbers(trained, tmp_path, monkeypatch) -> None:
+    """Of the same samples beside the same images, where there are more than are looked at."""
+    monkeypatch.setattr(scores, "MOST", 30)
+    config, workdir = ConfigDict(trained[0].to_dict()), trained[1]
+    config.sample.num_images = 40
+    config.evaluate.update(metrics="samples", num_samples=40, num_splits=10)
+    modes.sample(build(config), workdir, Place(None, tmp_path / "drawn"))
+    monkeypatch.setenv("TFDS_DATA_DIR", config.data.data_dir)
+    ours = compare(tmp_path / "drawn", "data:digits")
+    theirs = modes.evaluate(build(config), workdir)["samples"]
+    theirs = {name.partition("_digits")[0]: value["value"] for name, value in theirs.items()}
+    theirs["fd"] = theirs["fd_train"]
+    for name, value in ours.items():
+        assert value == pytest.approx(theirs[name], rel=1e-4), name
 
 
 def test_a_set_has_no_distance_to_itself(sets: pathlib.Path) -> None:

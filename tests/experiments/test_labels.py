@@ -13,7 +13,6 @@ from experiments.configs import saved
 from experiments.drawing import draw, make_sample_fn, requested_labels
 from experiments.experiment import Experiment
 from experiments.metrics.metric import Context
-from experiments.metrics.sample_store import sampling_protocol
 from experiments.workdir.origin import Origin
 from experiments.workdir.protocols import differences, renewed_protocol
 
@@ -85,7 +84,7 @@ def test_numbers_of_other_classes_are_not_compared(tiny: Make, tmp_path) -> None
     def protocol(labels: str) -> dict:
         experiment, origin = conditional(tiny, labels), Origin("ema", "nothing")
         context = Context(experiment, tmp_path, None, 8, {}, None, 10, "", origin)
-        return sampling_protocol(context)
+        return context.sampling
 
     assert differences([protocol("3"), protocol("all")]) == {"labels": ["3", "all"]}
     older = {name: value for name, value in protocol("all").items() if name != "labels"}

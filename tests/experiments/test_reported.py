@@ -1,15 +1,18 @@
 """What experiments.main leaves in its folder is what a report of it reads."""
 
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments import main, train
 from experiments.build import build
-from experiments.reports import report
+from experiments.reports import compare, report
 from experiments.reports.collect import collect
 from experiments.workdir.config import config_to_dict
+from experiments.workdir.outcome import Outcome
 from experiments.workdir.protocols import training_fields
 from experiments.workdir.run import finite_windows
 from tests.experiments.modes import evaluate, sample
@@ -43,3 +46,27 @@ def test_a_report_reads_a_run(
     with np.load(workdir / "samples" / "samples.npz", allow_pickle=False) as stored:
         assert len(stored["arr_0"]) == config.sample.num_images
     assert (tmp_path / "report" / "samples0.png").is_file()
+
+
+def test_a_number_of_parameters_that_were_trained_on_carries_their_step(
+    plain: Callable[[], ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    """At its end, side by side with others, and in reports; measured again, it has none."""
+    config, workdir = plain(), tmp_path / "run"
+    config.evaluate.metrics, config.evaluate.num_images = "baselines", 4
+    said = "of step 8, and the training ended at step 12"
+
+    def told() -> list[str]:
+        ours = compare.compare(["a", "b"], [compare.read(workdir), {}])
+        return ["\n".join(main.describe_end(build(config), workdir, 1.0)), ours]
+
+    for num_steps, measure, old in ((8, True, False), (12, False, True), (12, True, False)):
+        config.train.num_steps = num_steps
+        experiment = build(config)
+        assert train.train(experiment, workdir) is Outcome.FINISHED
+        if measure:
+            evaluate(experiment, workdir)
+        assert [said in text for text in told()] == [old] * 2
+        if old:
+            report.write(workdir, tmp_path / "report")
+            assert said in (tmp_path / "report" / "report.md").read_text()

@@ -106,8 +106,8 @@ def test_what_is_not_finite_is_counted_drawn_grey_and_said(
     assert drawn.samples[1, 2, 3, 0] == 128 and drawn.samples[5, 0, 0, 0] == 255
     capsys.readouterr()
     # Two batches of 8, of the second of which 4 are wanted: bad are 1, 5 and 9.
-    run = shutil.copytree(workdir, tmp_path / "run")
-    (run / "samples" / "samples.json").unlink(missing_ok=True)  # of samples that were drawn before
+    drawn = shutil.ignore_patterns("evaluation", "samples")
+    run = shutil.copytree(workdir, tmp_path / "run", ignore=drawn)
     assert sample(experiment, run)["not_finite"] == 3
     assert json.loads((run / "results.json").read_text())["sample"]["not_finite"] == 3
     assert "WARNING   3 of 12 samples are not finite" in capsys.readouterr().out

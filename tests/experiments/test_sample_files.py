@@ -17,6 +17,7 @@ from PIL import Image
 
 from experiments import devices, drawing, images, sample
 from experiments.build import build
+from experiments.files.atomic import digest
 from experiments.sample import Place
 from experiments.sample_files import Rows, SampleFiles, parse_indices, written_indices
 from experiments.workdir.config import write_config
@@ -46,7 +47,8 @@ def without_samples(run: tuple[ConfigDict, pathlib.Path], tmp_path: pathlib.Path
 
     def copy(name: str) -> pathlib.Path:
         folder = shutil.copytree(run[1], tmp_path / name)
-        shutil.rmtree(folder / "samples", ignore_errors=True)
+        for drawn in ("samples", "evaluation"):
+            shutil.rmtree(folder / drawn, ignore_errors=True)
         return folder
 
     config = ConfigDict(run[0].to_dict())
@@ -268,7 +270,7 @@ def test_a_set_of_before_these_files_is_known(fresh_chain) -> None:
     folder = run / "samples"
     about = json.loads((folder / "samples.json").read_text())
     about |= {"clip_denoised": True, "spacing": "even", "num_images": 40}
-    for name in ("threshold", "guidance", "last_step"):
+    for name in ("threshold", "guidance", "last_step", "dtype", "dataset"):
         del about[name]
     (folder / "samples.json").write_text(json.dumps(about))
     before = pixels(folder)
@@ -276,6 +278,32 @@ def test_a_set_of_before_these_files_is_known(fresh_chain) -> None:
     modes.sample(build(config), run)
     with np.load(folder / "samples.npz") as stored:
         assert stored.files == ["arr_0"]  # nothing was drawn
+
+
+def test_an_interrupted_set_that_is_older_than_a_field_goes_on(fresh, monkeypatch) -> None:
+    config, copy = fresh
+    run = copy("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFiles, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            modes.sample(build(config), run)
+    folder = run / "samples"
+    about = json.loads((folder / "samples.json").read_text())
+    new = digest(about)
+    del about["dtype"], about["dataset"]
+    (folder / "samples.json").write_text(json.dumps(about))
+    (folder / "parts" / new).rename(folder / "parts" / digest(about))
+    drawn: list[int] = []
+    plain = drawing.draw_indices
+
+    def counted(sample_fn: Any, params: Any, indices: Any, *rest: Any, **each: Any) -> Any:
+        drawn.extend(indices)
+        return plain(sample_fn, params, indices, *rest, **each)
+
+    monkeypatch.setattr(sample, "draw_indices", counted)
+    modes.sample(build(config), run)
+    assert drawn == [0, 1, 2]  # of progress.png
+    assert len(pixels(folder)) == 40 and not (folder / "parts").exists()
 
 
 def test_a_batch_that_does_not_fit_is_drawn_in_halves(

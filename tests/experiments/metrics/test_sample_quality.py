@@ -251,7 +251,7 @@ def test_what_was_drawn_is_not_drawn_again(config, workdir, monkeypatch) -> None
 def test_what_is_not_finite_is_not_judged_and_loses_nothing(
     config, trained, tmp_path: pathlib.Path, monkeypatch
 ) -> None:
-    drawn = shutil.ignore_patterns("evaluation")
+    drawn = shutil.ignore_patterns("evaluation", "samples")
     run = shutil.copytree(trained[1], tmp_path / "run", ignore=drawn)
     config = changed(config, metrics="bpd_fast,samples", num_samples=12)
     make = sample_store.make_sample_fn

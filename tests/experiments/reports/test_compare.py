@@ -107,6 +107,16 @@ def test_older_protocols_are_read_as_what_they_meant() -> None:
     assert differences([new, new | {"held_out": 250}]) == {"held_out": [0, 250]}
 
 
+def test_numbers_of_unlike_precision_of_the_network_stand_with_a_word() -> None:
+    """An older section is of the dtype of the config it was measured under, or of float32."""
+    old, half = section(1.84535), section(1.84587, dtype="bfloat16")
+    assert "bpd: dtype = float32 / bfloat16" in compare(["a", "b"], [{"bpd": old}, {"bpd": half}])
+    known = {"provenance": {"config": {"model": {"dtype": "bfloat16"}}, "seed": 3}}
+    protocol = measured({"bpd": old | known})[0]["bpd"].protocol
+    assert protocol["dtype"] == "bfloat16" and protocol["seed"] == 3
+    assert "dtype" not in compare(["a", "b"], [{"bpd": old | known}, {"bpd": half}])
+
+
 def test_a_choice_of_code_is_written_by_its_name() -> None:
     assert written({"name": "ancestral"}) == "ancestral"
     assert written({"name": "ddim", "eta": 0.5}) == "ddim(eta=0.5)"

@@ -21,7 +21,7 @@ def test_sections_with_values_are_measured_and_no_others(tmp_path: pathlib.Path)
     (tmp_path / "results.json").write_text(json.dumps(content))
     found, problems = measured(read_results(tmp_path))
     assert list(found) == ["bpd"] and problems == []
-    assert found["bpd"]._asdict() == GOOD
+    assert found["bpd"]._asdict() == GOOD | {"trained_to": 3}
 
 
 def test_an_older_protocol_is_renewed_as_it_is_read() -> None:
