@@ -38,6 +38,7 @@ from diffusion import thresholds
 from diffusion.losses import make_loss_fn, simple
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import from_betas, respace
@@ -149,7 +150,7 @@ def our_sample(case: Case, steps: int, name: str) -> Ours:
     """The compiled walk of a sampler."""
     network, params, _ = our_params(case)
     chain = respace(BETAS, uniform(TIMESTEPS, steps))
-    process, sampler = Process(chain, EPS, FIXED_LARGE), SAMPLERS[name](chain)
+    process, sampler = Process(chain, EPS, FIXED_LARGE), SAMPLERS[name](levels_of(chain))
     denoise = make_denoise(apply_network(network), process, threshold=thresholds.clip)
     keys = jax.random.split(jax.random.key(0), case.batch)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.forward import q_sample, q_step
+from diffusion.forward import at, q_sample, q_step
 from diffusion.likelihood import (
     Decoder,
     mean_per_example,
@@ -101,7 +101,7 @@ def along_a_path(
         forward = q_step(schedule, x_before, times)
         x_t = reparameterize(forward, normal(keys, t, x_0.shape[1:]))
         back = denoise(x_t, times)
-        term = vlb_term(schedule, back, x_0, x_t, times, decoder=decoder)
+        term = vlb_term(at(schedule, times, x_t), back, x_0, x_t, decoder=decoder)
         returned = normal_log_density(x_before, Gaussian(back.mean, back.log_variance))
         gone = jnp.where(
             t == last,
@@ -165,16 +165,16 @@ def learned_betas(raw: Float[Array, " t"]) -> Schedule:
         alpha=1.0 - beta,
         alpha_bar=jnp.exp(log_alpha_bar),
         alpha_bar_prev=jnp.exp(log_alpha_bar_prev),
-        one_minus_alpha_bar=one_minus,
-        sqrt_alpha_bar=jnp.exp(0.5 * log_alpha_bar),
-        sqrt_one_minus_alpha_bar=jnp.sqrt(one_minus),
+        noise_variance=one_minus,
+        signal=jnp.exp(0.5 * log_alpha_bar),
+        noise=jnp.sqrt(one_minus),
         log_beta=log_beta,
         large_log_variance=jnp.concatenate([jnp.log(positive[:1]), log_beta[1:]]),
         posterior_variance=posterior,
         posterior_log_variance=jnp.log(positive),
         posterior_mean_x_0=beta * jnp.exp(0.5 * log_alpha_bar_prev) / one_minus,
         posterior_mean_x_t=one_minus_prev * jnp.sqrt(1.0 - beta) / one_minus,
-        model_t=jnp.arange(len(raw), dtype=jnp.int32),
+        told=jnp.arange(len(raw), dtype=jnp.int32),
     )
 
 

@@ -4,37 +4,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.levels import taken
+from diffusion.paths import row
 from diffusion.probability_flow import BoundFlow
-from diffusion.structs import Noise, Sampler, Schedule, Step
+from diffusion.structs import Levels, Noise, Sampler, Step
 
 X = Float[Array, "b *x"]
 STOPS = 10  # by default
 
 
-def flow(chain: Schedule, /, tolerance: float = 1e-4, max_steps: int = 1000) -> Sampler:
+def flow(levels: Levels, /, tolerance: float = 1e-4, max_steps: int = 1000) -> Sampler:
     """The probability-flow ODE by Tsit5 with adaptive steps (Song section 4.3), by diffrax.
 
     Every example takes steps of its own, so that it does not depend on its batch; a batch takes as
-    long as its hardest example. The chain's timesteps are stops on the way, at which the estimate
+    long as its hardest example. The levels are stops on the way, at which the estimate
     of x_0 can be looked at, and between which the solver is free. No estimate is clipped. The
-    solve ends at the noise level of the first timestep, and the sample is the estimate of x_0
+    solve ends at the first level above clean data, and the sample is the estimate of x_0
     there.
 
     Args:
-        chain: the stops.
+        levels: the stops, in the time of the flow.
         tolerance: relative and absolute, of a step; float32 gives no more than about 1e-6.
         max_steps: of the solver between two stops, refused ones included; an example that needs
             more becomes NaN.
     """
-    stops = np.asarray(chain.model_t, np.float64)[:, None]
+    stops = levels.time[1:, None]
 
     def step(model: BoundFlow, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         examples = jnp.arange(x_t.shape[0])
-        (u,), (below,) = taken(stops, t, x_t), taken(stops, jnp.maximum(t - 1, 0), x_t)
+        (u,), (below,) = row(stops, t, x_t), row(stops, jnp.maximum(t - 1, 0), x_t)
         x_0 = jax.vmap(model.estimate, (0, None, 0))(x_t, u, examples)
 
         def solved() -> tuple[jax.Array, jax.Array]:
@@ -46,7 +45,7 @@ def flow(chain: Schedule, /, tolerance: float = 1e-4, max_steps: int = 1000) -> 
         x, evaluations = jax.lax.cond(t > 0, solved, lambda: (x_0, jnp.zeros_like(examples)))
         return Step(x, x_0, memory, 1 + evaluations)
 
-    return Sampler(chain.num_timesteps, lambda x_T: (), step, continuous=True, deterministic=True)
+    return Sampler(levels.num_steps, lambda x_T: (), step, order=5, continuous=True)
 
 
 def _solve(

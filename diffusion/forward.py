@@ -1,12 +1,22 @@
 """The forward process q, which adds noise and has nothing to learn."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion.structs import Gaussian, Schedule
+from diffusion.structs import Gaussian, Point, Schedule
 
 Time = Int[Array, ""] | Int[Array, " b"]
+N = TypeVar("N", Schedule, Point)
+
+
+def fit(now: N, like: jax.Array) -> N:
+    """The values of a point [] or [B], with axes of length 1 that fit them to `like` [B, ...]."""
+    return jax.tree.map(
+        lambda value: value.reshape(value.shape + (1,) * (like.ndim - value.ndim)), now
+    )
 
 
 def at(schedule: Schedule, t: Time, like: jax.Array) -> Schedule:
@@ -16,14 +26,13 @@ def at(schedule: Schedule, t: Time, like: jax.Array) -> Schedule:
         t: i32[] or i32[B], in [0, T); `like` then has B as its first axis.
         like: array of any rank, at least 1 where t is [B].
     """
-    shape = t.shape + (1,) * (like.ndim - t.ndim)
-    return jax.tree.map(lambda table: table[t].reshape(shape), schedule)
+    return fit(jax.tree.map(lambda table: table[t], schedule), like)
 
 
 def q_marginal(schedule: Schedule, x_0: Float[Array, "*x"], t: Time) -> Gaussian:
     """q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (DDPM Eq. 4)."""
     now = at(schedule, t, x_0)
-    return Gaussian(now.sqrt_alpha_bar * x_0, jnp.log(now.one_minus_alpha_bar))
+    return Gaussian(now.signal * x_0, jnp.log(now.noise_variance))
 
 
 def q_sample(
@@ -34,7 +43,7 @@ def q_sample(
     `x_0` is f32[B, ...], images in [-1, 1]; `eps` standard normal; `t` in [0, T).
     """
     now = at(schedule, t, x_0)
-    return now.sqrt_alpha_bar * x_0 + now.sqrt_one_minus_alpha_bar * eps
+    return now.signal * x_0 + now.noise * eps
 
 
 def q_step(schedule: Schedule, x_prev: Float[Array, "*x"], t: Time) -> Gaussian:
@@ -53,6 +62,6 @@ def q_posterior(now: Schedule, x_0: Float[Array, "*x"], x_t: Float[Array, "*x"])
     return Gaussian(mean, now.posterior_log_variance)
 
 
-def snr(schedule: Schedule, t: Time) -> Float[Array, "..."]:
-    """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), f32 of t's shape (VDM Eq. 2)."""
-    return schedule.alpha_bar[t] / schedule.one_minus_alpha_bar[t]
+def snr(now: Schedule | Point) -> Float[Array, "..."]:
+    """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), of the shape of `now` (VDM Eq. 2)."""
+    return now.alpha_bar / now.noise_variance

@@ -115,23 +115,23 @@ def exact_decoder(x_0: X, p: Gaussian, num_levels: int = 256) -> Float[Array, ".
 
 
 def vlb_term(
-    schedule: Schedule,
+    now: Schedule,
     prediction: Prediction,
     x_0: Float[Array, "b *x"],
     x_t: Float[Array, "b *x"],
-    t: Int[Array, " b"],
     *,
     decoder: Decoder = tanh_decoder,
 ) -> Float[Array, " b"]:
     """The bound's term at t, L_t of DDPM Eq. 5 in the paper's own count, in nats per dimension.
 
     For t > 0 it is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in closed form; L_0 is
-    -log p(x_0 | x_1) under `decoder`.
+    -log p(x_0 | x_1) under `decoder`. `now` holds the tables at t, to go with x_t (`forward.at`).
     """
     p = Gaussian(prediction.mean, prediction.log_variance)
-    divergence = mean_per_example(normal_kl(q_posterior(at(schedule, t, x_t), x_0, x_t), p))
+    divergence = mean_per_example(normal_kl(q_posterior(now, x_0, x_t), p))
     reconstruction = mean_per_example(-decoder(x_0, p))
-    return jnp.where(t == 0, reconstruction, divergence)
+    first = now.posterior_variance.ravel() == 0.0  # x_{t-1} is x_0 itself
+    return jnp.where(first, reconstruction, divergence)
 
 
 def prior_term(schedule: Schedule, x_0: Float[Array, "b *x"]) -> Float[Array, " b"]:
@@ -179,7 +179,7 @@ def bound_terms(
     def body(carry: None, t: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
         x_t = q_sample(schedule, x_0_rows, t, normal(keys_rows, t, x_0.shape[1:]))
         prediction = denoise(x_t, t)
-        nats = vlb_term(schedule, prediction, x_0_rows, x_t, t, decoder=decoder)
+        nats = vlb_term(at(schedule, t, x_t), prediction, x_0_rows, x_t, decoder=decoder)
         return carry, (nats, mean_per_example(jnp.square(prediction.x_0 - x_0_rows)))
 
     _, results = jax.lax.scan(body, None, timesteps.reshape(rows // at_once, at_once * batch))

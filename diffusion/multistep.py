@@ -1,11 +1,11 @@
 """Samplers that remember earlier estimates of x_0: DPM-Solver++ and UniPC.
 
-Both integrate the probability flow in lambda = log(alpha / sigma), where it is
+Both integrate the probability flow in lambda = log(signal / noise), where it is
 
-    x' = (sigma' / sigma) x + sigma' int e^lambda x_0(lambda) d lambda    (DPM-Solver++ Eq. 8)
+    x' = (noise' / noise) x + noise' int e^lambda x_0(lambda) d lambda    (DPM-Solver++ Eq. 8)
 
 from one level to the next (primed), with x_0 replaced by a polynomial through what is known of it.
-Each step is then a linear combination of x and estimates of x_0, whose weights depend on the chain
+Each step is then a linear combination of x and estimates of x_0, whose weights depend on the levels
 alone. The order grows from 1 at the first step, and is 1 at the last, where lambda' is infinite and
 x' = x_0. "DPM-Solver++" is Lu et al. (2022), arXiv:2211.01095; "UniPC" is Zhao et al. (2023),
 arXiv:2302.04867.
@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.levels import Levels, levels_of, taken
+from diffusion.paths import check_signal, row
 from diffusion.spacings import trailing
-from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
+from diffusion.structs import BoundDenoise, Levels, Noise, Sampler, Step
 
 X = Float[Array, "b *x"]
 FEW = 15  # steps below which the last but one of DPM-Solver++ is of a lower order too
@@ -43,34 +43,33 @@ def dpm_weights(levels: Levels, order: int) -> np.ndarray:
     (and below 10 steps in its authors' code), the order falls towards the last step, of order 1,
     only where the steps are few.
     """
-    alpha, sigma, lam = levels
-    num_steps = len(lam) - 1
+    signal, noise, lam, num_steps = levels.signal, levels.noise, levels.log_ratio, levels.num_steps
     weights = np.zeros((num_steps, 1 + order))
     for t in range(num_steps):
         here, there, h = t + 1, t, lam[t] - lam[t + 1]
         first = -np.expm1(-h)  # 1 - e^-h
-        weights[t, 0] = sigma[there] / sigma[here]
-        row = weights[t, 1:]
+        weights[t, 0] = noise[there] / noise[here]
+        of_estimates = weights[t, 1:]
         falls = t == 0 or num_steps < FEW
         used = _order(t, num_steps, order) if falls else min(order, num_steps - t)
-        row[0] = alpha[there] * first
+        of_estimates[0] = signal[there] * first
         if used == 1:
             continue
         r_0 = (lam[here] - lam[here + 1]) / h
         slope = np.array([1.0, -1.0, 0.0])[:order] / r_0  # of x_0 over h, by one difference
         if used == 2:
-            row += alpha[there] * first / 2.0 * slope
+            of_estimates += signal[there] * first / 2.0 * slope
             continue
         r_1 = (lam[here + 1] - lam[here + 2]) / h
         older = np.array([0.0, 1.0, -1.0]) / r_1
         bend = (slope - older) / (r_0 + r_1)
         second = 1.0 - first / h
         third = second / h - 0.5
-        row += alpha[there] * (second * (slope + r_0 * bend) - third * bend)
+        of_estimates += signal[there] * (second * (slope + r_0 * bend) - third * bend)
     return weights
 
 
-def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
+def dpm_solver_pp(levels: Levels, /, order: int = 2) -> Sampler:
     """DPM-Solver++ multistep, 2M and 3M, deterministic; one evaluation a step.
 
     Order 3 for unconditional models, 2 for guided ones, is its authors' advice. In their code, and
@@ -79,11 +78,12 @@ def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
     like that of 2M, and smaller. `unipc` has the third order.
 
     Raises:
-        ValueError: for another order, and for a chain that ends in pure noise.
+        ValueError: for another order, and for levels that end in pure noise.
     """
     if order not in (2, 3):
         raise ValueError(f"order = {order} of dpm_solver_pp must be 2 (2M) or 3 (3M).")
-    weights = dpm_weights(levels_of(chain, "dpm_solver_pp"), order)
+    check_signal(levels, "dpm_solver_pp")
+    weights = dpm_weights(levels, order)
 
     def init(x_T: X) -> jax.Array:
         return _no_estimates(x_T, order - 1)
@@ -91,10 +91,10 @@ def dpm_solver_pp(chain: Schedule, /, order: int = 2) -> Sampler:
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: jax.Array) -> Step:
         x_0 = denoise(x_t, t).x_0
         known = _remembered(x_0, memory)
-        x = _combined(taken(weights, t, x_t), x_t, known)
+        x = _combined(row(weights, t, x_t), x_t, known)
         return Step(x, x_0, known[:, :-1])
 
-    return Sampler(chain.num_timesteps, init, step, deterministic=True, spacing=trailing)
+    return Sampler(levels.num_steps, init, step, needs_signal=True, order=2, spacing=trailing)
 
 
 def _no_estimates(x_T: X, count: int) -> jax.Array:
@@ -131,12 +131,12 @@ def _unipc_row(levels: Levels, t: int, order: int, corrects: bool) -> tuple[floa
     n! phi_{n+1} / B for n = 1, 2, ..., where r_m is the place of estimate m from the start of the
     step, in units of its length.
     """
-    alpha, sigma, lam = levels
+    signal, noise, lam = levels.signal, levels.noise, levels.log_ratio
     here, there, h = t + 1, t, lam[t] - lam[t + 1]
     places = [(lam[here + m] - lam[here]) / h for m in range(1, order)] + [1.0] * corrects
     weights = np.zeros(1 + order)
     step = np.expm1(-h)  # of data prediction, where h counts as -h
-    weights[1] = -alpha[there] * step
+    weights[1] = -signal[there] * step
     if places:
         count = len(places)
         power, wanted, phi = np.zeros((count, count)), np.zeros(count), step / -h - 1.0
@@ -147,16 +147,16 @@ def _unipc_row(levels: Levels, t: int, order: int, corrects: bool) -> tuple[floa
         # With one unknown UniPC takes 1/2, of the same order.
         rho = np.array([0.5]) if count == 1 else np.linalg.solve(power, wanted)
         for m, (place, weight) in enumerate(zip(places, rho, strict=True)):
-            slope = -alpha[there] * step * weight / place
+            slope = -signal[there] * step * weight / place
             at_end = corrects and m == count - 1
             weights[0 if at_end else 2 + m] += slope
             weights[1] -= slope
-    return sigma[there] / sigma[here], weights
+    return noise[there] / noise[here], weights
 
 
 def unipc_weights(levels: Levels, order: int) -> _UniPCWeights:
     """Of UniPC-p, p = `order`."""
-    num_steps = len(levels.lam) - 1
+    num_steps = levels.num_steps
     predictor = np.zeros((num_steps, 1 + order))
     corrector = np.zeros((num_steps, 2 + order))
     for t in range(num_steps):
@@ -169,18 +169,19 @@ def unipc_weights(levels: Levels, order: int) -> _UniPCWeights:
     return _UniPCWeights(predictor, corrector)
 
 
-def unipc(chain: Schedule, /, order: int = 3) -> Sampler:
+def unipc(levels: Levels, /, order: int = 3) -> Sampler:
     """UniPC-p with B_2(h), predicting data: one evaluation a step, used twice; deterministic.
 
     The estimate of x_0 where a step ended corrects that step before the next one is taken.
 
     Raises:
-        ValueError: for an order that is not 1, 2 or 3, and for a chain that ends in pure noise.
+        ValueError: for an order that is not 1, 2 or 3, and for levels that end in pure noise.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order = {order} of unipc must be 1, 2 or 3.")
-    weights = unipc_weights(levels_of(chain, "unipc"), order)
-    last = chain.num_timesteps - 1
+    check_signal(levels, "unipc")
+    weights = unipc_weights(levels, order)
+    last = levels.num_steps - 1
 
     def init(x_T: X) -> tuple[X, jax.Array]:
         return x_T, _no_estimates(x_T, order)
@@ -189,9 +190,11 @@ def unipc(chain: Schedule, /, order: int = 3) -> Sampler:
         before, estimates = memory
         x_0 = denoise(x_t, t).x_0
         known = _remembered(x_0, estimates)
-        corrected = _combined(taken(weights.corrector, t, x_t), before, known)
+        corrected = _combined(row(weights.corrector, t, x_t), before, known)
         x = jnp.where(t < last, corrected, x_t)
         known = known[:, :-1]
-        return Step(_combined(taken(weights.predictor, t, x_t), x, known), x_0, (x, known))
+        return Step(_combined(row(weights.predictor, t, x_t), x, known), x_0, (x, known))
 
-    return Sampler(chain.num_timesteps, init, step, deterministic=True, spacing=trailing)
+    return Sampler(
+        levels.num_steps, init, step, needs_signal=True, order=order + 1, spacing=trailing
+    )

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion.forward import q_marginal
 from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
-from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import at, through
 from diffusion.reverse import check_signal, split_output
 from diffusion.structs import Gaussian, Prediction, Process, Schedule
 
@@ -88,14 +88,12 @@ class FlowLikelihood(NamedTuple):
 def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
     """The probability-flow ODE of a network that was trained on a discrete chain (Song Eq. 13).
 
-    The chain discretises dx = -beta(u)/2 x du + sqrt(beta(u)) dw with
-    beta(u) = -d log alpha_bar / du (Song Eq. 11), and the network's score is
-    -eps / sqrt(1 - alpha_bar), so that the ODE is
-
-        dx/du = 1/2 (d log alpha_bar / du) (x - eps(x, u) / sqrt(1 - alpha_bar(u))).
+    On any path it is dx/du = signal'(u) x_0(x, u) + noise'(u) eps(x, u), the mean velocity of the
+    x_u that meet in x. Of a chain, which keeps the variance, that is Song's
+    1/2 (d log alpha_bar / du) (x - eps(x, u) / sqrt(1 - alpha_bar(u))).
 
     Args:
-        apply: (params, x_t f32[B, ...], model_t f32[B], **inputs) -> network output. The timestep
+        apply: (params, x_t f32[B, ...], told f32[B], **inputs) -> network output. The timestep
             is a float: the chain's own at integer u, and between its entries elsewhere.
         process: of concrete tables, not traced ones, that predicts eps, x_0 or v; of its variance
             only how many outputs belong to it matters, which are split off.
@@ -111,21 +109,21 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
             "this network predicts the mean of single steps (mu), which continuous time does not "
             f"have. Choose a network that predicts {' or '.join(others)}."
         )
-    curve = noise_curve(schedule)
+    path = through(schedule)
     check_signal(process)
 
     def estimate(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
-        now = noise_level(curve, u)
-        output = apply(params, x, jnp.broadcast_to(now.model_t, x.shape[:1]), **inputs)
+        now = at(path, u)
+        output = apply(params, x, jnp.broadcast_to(now.told, x.shape[:1]), **inputs)
         value, _ = split_output(variance, output, x)
         return parameterization.decode(now, value, x)
 
     def velocity(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
-        now, x_0 = noise_level(curve, u), estimate(params, x, u, **inputs)
-        eps = (x - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
-        return 0.5 * now.rate * (x - eps / now.sqrt_one_minus_alpha_bar)
+        now, x_0 = at(path, u), estimate(params, x, u, **inputs)
+        eps = (x - now.signal * x_0) / now.noise
+        return now.d_signal * x_0 + now.d_noise * eps
 
-    return Flow(velocity, estimate, float(schedule.num_timesteps - 1))
+    return Flow(velocity, estimate, path.end)
 
 
 def rademacher(key: Key[Array, ""], num: int, shape: tuple[int, ...]) -> Float[Array, "p ..."]:

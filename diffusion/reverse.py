@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from diffusion.forward import Time, at, q_posterior
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.structs import Prediction, Process, Variance
+from diffusion.structs import Prediction, Process, Schedule, Variance
 
 X = Float[Array, "*x"]
 Threshold = Callable[[jax.Array], jax.Array]
@@ -41,7 +41,7 @@ def predict(
     process: Process,
     output: Float[Array, "..."],
     x_t: X,
-    t: Time,
+    now: Schedule,
     *,
     threshold: Threshold,
 ) -> Prediction:
@@ -51,15 +51,14 @@ def predict(
         process: the chain and how the output is read on it.
         output: f32[B, ..., C] or f32[B, ..., 2C] where the variance is learned.
         x_t: f32[B, ..., C].
-        t: i32[] or i32[B], in [0, T).
+        now: the tables at t, to go with x_t (`forward.at`).
         threshold: one of THRESHOLDS, of x_0 before the mean is formed. A predicted mean (`mu`) is
             never clipped: there only the reported x_0 is, as in the original.
     """
-    schedule, parameterization, variance = process
+    _, parameterization, variance = process
     value, extra = split_output(variance, output, x_t)
-    now = at(schedule, t, x_t)
     x_0 = threshold(parameterization.decode(now, value, x_t))
-    eps = (x_t - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
+    eps = (x_t - now.signal * x_0) / now.noise
     mean = value if parameterization.predicts_mean else q_posterior(now, x_0, x_t).mean
     return Prediction(x_0, eps, mean, variance.log_variance(now, extra, x_t))
 
@@ -87,7 +86,7 @@ def make_denoise(
     """Joins a network with its meaning: denoise(params, x_t, t, **inputs) -> Prediction.
 
     Args:
-        apply: (params, x_t, model_t, **inputs) -> network output; `inputs` (class labels, say)
+        apply: (params, x_t, told, **inputs) -> network output; `inputs` (class labels, say)
             pass through untouched.
         process: of concrete tables, not traced ones.
         threshold: as for `predict`.
@@ -95,8 +94,9 @@ def make_denoise(
     check_signal(process)
 
     def denoise(params: Any, x_t: X, t: Time, **inputs: Any) -> Prediction:
-        batch_t = jnp.broadcast_to(t, x_t.shape[:1])
-        output = apply(params, x_t, process.schedule.model_t[batch_t], **inputs)
-        return predict(process, output, x_t, t, threshold=threshold)
+        now = at(process.schedule, t, x_t)
+        told = jnp.broadcast_to(now.told.ravel(), x_t.shape[:1])
+        output = apply(params, x_t, told, **inputs)
+        return predict(process, output, x_t, now, threshold=threshold)
 
     return denoise

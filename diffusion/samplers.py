@@ -1,8 +1,8 @@
-"""What one step from x_t to x_{t-1} does: a `Sampler` on a given chain.
+"""Samplers: what one step from x_t to x_{t-1} does, on the levels of a chain or of a path.
 
-Every entry of SAMPLERS is (chain, /, **options) -> Sampler. At t = 0 all of them end in the
-estimate of x_0, the data's own noise level. Coefficients are derived in float64 from the chain's
-tables and cast once, to the dtype of x_t.
+Every entry of SAMPLERS is (levels, /, **options) -> Sampler. At t = 0 all of them end in the
+estimate of x_0, the data's own noise level. Coefficients are derived in float64 from the levels
+and cast once, to the dtype of x_t.
 """
 
 from types import MappingProxyType
@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion.flow_sampler import flow
-from diffusion.levels import levels_of, taken
 from diffusion.multistep import dpm_solver_pp, unipc
-from diffusion.structs import BoundDenoise, Noise, Sampler, Schedule, Step
+from diffusion.paths import check_signal, levels_of, row
+from diffusion.structs import BoundDenoise, Levels, Noise, Sampler, Schedule, Step
 
 X = Float[Array, "b *x"]
-STEEPEST = 10.0  # alpha' (sigma / alpha - sigma' / alpha') of a step that Heun's method corrects
+STEEPEST = 10.0  # signal' (noise / signal - noise' / signal') of a step that Heun's method corrects
 
 
 def _nothing(x_T: X) -> tuple[()]:
@@ -27,7 +27,7 @@ def _nothing(x_T: X) -> tuple[()]:
     return ()
 
 
-def ancestral(chain: Schedule, /) -> Sampler:
+def ancestral(levels: Levels, /) -> Sampler:
     """x_{t-1} = mean + exp(log_variance / 2) z, with z = 0 in the last step (DDPM Alg. 2)."""
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
@@ -35,10 +35,10 @@ def ancestral(chain: Schedule, /) -> Sampler:
         deviation = jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0)
         return Step(prediction.mean + deviation * noise(0), prediction.x_0, memory)
 
-    return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
+    return Sampler(levels.num_steps, _nothing, step, stochastic=True, uses_variance=True)
 
 
-def ddim(chain: Schedule, /, eta: float | int = 0.0) -> Sampler:
+def ddim(levels: Levels, /, eta: float | int = 0.0) -> Sampler:
     """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s z.
 
     DDIM Eq. 12, with s = eta beta-tilde_t^(1/2) (DDIM Eq. 16): eta = 0 is deterministic, eta = 1 is
@@ -50,48 +50,46 @@ def ddim(chain: Schedule, /, eta: float | int = 0.0) -> Sampler:
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta = {eta} must lie between 0 (deterministic) and 1 (ancestral).")
-    levels = levels_of(chain)
-    variance = np.asarray(chain.posterior_variance, np.float64)
     table = np.stack(
         [
-            levels.alpha[:-1],
-            np.sqrt(np.maximum(levels.sigma[:-1] ** 2 - eta**2 * variance, 0.0)),
-            eta * np.sqrt(variance),
+            levels.signal[:-1],
+            np.sqrt(np.maximum(levels.noise[:-1] ** 2 - eta**2 * levels.variance, 0.0)),
+            eta * np.sqrt(levels.variance),
         ],
         axis=1,
     )
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         prediction = denoise(x_t, t)
-        signal, direction, deviation = taken(table, t, x_t)
+        signal, direction, deviation = row(table, t, x_t)
         x = signal * prediction.x_0 + direction * prediction.eps
         if eta:
             x = x + deviation * noise(0)
         return Step(x, prediction.x_0, memory)
 
-    return Sampler(chain.num_timesteps, _nothing, step, deterministic=not eta)
+    return Sampler(levels.num_steps, _nothing, step, stochastic=bool(eta), order=1)
 
 
-def heun(chain: Schedule, /) -> Sampler:
-    """Heun's method on the probability flow d(x / alpha) / d(sigma / alpha) = eps (DDIM Eq. 14).
+def heun(levels: Levels, /) -> Sampler:
+    """Heun's method on the probability flow d(x / signal) / d(noise / signal) = eps (DDIM Eq. 14).
 
     The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise): 2 T - 1
     evaluations, less one for each step that is left at the guess. Those are the last, to clean
     data, and such as multiply a difference of eps by more than STEEPEST: the first of a cosine
-    chain, where sigma / alpha falls from thousands, and the first of any chain in 3 or 4 steps.
+    chain, where noise / signal falls from thousands, and the first of any chain in 3 or 4 steps.
 
     Raises:
-        ValueError: for a chain that ends in pure noise.
+        ValueError: for levels that end in pure noise.
     """
-    levels = levels_of(chain, "heun")
-    ratio = levels.sigma / levels.alpha
-    rise = levels.alpha[:-1] * (ratio[:-1] - ratio[1:])
-    table = np.stack([levels.alpha[:-1], levels.sigma[:-1], rise], axis=1)
-    corrects = (abs(rise) <= STEEPEST) & (np.arange(chain.num_timesteps) > 0)
+    check_signal(levels, "heun")
+    ratio = levels.noise / levels.signal
+    rise = levels.signal[:-1] * (ratio[:-1] - ratio[1:])
+    table = np.stack([levels.signal[:-1], levels.noise[:-1], rise], axis=1)
+    corrects = (abs(rise) <= STEEPEST) & (np.arange(levels.num_steps) > 0)
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         prediction, again = denoise(x_t, t), jnp.asarray(corrects)[t]
-        signal, direction, rise = taken(table, t, x_t)
+        signal, direction, rise = row(table, t, x_t)
         guess = signal * prediction.x_0 + direction * prediction.eps
 
         def corrected() -> jax.Array:
@@ -100,7 +98,7 @@ def heun(chain: Schedule, /) -> Sampler:
         x = jax.lax.cond(again, corrected, lambda: guess)
         return Step(x, prediction.x_0, memory, jnp.where(again, 2, 1))
 
-    return Sampler(chain.num_timesteps, _nothing, step, deterministic=True)
+    return Sampler(levels.num_steps, _nothing, step, needs_signal=True, order=2)
 
 
 class Langevin(NamedTuple):
@@ -142,7 +140,7 @@ def _langevin(num: int, size: float) -> Langevin:
 
 
 def annealed_langevin(
-    chain: Schedule, /, steps_per_level: int = 5, step_size: float = 0.1
+    levels: Levels, /, steps_per_level: int = 5, step_size: float = 0.1
 ) -> Sampler:
     """Langevin dynamics at every noise level in turn, from the score alone (NCSN Alg. 1).
 
@@ -155,19 +153,19 @@ def annealed_langevin(
     Raises:
         ValueError: for a step size that diverges.
     """
-    langevin, table = _langevin(steps_per_level, step_size), levels_of(chain).sigma[1:, None]
+    langevin, table = _langevin(steps_per_level, step_size), levels.noise[1:, None]
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        (sigma,) = taken(table, t, x_t)
+        (sigma,) = row(table, t, x_t)
         x, x_0 = langevin(denoise, x_t, t, sigma, noise, 0)
         x = jax.lax.cond(t > 0, lambda: x, lambda: denoise(x, t).x_0)
         return Step(x, x_0, memory, steps_per_level + (t == 0))
 
-    return Sampler(chain.num_timesteps, _nothing, step)
+    return Sampler(levels.num_steps, _nothing, step, stochastic=True)
 
 
 def predictor_corrector(
-    chain: Schedule, /, corrector_steps: int = 1, step_size: float = 0.1
+    levels: Levels, /, corrector_steps: int = 1, step_size: float = 0.1
 ) -> Sampler:
     """An ancestral step, then Langevin dynamics at the level where it ended (Song Alg. 3).
 
@@ -178,12 +176,12 @@ def predictor_corrector(
     Raises:
         ValueError: for a step size that diverges.
     """
-    levels, langevin = levels_of(chain), _langevin(corrector_steps, step_size)
-    predictor, table = ancestral(chain), levels.sigma[:-1, None]
+    langevin, predictor = _langevin(corrector_steps, step_size), ancestral(levels)
+    table = levels.noise[:-1, None]
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         found = predictor.step(denoise, x_t, t, noise, memory)
-        (sigma,) = taken(table, t, x_t)
+        (sigma,) = row(table, t, x_t)
         x = jax.lax.cond(
             t > 0,
             lambda: langevin(denoise, found.x, t - 1, sigma, noise, 1)[0],
@@ -191,7 +189,7 @@ def predictor_corrector(
         )
         return Step(x, found.x_0, memory, jnp.where(t > 0, 1 + corrector_steps, 1))
 
-    return Sampler(chain.num_timesteps, _nothing, step, uses_variance=True)
+    return Sampler(levels.num_steps, _nothing, step, stochastic=True, uses_variance=True)
 
 
 def ddim_encode(
@@ -213,19 +211,19 @@ def ddim_encode(
     Raises:
         ValueError: for a chain without timestep 0.
     """
-    if (first := np.asarray(chain.model_t)[0]) != 0:
+    if (first := np.asarray(chain.told)[0]) != 0:
         raise ValueError(
             f"this chain begins at the network's timestep {first}, and clean data is at 0: give "
             "the whole chain, and the timesteps to visit."
         )
     levels = levels_of(chain)
-    table = np.stack([levels.alpha[1:], levels.sigma[1:]], axis=1)
+    table = np.stack([levels.signal[1:], levels.noise[1:]], axis=1)
     visited = jnp.arange(chain.num_timesteps) if timesteps is None else timesteps
 
     def body(x: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         before, t = step
         prediction = denoise(x, before)
-        signal, noise = taken(table, t, x)
+        signal, noise = row(table, t, x)
         return signal * prediction.x_0 + noise * prediction.eps, None
 
     before = jnp.concatenate([jnp.zeros_like(visited[:1]), visited[:-1]])

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion.spacings import Spacing, uniform
 
 
 class Schedule(NamedTuple):
-    """Tables of the forward process, f32[T] each, derived in float64 by `schedules.from_betas`.
+    """Tables of a discrete chain, f32[T] each, derived in float64 by `schedules.from_betas`.
 
     `t` is 0-based everywhere: t = 0 is the paper's t = 1, and t = T - 1 is its t = T.
     """
@@ -19,16 +20,16 @@ class Schedule(NamedTuple):
     alpha: jax.Array  # 1 - beta_t
     alpha_bar: jax.Array  # prod_{s <= t} alpha_s
     alpha_bar_prev: jax.Array  # alpha_bar_{t-1}, with 1 at t = 0
-    one_minus_alpha_bar: jax.Array  # 1 - alpha_bar_t, without the cancellation of float32
-    sqrt_alpha_bar: jax.Array
-    sqrt_one_minus_alpha_bar: jax.Array
+    noise_variance: jax.Array  # 1 - alpha_bar_t, without the cancellation of float32
+    signal: jax.Array  # sqrt(alpha_bar_t), the coefficient of x_0 in x_t
+    noise: jax.Array  # sqrt(1 - alpha_bar_t), that of eps
     log_beta: jax.Array
     large_log_variance: jax.Array  # log beta_t, but for entry 0, log beta-tilde_1
     posterior_variance: jax.Array  # beta-tilde_t of DDPM Eq. 7; 0 at t = 0
     posterior_log_variance: jax.Array  # log beta-tilde_t, whose entry 0 repeats entry 1
     posterior_mean_x_0: jax.Array  # coefficient of x_0 in mu-tilde_t, DDPM Eq. 7
     posterior_mean_x_t: jax.Array  # coefficient of x_t in mu-tilde_t, DDPM Eq. 7
-    model_t: jax.Array  # i32[T], the timestep that the network is told
+    told: jax.Array  # i32[T], the timestep that the network is told
 
     @property
     def num_timesteps(self) -> int:
@@ -36,22 +37,61 @@ class Schedule(NamedTuple):
         return self.beta.shape[0]
 
 
-class NoiseLevel(NamedTuple):
-    """A point between the timesteps of a chain, on a `NoiseCurve`, f32[] each."""
+class Point(NamedTuple):
+    """x_u = signal x_0 + noise eps at one u, or at many: f32 of one shape each."""
 
-    log_alpha_bar: jax.Array
-    rate: jax.Array  # d log alpha_bar / du, <= 0
-    model_t: jax.Array  # what the network is told
-
-    @property
-    def sqrt_alpha_bar(self) -> jax.Array:
-        """The signal's coefficient, as `Schedule` names it."""
-        return jnp.exp(0.5 * self.log_alpha_bar)
+    signal: jax.Array  # a(u), in [0, 1]
+    noise: jax.Array  # s(u), >= 0
+    d_signal: jax.Array  # da/du, <= 0
+    d_noise: jax.Array  # ds/du
+    told: jax.Array  # what the network is told instead of u
 
     @property
-    def sqrt_one_minus_alpha_bar(self) -> jax.Array:
-        """The noise's coefficient."""
-        return jnp.sqrt(-jnp.expm1(self.log_alpha_bar))
+    def alpha_bar(self) -> jax.Array:
+        """The signal's coefficient squared, as `Schedule` has it."""
+        return jnp.square(self.signal)
+
+    @property
+    def noise_variance(self) -> jax.Array:
+        """The noise's coefficient squared, as `Schedule` has it."""
+        return jnp.square(self.noise)
+
+
+class Path(NamedTuple):
+    """x_u = signal(u) x_0 + noise(u) eps for real u in [start, end]; see `paths`.
+
+    signal, noise, told: u of any shape -> the same shape, differentiable; `told` is what the
+        network is told.
+    start: the least u that the network is asked at; clean data lie at it or below.
+    end: where only noise is left, or nearly.
+    deviation: of x at the end, whose law is taken for N(0, deviation^2 I).
+    """
+
+    signal: Callable[[jax.Array], jax.Array]
+    noise: Callable[[jax.Array], jax.Array]
+    told: Callable[[jax.Array], jax.Array]
+    start: float
+    end: float
+    deviation: float = 1.0
+
+
+class Levels(NamedTuple):
+    """Points that a walk passes, f64[T + 1] each: entry 0 is clean data, a step is t + 1 to t.
+
+    Entry t + 1 is timestep t of the walk. `time` and `told` have no meaning at entry 0.
+    """
+
+    time: np.ndarray  # u on the path, of a chain its network's timesteps
+    signal: np.ndarray
+    noise: np.ndarray
+    log_ratio: np.ndarray  # log(signal / noise), half the log of the SNR; inf at entry 0
+    told: np.ndarray  # what the network is told
+    variance: np.ndarray  # of q(x_t | x_{t+1}, x_0), f64[T]: of the step from entry t + 1 to t
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps."""
+        return len(self.variance)
 
 
 class Gaussian(NamedTuple):
@@ -71,9 +111,10 @@ class Prediction(NamedTuple):
 
 
 class Parameterization(NamedTuple):
-    """What the network is asked to predict, as functions of (schedule, ..., t).
+    """What the network is asked to predict, as functions of where x_t is on its way.
 
-    target: (now, x_0, eps, x_t) -> what the network should emit; `now` holds the tables at t.
+    target: (now, x_0, eps, x_t) -> what the network should emit, linear in the last three; `now`
+        is a `Point`, or the row of a `Schedule` at t.
     decode: (now, output, x_t) -> x_0; affine in `output`.
     predicts_mean: the output is itself the mean of p(x_{t-1} | x_t).
     needs_signal: decode divides by alpha_bar_t, which then must not reach 0.
@@ -98,11 +139,11 @@ class Variance(NamedTuple):
     one_step: bool = False
 
 
-class TimestepSampler(NamedTuple):
-    """How training draws t, with the weights that keep the loss unbiased.
+class Times(NamedTuple):
+    """How training draws t, or u, with the weights that keep the loss unbiased.
 
     init: () -> state.
-    sample: (state, keys) -> (t i32[B], weight f32[B]).
+    sample: (state, keys) -> (t i32[B], or u f32[B]; weight f32[B]).
     update: (state, t, losses f32[B]) -> state.
     """
 
@@ -139,24 +180,29 @@ class SamplerStep(Protocol):
 
 
 class Sampler(NamedTuple):
-    """One way to walk from x_T to x_0 on a chain that is known when it is made.
+    """One way to walk from x_T to x_0 on levels that are known when it is made.
 
-    num_steps: of the walk, the chain's timesteps.
+    num_steps: of the walk.
     init: x_T -> memory, a pytree that the steps hand on, every leaf [B, ...]; () for a Markov
         sampler.
     step: see `SamplerStep`.
+    stochastic: whether steps take noise, so that x_T alone does not decide what is drawn.
     uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
-    continuous: whether steps ask the model between timesteps, as a `probability_flow.BoundFlow`.
-    deterministic: whether steps take no noise, so that x_T alone decides what is drawn.
+    needs_signal: whether it can begin only where some signal is left, and not at pure noise.
+    order: of its error in the number of steps, as a solver of the probability flow; 0 for one that
+        solves none.
+    continuous: whether steps ask the model between levels, as a `probability_flow.BoundFlow`.
     spacing: its timesteps where none are asked for, an entry of `spacings.SPACINGS`.
     """
 
     num_steps: int
     init: Callable[[jax.Array], Any]
     step: SamplerStep
+    stochastic: bool = False
     uses_variance: bool = False
+    needs_signal: bool = False
+    order: int = 0
     continuous: bool = False
-    deterministic: bool = False
     spacing: Spacing = uniform
 
 
@@ -177,7 +223,7 @@ class Likelihood(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A chain and how the network's output is read on it."""
+    """A chain, or a path in continuous time, and how the network's output is read on it."""
 
     schedule: Schedule
     parameterization: Parameterization

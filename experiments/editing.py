@@ -8,6 +8,7 @@ import jax
 
 from diffusion import samplers, thresholds
 from diffusion.inpainting import inpaint
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.structs import Sampler, Schedule
 from diffusion.walk import start, walk
@@ -73,11 +74,11 @@ def make_ddim(experiment: Experiment, num_steps: int) -> tuple[Compiled, Compile
         for each in (whole, schedule)
     )
     with jax.ensure_compile_time_eval():
-        sampler = samplers.ddim(schedule)
+        sampler = samplers.ddim(levels_of(schedule))
 
     def encode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         model = functools.partial(known, params, **chain.condition(labels))
-        return samplers.ddim_encode(whole, model, x, schedule.model_t)
+        return samplers.ddim_encode(whole, model, x, schedule.told)
 
     def decode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         model = functools.partial(walked, params, **chain.condition(labels))

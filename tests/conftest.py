@@ -34,7 +34,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # structs.py stays out: its records also hold what eval_shape and vmap put in place of arrays;
 # schedules.py too: its own checks are what a user meets.
 CHECKED = """
-bound_forms forward guidance inpainting likelihood losses multistep networks.layers noise_curve
+bound_forms forward guidance inpainting likelihood losses multistep networks.layers paths
 parameterizations probability_flow random reverse samplers thresholds vae walk
 """
 install_import_hook([f"diffusion.{name}" for name in CHECKED.split()], "beartype.beartype")

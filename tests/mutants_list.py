@@ -51,6 +51,13 @@ MUTANTS = (
         "np.concatenate([[0], kept[:-1]])",
         "tests/diffusion/test_schedules.py::test_respacing_keeps_the_marginals",
     ),
+    Mutant(
+        "steps_of_a_path_forget_its_signal",
+        "diffusion/paths.py",
+        "(signal[1:] / signal[:-1]) ** 2 * noise[:-1] ** 2",
+        "noise[:-1] ** 2",
+        "tests/diffusion/test_paths.py::test_a_grid_has_the_posterior_of_its_steps",
+    ),
     # --- The step back, guidance ---
     Mutant(
         "learned_range_upside_down",
@@ -62,15 +69,15 @@ MUTANTS = (
     Mutant(
         "eps_of_the_estimate_before_clipping",
         "diffusion/reverse.py",
-        "eps = (x_t - now.sqrt_alpha_bar * x_0)",
-        "eps = (x_t - now.sqrt_alpha_bar * parameterization.decode(now, value, x_t))",
+        "eps = (x_t - now.signal * x_0)",
+        "eps = (x_t - now.signal * parameterization.decode(now, value, x_t))",
         "tests/diffusion/test_reverse.py::test_clipping_moves_every_mean_but_a_predicted_one",
     ),
     Mutant(
         "network_told_the_short_chains_t",
         "diffusion/reverse.py",
-        "process.schedule.model_t[batch_t]",
-        "batch_t",
+        "jnp.broadcast_to(now.told.ravel(), x_t.shape[:1])",
+        "jnp.broadcast_to(t, x_t.shape[:1])",
         "tests/diffusion/test_reverse.py::test_the_network_is_told_the_original_timesteps",
     ),
     Mutant(
@@ -115,8 +122,8 @@ MUTANTS = (
     Mutant(
         "ddim_noise_by_the_root_of_eta",
         "diffusion/samplers.py",
-        "eta * np.sqrt(variance),",
-        "np.sqrt(eta * variance),",
+        "eta * np.sqrt(levels.variance),",
+        "np.sqrt(eta * levels.variance),",
         "tests/diffusion/test_samplers.py::test_ddim_keeps_the_marginals_whatever_its_noise",
     ),
     Mutant(
@@ -203,8 +210,8 @@ MUTANTS = (
     Mutant(
         "posterior_of_the_step_before",
         "diffusion/likelihood.py",
-        "normal_kl(q_posterior(at(schedule, t, x_t), x_0, x_t), p)",
-        "normal_kl(q_posterior(at(schedule, jnp.maximum(t - 1, 0), x_t), x_0, x_t), p)",
+        "vlb_term(at(schedule, t, x_t), prediction",
+        "vlb_term(at(schedule, jnp.maximum(t - 1, 0), x_t), prediction",
         "tests/diffusion/test_gaussian_data.py"
         "::test_the_best_denoisers_bound_is_the_true_likelihood[eps]",
     ),
@@ -257,8 +264,8 @@ MUTANTS = (
     Mutant(
         "min_snr_keeps_the_larger",
         "diffusion/losses.py",
-        "jnp.minimum(snr(process.schedule, t), gamma)",
-        "jnp.maximum(snr(process.schedule, t), gamma)",
+        "jnp.minimum(snr(now), gamma)",
+        "jnp.maximum(snr(now), gamma)",
         "tests/diffusion/test_losses.py::test_min_snr_is_the_published_weight",
     ),
     Mutant(
@@ -269,19 +276,27 @@ MUTANTS = (
         "tests/diffusion/test_losses.py::test_the_vlb_weight_of_eps_is_equation_12",
     ),
     Mutant(
-        "importance_without_weights",
+        "space_with_eps_the_wrong_way",
         "diffusion/losses.py",
+        "-now.signal / now.noise * off",
+        "now.signal / now.noise * off",
+        "tests/diffusion/test_losses.py"
+        "::test_a_loss_in_another_space_is_that_of_a_network_that_predicts_it",
+    ),
+    Mutant(
+        "importance_without_weights",
+        "diffusion/times.py",
         "1.0 / (num_timesteps * p)",
         "jnp.ones_like(p)",
-        "tests/diffusion/test_losses.py"
+        "tests/diffusion/test_times.py"
         "::test_importance_sampling_is_unbiased_and_follows_the_losses",
     ),
     Mutant(
         "importance_by_the_first_moment",
-        "diffusion/losses.py",
+        "diffusion/times.py",
         "jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))",
         "jnp.mean(state.losses, axis=1)",
-        "tests/diffusion/test_losses.py::test_a_timestep_whose_losses_vary_is_drawn_more_often",
+        "tests/diffusion/test_times.py::test_a_timestep_whose_losses_vary_is_drawn_more_often",
     ),
     Mutant(
         "variance_trains_the_mean",

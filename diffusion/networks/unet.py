@@ -331,7 +331,7 @@ class UNet(nn.Module):
 
         Args:
             x: f32[B, H, W, C], x_t.
-            t: i32[B], timesteps as the schedule's `model_t` gives them; f32[B] between them.
+            t: i32[B], timesteps as the schedule's `told` gives them; f32[B] between them.
             labels: i32[B], see `ClassEmbedding`. Only for a network with num_classes.
             tokens: i32[B, length], see `TextEncoder`. For a network with text, and only for it.
             train: apply dropout, of labels and captions too, with the rng stream "dropout".

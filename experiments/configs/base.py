@@ -49,9 +49,10 @@ def get_config() -> ConfigDict:
     # Of p(x_{t-1} | x_t): fixed_small | fixed_large | learned | learned_range
     config.variance = dict(name="fixed_large")
 
-    # simple (weighting) | vlb (scale) | hybrid (vlb_coefficient, weighting).
-    # Weightings: uniform | vlb | min_snr (gamma)
-    config.loss = dict(name="simple", weighting=dict(name="uniform"))
+    # simple (weighting, space) | vlb (scale) | hybrid (vlb_coefficient, weighting, space).
+    # Weightings: uniform | vlb | min_snr (gamma). Spaces, what is compared: output (what the
+    # network predicts) | mu | x_0 | eps | v
+    config.loss = dict(name="simple", weighting=dict(name="uniform"), space=dict(name="output"))
     # How t is drawn: uniform | loss_second_moment (history, uniform_share)
     config.timesteps = dict(name="uniform")
 

@@ -14,10 +14,11 @@ def objective(parameterization: str, loss: str, variance: str) -> Change:
 
     def change(config: ConfigDict) -> None:
         num_timesteps = config.schedule.num_timesteps
+        compared = dict(weighting=dict(name="uniform"), space=dict(name="output"))
         losses = {
-            "simple": dict(name="simple", weighting=dict(name="uniform")),
+            "simple": dict(name="simple", **compared),
             "vlb": dict(name="vlb", scale=1.0 / num_timesteps),  # the original's: without T
-            "hybrid": dict(name="hybrid", vlb_coefficient=1e-3, weighting=dict(name="uniform")),
+            "hybrid": dict(name="hybrid", vlb_coefficient=1e-3, **compared),
         }
         config.parameterization = ConfigDict(dict(name=parameterization))
         config.loss = ConfigDict(losses[loss])

@@ -26,9 +26,8 @@ def get_config(ablation: str = "") -> ConfigDict:
     config.data.name = "digits"
     config.schedule.beta_start = 2e-3
     config.variance = ConfigDict(dict(name="learned_range"))
-    config.loss = ConfigDict(
-        dict(name="hybrid", vlb_coefficient=1e-3, weighting=dict(name="uniform"))
-    )
+    compared = dict(weighting=dict(name="uniform"), space=dict(name="output"))
+    config.loss = ConfigDict(dict(name="hybrid", vlb_coefficient=1e-3, **compared))
 
     config.model.channels = 32
     config.model.channel_multipliers = (1, 2)  # 8x8 and 4x4

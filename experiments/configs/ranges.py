@@ -207,6 +207,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "loss.vlb_coefficient": POSITIVE,
         "loss.weighting.name": Text(),
         "loss.weighting.gamma": POSITIVE,
+        "loss.space.name": Text(),
         "timesteps.name": Text(),
         "timesteps.history": Range(1, 10_000),
         "timesteps.uniform_share": Range(0, 1, whole=False, above=True),

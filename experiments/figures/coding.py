@@ -77,7 +77,7 @@ def decoding(context: Context) -> Figure:
     tables, columns, errors = chain.process.schedule, [], []
     for t in times:
         eps = random.normal(keys, t, x_0.shape[1:])
-        x_t = tables.sqrt_alpha_bar[t] * x_0 + tables.sqrt_one_minus_alpha_bar[t] * eps
+        x_t = tables.signal[t] * x_0 + tables.noise[t] * eps
         found = np.asarray(estimate(context.params, x_t, jnp.asarray(t), records["label"]))
         columns.append(context.decode(found))
         errors.append(np.sqrt(np.mean((127.5 * (found - np.asarray(x_0))) ** 2)))

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion import random
 from diffusion.forward import q_sample
+from diffusion.paths import levels_of
 from diffusion.samplers import ancestral
 from diffusion.structs import Schedule
 from diffusion.walk import start, walk_from
@@ -45,7 +46,7 @@ class Latents(NamedTuple):
         This is t = 500 of 1000 for the paper's 256x256 images and schedule, and less for smaller
         images, whose coarse features are of fewer pixels and drown in less noise.
         """
-        snr = np.asarray(self.schedule.alpha_bar) / np.asarray(self.schedule.one_minus_alpha_bar)
+        snr = np.asarray(self.schedule.alpha_bar) / np.asarray(self.schedule.noise_variance)
         return float((snr > 20.0 / height).mean())
 
 
@@ -56,7 +57,7 @@ def make_latents(context: Context, purpose: str) -> Latents:
     chain = chain_of(method, f"The figure {purpose}")
     schedule, denoise = chain.respaced(config.sample.num_steps)
     with jax.ensure_compile_time_eval():
-        sampler = ancestral(schedule)
+        sampler = ancestral(levels_of(schedule))
     jit = functools.partial(devices.jit, precision=config.precision)
 
     def model(params: Any, labels: jax.Array) -> Any:
@@ -73,7 +74,7 @@ def make_latents(context: Context, purpose: str) -> Latents:
         return jnp.asarray(t, jnp.int32)
 
     fill = make_inpaint(
-        *(experiment, ancestral, config.sample.num_steps),
+        *(experiment, lambda schedule: sampler, config.sample.num_steps),
         jump_length=min(10, sampler.num_steps),
         resamplings=config.figures.resamplings,
     )

@@ -28,7 +28,7 @@ def forward(context: Context) -> Figure:
     columns = [records["image"]]
     for t in times:
         now = at(schedule, jnp.asarray(t), x_0)
-        x_t = now.sqrt_alpha_bar * x_0 + now.sqrt_one_minus_alpha_bar * eps
+        x_t = now.signal * x_0 + now.noise * eps
         columns.append(context.decode(x_t))
     pictures = np.stack(columns, axis=1)
     caption = (
@@ -48,9 +48,10 @@ def loss_weights(process: Process) -> dict[str, np.ndarray]:
     """
     fixed = process.variance if not process.variance.extra_channels else VARIANCES["fixed_small"]
     t = jnp.arange(1, process.schedule.num_timesteps)
+    now = at(process.schedule, t, t)
     return {
         name: np.asarray(
-            losses.vlb_weight(Process(process.schedule, parameterization, fixed), t), np.float64
+            losses.vlb_weight(Process(process.schedule, parameterization, fixed), now), np.float64
         )
         for name, parameterization in PARAMETERIZATIONS.items()
     }
@@ -61,8 +62,7 @@ def schedule(context: Context) -> Figure:
     chain = chain_of(context.experiment.method, "The figure schedule")
     tables = chain.process.schedule
     beta, alpha_bar, rest = (
-        np.asarray(x, np.float64)
-        for x in (tables.beta, tables.alpha_bar, tables.one_minus_alpha_bar)
+        np.asarray(x, np.float64) for x in (tables.beta, tables.alpha_bar, tables.noise_variance)
     )
     with np.errstate(divide="ignore"):
         log_snr = np.log(alpha_bar) - np.log(rest)

@@ -15,9 +15,11 @@ from diffusion.guidance import classifier_free
 from diffusion.networks import NETWORKS
 from diffusion.networks.network import Network
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.probability_flow import make_flow
 from diffusion.reverse import Denoise, check_signal, make_denoise
-from diffusion.structs import Process, Sampler, Schedule, TimestepSampler
+from diffusion.structs import Process, Sampler, Schedule, Times
+from diffusion.times import TIMES
 from diffusion.vae import normal_log_density
 from diffusion.variances import VARIANCES, of_density
 from experiments.data.dataset import Dataset
@@ -69,12 +71,15 @@ def _network(
 
 
 def _loss(config: ConfigDict) -> Callable[..., jax.Array]:
-    """The loss of config.loss, its weighting bound."""
+    """The loss of config.loss, its weighting and space bound."""
     spec = config.loss.to_dict()
     found: Callable[..., jax.Array] = lookup(losses.LOSSES, spec, "loss")
     if "weighting" in spec:
         weighting = lookup(losses.WEIGHTINGS, spec["weighting"], "loss.weighting")
         found = functools.partial(found, weighting=weighting)
+    if "space" in spec:
+        space = lookup(losses.SPACES, spec["space"], "loss.space")
+        found = functools.partial(found, space=space)
     return found
 
 
@@ -108,7 +113,7 @@ def _walks(config: ConfigDict, schedule: Schedule) -> Walks:
 
     def sampler(schedule: Schedule) -> Sampler:
         with naming_field("sample.sampler"), jax.ensure_compile_time_eval():
-            made: Sampler = make(schedule)
+            made: Sampler = make(levels_of(schedule))
             return made
 
     table = {AUTO: sampler(schedule).spacing, **spacings.SPACINGS}
@@ -269,7 +274,7 @@ def _description(config: ConfigDict, process: Process, init: Callable[..., Any])
     """The model and the chain, with a warning where the chain is cut short."""
     count = count_parameters(init)
     schedule, prior = process.schedule, largest_prior_term(process.schedule)
-    snr = np.asarray(schedule.alpha_bar) / np.asarray(schedule.one_minus_alpha_bar)
+    snr = np.asarray(schedule.alpha_bar) / np.asarray(schedule.noise_variance)
     lines = [
         f"model     {config.model.name}, {count:,} parameters, predicts "
         f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
@@ -316,9 +321,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
     chain = _chain(config, dataset, encoder, condition)
     process, network = chain.process, chain.network
     num_timesteps = process.schedule.num_timesteps
-    timesteps: TimestepSampler = lookup(losses.TIMESTEP_SAMPLERS, config.timesteps, "timesteps")(
-        num_timesteps
-    )
+    times: Times = lookup(TIMES, config.timesteps, "timesteps")(process.schedule)
     # The original's decoder in training, whichever one evaluation asks for.
     decoder = _decoder(config, dataset, encoder, "tanh")
     loss_fn = losses.make_loss_fn(chain.apply, process, _loss(config), decoder)
@@ -331,7 +334,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         return network.init(key, example, jnp.zeros(1, jnp.int32), **inputs)["params"]
 
     def draw(memory: Any, x_0: jax.Array, labels: jax.Array, keys: Keys) -> Examples:
-        t, weight = timesteps.sample(memory, keys("timestep"))
+        t, weight = times.sample(memory, keys("timestep"))
         return Examples(x_0, t, random.normal(keys("noise"), 0, x_0.shape[1:]), weight, labels)
 
     def weighted(params: Any, examples: Examples, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -359,10 +362,10 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
 
     return Method(
         init=init,
-        memory=timesteps.init,
+        memory=times.init,
         draw=draw,
         losses=weighted,
-        remember=lambda memory, examples, found: timesteps.update(memory, examples.t, found),
+        remember=lambda memory, examples, found: times.update(memory, examples.t, found),
         summary=functools.partial(_summary, num_timesteps),
         sampling=sampling,
         num_steps=num_timesteps,

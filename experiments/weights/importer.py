@@ -108,7 +108,10 @@ def merge(config: ConfigDict, source: sources.Source) -> None:
         config.loss.scale = 1.0 / len(theirs)
     config.parameterization = ConfigDict(process["parameterization"])
     config.variance = ConfigDict(process["variance"])
-    plain, learned = dict(weighting=dict(name="uniform")), config.variance.name == "learned_range"
+    plain, learned = (
+        dict(weighting=dict(name="uniform"), space=dict(name="output")),
+        config.variance.name == "learned_range",
+    )
     if learned and config.loss.name == "simple":
         config.loss = ConfigDict(dict(name="hybrid", vlb_coefficient=1e-3, **plain))
     if not learned and config.loss.name == "hybrid":

@@ -75,10 +75,10 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     all parameters, and no checkpoint stayed for good. The precision of products was the default of
     jax before it was a field, diffusion the only method; of a U-Net no label was dropped, and what
     diffusers' does otherwise was as in the paper. After its warm-up the learning rate stayed, no
-    weight decayed, and the average had no warm-up. Of sampling, a flag said whether x_0 is clipped,
-    and the timesteps of every sampler were evenly spaced. Of pictures of one's own, the folders
-    were numbered by the alphabet, and their names not kept. A VAE below latents was of its newest
-    checkpoint.
+    weight decayed, and the average had no warm-up; losses compared what the network predicts. Of
+    sampling, a flag said whether x_0 is clipped, and the timesteps of every sampler were evenly
+    spaced. Of pictures of one's own, the folders were numbered by the alphabet, and their names not
+    kept. A VAE below latents was of its newest checkpoint.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
@@ -95,6 +95,9 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
             config["data"] = own | data
     if "schedule" in config:
         config = {"text": {"name": "none"}, **config}
+    match config:
+        case {"loss": {"name": "simple" | "hybrid"} as loss}:
+            config["loss"] = {"space": {"name": "output"}, **loss}
     rate = {"cosine_steps": 0, "final_learning_rate": 0.0}
     match config:
         case {"optimizer": {"name": "adam"} as optimizer}:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.noise_curve import noise_curve, noise_level
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import through
 from diffusion.probability_flow import Flow, make_flow
 from diffusion.schedules import BETAS, from_betas
-from diffusion.structs import NoiseLevel, Process, Schedule
+from diffusion.structs import Point, Process, Schedule
 from diffusion.variances import VARIANCES
 
 LINEAR = from_betas(BETAS["linear"](1000))
@@ -75,8 +75,8 @@ def straight(t: jax.Array) -> jax.Array:
 
 
 def curved(schedule: Schedule) -> Callable[[jax.Array], jax.Array]:
-    curve = noise_curve(schedule)
-    return jax.vmap(lambda t: noise_level(curve, t).log_alpha_bar)
+    path = through(schedule)
+    return lambda t: 2.0 * jnp.log(path.signal(t))
 
 
 def best_apply(name: str, log_alpha_bar: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -90,7 +90,8 @@ def best_apply(name: str, log_alpha_bar: Callable[..., jax.Array]) -> Callable[.
         variance = jnp.exp(log) * DATA.std**2 + noise
         eps = jnp.sqrt(noise) * (centred / variance) @ DATA.rotation.T
         x_0 = (mean + (root * DATA.std) ** 2 * centred / variance @ DATA.rotation.T) / root
-        now = NoiseLevel(log, jnp.zeros_like(log), t)  # its rate plays no part
+        zero = jnp.zeros_like(log)  # derivatives, and what is told, play no part
+        now = Point(root, jnp.sqrt(noise), zero, zero, zero)
         flat = x.reshape(len(x), -1)
         return PARAMETERIZATIONS[name].target(now, x_0, eps, flat).reshape(x.shape)
 

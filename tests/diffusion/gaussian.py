@@ -41,7 +41,7 @@ def variational_bound(
 def x_0_given_x_t(
     now: Schedule, x_t: jax.Array, mean: float = MEAN, std: float = DEVIATION
 ) -> tuple[jax.Array, jax.Array]:
-    root, noise = now.sqrt_alpha_bar, now.one_minus_alpha_bar
+    root, noise = now.signal, now.noise_variance
     total = root**2 * std**2 + noise
     return mean + std**2 * root / total * (x_t - root * mean), std**2 * noise / total
 
@@ -57,7 +57,7 @@ def best_network(
     def apply(params: None, x_t: jax.Array, t: jax.Array) -> jax.Array:
         now = at(schedule, t, x_t)
         x_0, _ = x_0_given_x_t(now, x_t, mean, std)
-        eps = (x_t - now.sqrt_alpha_bar * x_0) / now.sqrt_one_minus_alpha_bar
+        eps = (x_t - now.signal * x_0) / now.noise
         return parameterization.target(now, x_0, eps, x_t)
 
     return apply

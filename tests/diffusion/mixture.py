@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
-from diffusion.noise_curve import noise_curve, noise_level
-from diffusion.structs import NoiseLevel, Schedule
+from diffusion import paths
+from diffusion.structs import Point, Schedule
 
 
 class Mixture(NamedTuple):
@@ -25,7 +25,7 @@ DATA = Mixture((-0.6, 0.5))
 
 def _parts(now: Any, x_t: jax.Array, data: Mixture) -> tuple[jax.Array, jax.Array]:
     """log of weight times density [..., 2], and the mean of x_0 of each part [..., 2]."""
-    root, noise = now.sqrt_alpha_bar[..., None], now.sqrt_one_minus_alpha_bar[..., None] ** 2
+    root, noise = now.signal[..., None], now.noise[..., None] ** 2
     means, weights = (jnp.asarray(values, x_t.dtype) for values in (data.means, data.weights))
     spread = root**2 * data.deviation**2 + noise
     off = x_t[..., None] - root * means
@@ -44,12 +44,12 @@ def x_0_given_x_t(now: Any, x_t: jax.Array, data: Mixture = DATA) -> jax.Array:
     return jnp.sum(jax.nn.softmax(log_part, axis=-1) * means, axis=-1)
 
 
-def levels(schedule: Schedule) -> Callable[[jax.Array, jax.Array], NoiseLevel]:
+def levels(schedule: Schedule) -> Callable[[jax.Array, jax.Array], Point]:
     """(t [B], like) -> the chain's noise levels at timesteps or between, to go with `like`."""
-    curve = noise_curve(schedule)
+    path = paths.through(schedule)
 
-    def at(t: jax.Array, like: jax.Array) -> NoiseLevel:
-        now = jax.vmap(lambda u: noise_level(curve, u))(t.astype(jnp.float32))
+    def at(t: jax.Array, like: jax.Array) -> Point:
+        now = paths.at(path, t.astype(jnp.float32))
         return jax.tree.map(lambda value: value.reshape(-1, *[1] * (like.ndim - 1)), now)
 
     return at

@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import dblquad, quad
 
 from diffusion import bound_forms, thresholds
-from diffusion.forward import q_marginal, q_sample, q_step
+from diffusion.forward import at, q_marginal, q_sample, q_step
 from diffusion.likelihood import bound_terms, exact_decoder, normal_kl, prior_term
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.random import normal
@@ -29,7 +29,7 @@ def denoiser(schedule, predicts="eps", variance=VARIANCES["fixed_large"]):
 
     def denoise(x_t, t):
         output = network(None, x_t, jnp.broadcast_to(t, x_t.shape[:1]))
-        return predict(process, output, x_t, t, threshold=thresholds.none)
+        return predict(process, output, x_t, at(schedule, t, x_t), threshold=thresholds.none)
 
     return denoise
 

@@ -11,9 +11,9 @@ from scipy.special import ndtri
 
 from diffusion import thresholds
 from diffusion.forward import at
-from diffusion.levels import levels_of
 from diffusion.multistep import FEW, dpm_weights
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas, respace
@@ -33,8 +33,8 @@ def drawn(name: str, chain_name: str, steps: int, **options: Any) -> Samples:
     """From X_T on the sampler's own timesteps, with all estimates of x_0."""
     betas = BETAS[chain_name](T)
     whole = from_betas(betas)
-    chain = respace(betas, SAMPLERS[name](whole, **options).spacing(T, steps))
-    sampler = SAMPLERS[name](chain, **options)
+    chain = respace(betas, SAMPLERS[name](levels_of(whole), **options).spacing(T, steps))
+    sampler = SAMPLERS[name](levels_of(chain), **options)
 
     def apply(params: None, x_t: jax.Array, t: jax.Array) -> jax.Array:
         return mixture.x_0_given_x_t(at(whole, t, x_t), x_t)
@@ -84,7 +84,7 @@ def test_few_steps_from_almost_pure_noise_stay_where_data_are(name: str, steps: 
 
 def test_every_own_spacing_is_one_that_a_config_can_name() -> None:
     whole = from_betas(BETAS["linear"](T))
-    own = {name: SAMPLERS[name](whole).spacing for name in SAMPLERS}
+    own = {name: SAMPLERS[name](levels_of(whole)).spacing for name in SAMPLERS}
     assert all(SPACINGS[spacing.__name__] is spacing for spacing in own.values())
     multistep = {name for name, spacing in own.items() if spacing is trailing}
     assert multistep == {"dpm_solver_pp", "unipc"}

@@ -27,7 +27,7 @@ def gap(name: str, schedule: Schedule) -> float:
     """
     if name != "fixed_small":
         return 0.0
-    noise = np.asarray(schedule.one_minus_alpha_bar, np.float64)
+    noise = np.asarray(schedule.noise_variance, np.float64)
     r = noise[1:] / noise[:-1] - 1
     return float((r - np.log1p(r)).sum() / 2)
 
@@ -41,7 +41,7 @@ def test_the_best_denoisers_bound_is_the_likelihood(chain: str, name: str, key: 
     def apply(params: None, x_t: jax.Array, t: jax.Array) -> jax.Array:
         now = at(schedule, t, x_t)
         extra = {"learned": now.log_beta, "learned_range": 1.0}.get(name)
-        parts = [now.sqrt_one_minus_alpha_bar * x_t]  # eps
+        parts = [now.noise * x_t]  # eps
         if extra is not None:
             parts.append(jnp.broadcast_to(extra, x_t.shape))
         return jnp.concatenate(parts, axis=-1)

@@ -16,6 +16,7 @@ from diffusion.likelihood import (
     vlb_term,
 )
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral, predictor_corrector
 from diffusion.schedules import BETAS, from_betas, respace
@@ -75,7 +76,7 @@ def test_its_mean_over_the_data_is_the_entropy(key: jax.Array) -> None:
     error = float(result.total.std()) / 8
     assert float(result.total.mean()) == pytest.approx(entropy, abs=4 * error) and error < 0.03
     # The estimate of x_0 at each t has the conditional variance as its squared error.
-    root, noise = LINEAR.sqrt_alpha_bar, LINEAR.one_minus_alpha_bar
+    root, noise = LINEAR.signal, LINEAR.noise_variance
     expected = DEVIATION**2 * noise / (root**2 * DEVIATION**2 + noise)
     np.testing.assert_allclose(result.x_0_mse.mean(axis=1), expected, rtol=0.15)
 
@@ -84,7 +85,9 @@ def test_its_mean_over_the_data_is_the_entropy(key: jax.Array) -> None:
 def test_ancestral_samples_have_the_datas_moments(name: str, key: jax.Array) -> None:
     schedule = from_betas(BETAS[name](300 if name == "cosine" else 1000))
     keys = random.per_index(key, jnp.arange(4000))
-    draw = jax.jit(lambda k: sample(ancestral(schedule), denoiser(schedule), k, (4,)).x_0)
+    draw = jax.jit(
+        lambda k: sample(ancestral(levels_of(schedule)), denoiser(schedule), k, (4,)).x_0
+    )
     x_0 = np.asarray(draw(keys))
     assert x_0.mean() == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(16_000))
     assert x_0.var() == pytest.approx(DEVIATION**2, rel=4 * np.sqrt(2 / 16_000))
@@ -98,8 +101,11 @@ def test_a_correction_is_made_at_the_level_below_with_noise_of_its_own(key: jax.
     are. A single step, between two levels that are far apart.
     """
     schedule, size, n = from_betas([0.2, 0.9]), 0.5, 100_000
-    sampler, keys = predictor_corrector(schedule, step_size=size), jax.random.split(key, n)
-    root, noise = schedule.sqrt_alpha_bar, schedule.one_minus_alpha_bar
+    sampler, keys = (
+        predictor_corrector(levels_of(schedule), step_size=size),
+        jax.random.split(key, n),
+    )
+    root, noise = schedule.signal, schedule.noise_variance
     marginal = root**2 * DEVIATION**2 + noise
     x_t = root[1] * MEAN + jnp.sqrt(marginal[1]) * random.normal(keys, 99, (1,))
 
@@ -129,7 +135,9 @@ def test_a_respaced_chain_still_samples_the_data(name: str, key: jax.Array) -> N
         threshold=thresholds.none,
     )
     draw = jax.jit(
-        lambda k: sample(ancestral(schedule), lambda x, t: denoise(None, x, t), k, (4,)).x_0
+        lambda k: (
+            sample(ancestral(levels_of(schedule)), lambda x, t: denoise(None, x, t), k, (4,)).x_0
+        )
     )
     x_0 = draw(keys)
     assert float(x_0.mean()) == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(16_000))
@@ -156,7 +164,7 @@ def test_rao_blackwell_keeps_the_mean_and_lowers_the_variance(key: jax.Array) ->
         p = denoise(x_t, batch_t)
         reverse = log_density(x_prev, Gaussian(p.mean, p.log_variance))
         direct = log_density(x_t, q_step(schedule, x_prev, t)) - reverse
-        closed = vlb_term(schedule, p, x_0, x_t, batch_t, decoder=density_decoder)
+        closed = vlb_term(at(schedule, batch_t, x_t), p, x_0, x_t, decoder=density_decoder)
         return direct[:, 0], closed
 
     times = jnp.arange(schedule.num_timesteps)
@@ -194,7 +202,7 @@ def test_the_uniform_estimate_of_the_bound_is_unbiased(key: jax.Array) -> None:
     @jax.jit
     def term(noise: jax.Array) -> jax.Array:
         x_t = q_sample(schedule, x_0, t, noise)
-        return vlb_term(schedule, denoise(x_t, t), x_0, x_t, t, decoder=density_decoder)
+        return vlb_term(at(schedule, t, x_t), denoise(x_t, t), x_0, x_t, decoder=density_decoder)
 
     estimate = 40 * term(jax.random.normal(two, x_0.shape))
     many = jnp.full((1000, 1), 0.9)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.inpainting import inpaint, moves
+from diffusion.paths import levels_of
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas, respace
 from diffusion.spacings import uniform
@@ -24,8 +25,8 @@ def best_network(params, x_t, t):
     """E[x_0 | x_t] of data that is N(0, COVARIANCE)."""
     now = LEVELS(t, x_t)
     eigen, rotation = np.linalg.eigh(COVARIANCE)
-    noise = now.sqrt_one_minus_alpha_bar**2
-    gain = now.sqrt_alpha_bar * eigen / (now.sqrt_alpha_bar**2 * eigen + noise)
+    noise = now.noise**2
+    gain = now.signal * eigen / (now.signal**2 * eigen + noise)
     return gain * (x_t @ rotation) @ rotation.T
 
 
@@ -47,12 +48,13 @@ def test_the_moves_are_repaints() -> None:
 
 def forgets(name: str) -> bool:
     """Whether a sampler hands on nothing but x."""
-    return not jax.tree.leaves(jax.eval_shape(SAMPLERS[name](CHAIN).init, jnp.zeros((2, 2))))
+    init = SAMPLERS[name](levels_of(CHAIN)).init
+    return not jax.tree.leaves(jax.eval_shape(init, jnp.zeros((2, 2))))
 
 
 def complete(x: float, n: int, resamplings: int, name: str = "ancestral") -> np.ndarray:
     """[n, 2] of correlated Gaussian data whose first value is known."""
-    sampler = SAMPLERS[name](CHAIN)
+    sampler = SAMPLERS[name](levels_of(CHAIN))
     model = model_of(sampler, best_network, None, LINEAR, CHAIN)
     known = jnp.broadcast_to(jnp.array([x, 99.0]), (n, 2))
     mask = jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, 2))
@@ -134,8 +136,8 @@ def test_the_known_part_always_has_the_noise_of_its_level() -> None:
     found, walk = visits(known, n)
     assert [visit.t for visit in found] == [level - 1 for level in walk if level > 0]
     for visit in found[1:]:  # the first is x_T
-        x_t, noise = visit.x_t[:, 0], float(SHORT.one_minus_alpha_bar[visit.t])
-        mean = float(SHORT.sqrt_alpha_bar[visit.t]) * known
+        x_t, noise = visit.x_t[:, 0], float(SHORT.noise_variance[visit.t])
+        mean = float(SHORT.signal[visit.t]) * known
         assert x_t.mean() == pytest.approx(mean, abs=5 * np.sqrt(noise / n))
         assert x_t.var() == pytest.approx(noise, rel=5 * np.sqrt(2 / n))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from diffusion.forward import at
 from diffusion.likelihood import (
     DECODERS,
     exact_decoder,
@@ -124,11 +125,11 @@ def test_the_first_term_is_the_decoder_and_the_others_are_divergences() -> None:
     t = jnp.array([0, 1, 49])
     wide = jnp.zeros((3, 4))
     prediction = Prediction(x_0=wide, eps=wide, mean=wide + 0.1, log_variance=wide - 3.0)
-    term = vlb_term(schedule, prediction, x_0, x_0, t)
+    term = vlb_term(at(schedule, t, x_0), prediction, x_0, x_0)
     p = Gaussian(prediction.mean, prediction.log_variance)
     assert float(term[0]) == pytest.approx(float(-tanh_decoder(x_0, p)[0].mean()))
     assert (term[1:] > 0).all()
-    other = vlb_term(schedule, prediction, x_0, x_0, t, decoder=exact_decoder)
+    other = vlb_term(at(schedule, t, x_0), prediction, x_0, x_0, decoder=exact_decoder)
     np.testing.assert_array_equal(other[1:], term[1:])
     assert float(other[0]) != float(term[0])
 

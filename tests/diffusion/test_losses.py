@@ -8,8 +8,8 @@ import pytest
 from diffusion import losses, thresholds
 from diffusion.forward import at, q_sample, snr
 from diffusion.likelihood import to_bits_per_dim
-from diffusion.losses import LOSSES, TIMESTEP_SAMPLERS, WEIGHTINGS, Noised, make_loss_fn
-from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.losses import LOSSES, WEIGHTINGS, Noised, make_loss_fn
+from diffusion.parameterizations import PARAMETERIZATIONS, convert
 from diffusion.reverse import make_denoise
 from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Process
@@ -83,7 +83,7 @@ def test_a_perfect_output_costs_nothing(parameterization: str) -> None:
     m = model(parameterization, "fixed_small")
     x_0, t, eps = batch()
     x_t = q_sample(SCHEDULE, x_0, t, eps)
-    noised = Noised(x_0, eps, x_t, t)
+    noised = Noised(x_0, eps, x_t, at(SCHEDULE, t, t))
     target = m.parameterization.target(at(SCHEDULE, t, x_t), x_0, eps, x_t)
     np.testing.assert_array_equal(losses.simple(m, target, noised), jnp.zeros(8))
     np.testing.assert_allclose(losses.simple(m, target + 0.5, noised), 0.25, rtol=1e-4)
@@ -98,7 +98,7 @@ def test_the_vlb_weighting_turns_simple_into_the_bound(
     m = model(parameterization, variance)
     x_0, t, eps = batch()
     x_t = q_sample(SCHEDULE, x_0, t, eps)
-    noised = Noised(x_0, eps, x_t, t)
+    noised = Noised(x_0, eps, x_t, at(SCHEDULE, t, t))
     target = m.parameterization.target(at(SCHEDULE, t, x_t), x_0, eps, x_t)
     later = slice(3, None)
 
@@ -116,10 +116,10 @@ def test_the_vlb_weighting_turns_simple_into_the_bound(
 
 def test_the_vlb_weight_of_eps_is_equation_12() -> None:
     t = jnp.arange(1, 100)
-    beta, alpha, noise = SCHEDULE.beta[t], SCHEDULE.alpha[t], SCHEDULE.one_minus_alpha_bar[t]
+    beta, alpha, noise = SCHEDULE.beta[t], SCHEDULE.alpha[t], SCHEDULE.noise_variance[t]
     expected = beta**2 / (2 * beta * alpha * noise)
     np.testing.assert_allclose(
-        losses.vlb_weight(model("eps", "fixed_large"), t), expected, rtol=1e-4
+        losses.vlb_weight(model("eps", "fixed_large"), at(SCHEDULE, t, t)), expected, rtol=1e-4
     )
 
 
@@ -127,10 +127,10 @@ def test_the_vlb_weight_of_eps_is_equation_12() -> None:
 def test_min_snr_is_the_published_weight(parameterization: str) -> None:
     """On the squared error of x_0 it is min(SNR, gamma), whatever the network predicts."""
     t = jnp.arange(100)
-    ratio = snr(SCHEDULE, t)
+    ratio = snr(SCHEDULE)
     kept = jnp.minimum(ratio, 5.0)
     m = model(parameterization, "fixed_small")
-    actual = losses.min_snr_weight(m, t, gamma=5.0)
+    actual = losses.min_snr_weight(m, at(SCHEDULE, t, t), gamma=5.0)
     published = {
         "x_0": kept,
         "eps": kept / ratio,
@@ -150,14 +150,14 @@ def test_a_weighting_multiplies_the_squared_error_or_is_refused(
 ) -> None:
     """Of the loss that goes with the variance, by a weight that is finite and never negative."""
     x_0, t, eps = batch()
-    noised = Noised(x_0, eps, q_sample(SCHEDULE, x_0, t, eps), t)
+    noised = Noised(x_0, eps, q_sample(SCHEDULE, x_0, t, eps), at(SCHEDULE, t, t))
     weigh, m = WEIGHTINGS[weighting], model("eps", variance)
     loss, options = losses.simple, {}
     if variance not in FIXED:
         loss, options = losses.hybrid, {"vlb_coefficient": 0.0}
     output = 0.3 * jnp.ones((8, 4, 4, 2 * (1 + m.variance.extra_channels)))
     try:
-        weight = weigh(m, t)
+        weight = weigh(m, at(SCHEDULE, t, t))
     except ValueError as refusal:
         assert f"weighting `{weighting}`" in str(refusal) and variance not in FIXED
         return
@@ -172,7 +172,7 @@ def test_a_weighting_multiplies_the_squared_error_or_is_refused(
 def test_weighting_by_a_learned_variance_is_refused() -> None:
     m = model("eps", "learned")
     x_0, t, eps = batch()
-    noised = Noised(x_0, eps, x_0, t)
+    noised = Noised(x_0, eps, x_0, at(SCHEDULE, t, t))
     output = jnp.zeros((8, 4, 4, 4))
     with pytest.raises(ValueError, match="needs a fixed variance"):
         losses.hybrid(m, output, noised, weighting=WEIGHTINGS["vlb"])
@@ -181,7 +181,7 @@ def test_weighting_by_a_learned_variance_is_refused() -> None:
 def test_hybrid_trains_the_variance_by_the_bound_and_the_mean_by_simple() -> None:
     m = model("eps", "learned_range")
     x_0, t, eps = batch()
-    noised = Noised(x_0, eps, q_sample(SCHEDULE, x_0, t, eps), t)
+    noised = Noised(x_0, eps, q_sample(SCHEDULE, x_0, t, eps), at(SCHEDULE, t, t))
     output = jax.random.normal(jax.random.key(0), (8, 4, 4, 4)) * 0.3
 
     def gradient(loss) -> jax.Array:
@@ -218,96 +218,22 @@ def test_the_vlb_loss_is_an_unbiased_estimate_of_the_bound(key: jax.Array) -> No
     assert float(estimate.mean()) == pytest.approx(float(full.mean()), abs=4 * error)
 
 
-@pytest.mark.parametrize("name", TIMESTEP_SAMPLERS)
-def test_a_loss_has_the_same_mean_however_t_is_drawn(name: str, key: jax.Array) -> None:
-    """Before any loss was seen, and when every t has shown its own often."""
-    values, n = np.array([1.0, 3.0, 0.5, 8.0, 2.0]), 20_000
-    sampler = TIMESTEP_SAMPLERS[name](5)
-    for state in (sampler.init(), fill(sampler, values, 20)):
-        t, weight = sampler.sample(state, jax.random.split(key, n))
-        assert t.dtype == jnp.int32 and int(t.min()) == 0 and int(t.max()) == 4
-        for of in (values, values[::-1]):
-            weighed = np.asarray(weight, np.float64) * of[t]
-            error = max(weighed.std() / np.sqrt(n), 1e-6)
-            assert weighed.mean() == pytest.approx(of.mean(), abs=4 * error)
-
-
-def test_uniform_timesteps_are_uniform(key: jax.Array) -> None:
-    sampler = losses.uniform(10)
-    t, weight = sampler.sample(sampler.init(), jax.random.split(key, 20_000))
-    counts = np.bincount(t, minlength=10)
-    assert counts.size == 10 and abs(counts - 2000).max() < 5 * np.sqrt(1800)
-    assert (weight == 1).all()
-
-
-def fill(sampler, values: np.ndarray, history: int):
-    state = sampler.init()
-    for _ in range(history):
-        state = sampler.update(state, jnp.arange(values.size), jnp.asarray(values, jnp.float32))
-    return state
-
-
-def test_importance_sampling_is_unbiased_and_follows_the_losses(key: jax.Array) -> None:
-    values = np.array([1.0, 3.0, 0.5, 8.0])
-    sampler = losses.loss_second_moment(4, history=3, uniform_share=1e-3)
-    state = fill(sampler, values, 3)
-    t, weight = sampler.sample(state, jax.random.split(key, 50_000))
-    share = np.bincount(t, minlength=4) / 50_000
-    expected = 0.999 * values / values.sum() + 0.001 / 4
-    np.testing.assert_allclose(share, expected, atol=0.01)
-    assert float((weight * values[t]).mean()) == pytest.approx(values.mean(), rel=0.02)
-    # The point of it: constant losses are weighed to almost no variance at all.
-    assert float((weight * values[t]).std()) < 0.2 * values.std()
-
-
-def test_a_timestep_whose_losses_vary_is_drawn_more_often(key: jax.Array) -> None:
-    """In proportion to the root of the second moment, which of equal means is larger there."""
-    sampler = losses.loss_second_moment(2, history=2, uniform_share=1e-3)
-    state = sampler.init()
-    for row in ([1.0, 0.0], [1.0, 2.0]):
-        state = sampler.update(state, jnp.arange(2), jnp.array(row))
-    t, _ = sampler.sample(state, jax.random.split(key, 20_000))
-    assert float(t.mean()) == pytest.approx(np.sqrt(2) / (1 + np.sqrt(2)), abs=0.015)
-
-
-def test_rare_timesteps_of_a_long_chain_keep_their_probability() -> None:
-    """Every u below the total belongs to one t, and to as many of them as its probability says."""
-    p = np.random.default_rng(0).uniform(size=4000) ** 12
-    p = 0.999 * p / p.sum() + 0.001 / 4000
-    total, locate = losses.whole_parts(jnp.asarray(p, jnp.float32))
-    widths = np.maximum((jnp.asarray(p, jnp.float32) * 2.0**31).astype(jnp.uint32), 1)
-    stops = np.cumsum(widths.astype(np.uint64))
-    assert stops[-1] == int(total)
-    for u in (stops - widths, stops - 1):  # the first and the last u of every t
-        t, share = locate(jnp.asarray(u, jnp.uint32))
-        np.testing.assert_array_equal(t, np.arange(4000))
-        np.testing.assert_allclose(share, widths / stops[-1], rtol=1e-6)
-    np.testing.assert_allclose(widths / stops[-1], p, rtol=3e-3)
-    assert p.min() < 3e-7
-
-
-def test_importance_sampling_is_uniform_until_every_history_is_full(key: jax.Array) -> None:
-    sampler = losses.loss_second_moment(4, history=3)
-    state = sampler.init()
-    for _ in range(5):
-        state = sampler.update(state, jnp.array([0, 1, 2]), jnp.array([9.0, 1.0, 1.0]))
-    t, weight = sampler.sample(state, jax.random.split(key, 4000))
-    assert (weight == 1).all() and abs(np.bincount(t, minlength=4) - 1000).max() < 150
-
-
-def test_the_history_keeps_the_last_losses_even_within_one_batch() -> None:
-    sampler = losses.loss_second_moment(3, history=2)
-    t = jnp.array([1, 1, 0, 1, 1, 1])
-    state = sampler.update(sampler.init(), t, jnp.array([1.0, 2.0, 7.0, 3.0, 4.0, 5.0]))
-    assert state.seen.tolist() == [1, 5, 0]
-    assert sorted(state.losses[1].tolist()) == [4.0, 5.0] and state.losses[0].tolist() == [7.0, 0.0]
-    state = sampler.update(state, jnp.array([1, 2]), jnp.array([6.0, 8.0]))
-    assert sorted(state.losses[1].tolist()) == [5.0, 6.0] and state.losses[2].tolist() == [8.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    "options", [{"history": 0}, {"uniform_share": 0.0}, {"uniform_share": 2.0}]
-)
-def test_impossible_histories_are_refused(options: dict) -> None:
-    with pytest.raises(ValueError, match="history must be at least 1"):
-        losses.loss_second_moment(10, **options)
+@pytest.mark.parametrize("space", PARAMETERIZATIONS)
+@pytest.mark.parametrize("predicts", PARAMETERIZATIONS)
+def test_a_loss_in_another_space_is_that_of_a_network_that_predicts_it(
+    predicts: str, space: str
+) -> None:
+    """The same estimate of x_0 costs the same in one space, whatever the network emits."""
+    m, other = model(predicts, "fixed_small"), model(space, "fixed_small")
+    x_0, t, eps = (array[3:] for array in batch())
+    x_t = q_sample(SCHEDULE, x_0, t, eps)
+    now = at(SCHEDULE, t, x_t)
+    noised = Noised(x_0, eps, x_t, at(SCHEDULE, t, t))
+    half = 0.5 * x_0
+    output = m.parameterization.target(now, half, (x_t - now.signal * half) / now.noise, x_t)
+    there = convert(now, output, x_t, m.parameterization, other.parameterization)
+    np.testing.assert_allclose(
+        losses.simple(m, output, noised, space=other.parameterization),
+        losses.simple(other, there, noised),
+        rtol=2e-3,
+    )

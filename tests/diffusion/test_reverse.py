@@ -49,7 +49,7 @@ def test_all_parameterizations_tell_the_same_truth(name: str, truth: tuple) -> N
         Process(schedule, parameterization, VARIANCES["fixed_small"]),
         output,
         x_t,
-        TIMES,
+        at(schedule, TIMES, x_t),
         threshold=thresholds.none,
     )
     posterior = q_posterior(at(schedule, TIMES, x_t), x_0, x_t)
@@ -66,12 +66,12 @@ def test_clipping_moves_every_mean_but_a_predicted_one(name: str, truth: tuple) 
 
     def read(threshold):
         process = Process(schedule, parameterization, VARIANCES["fixed_large"])
-        return predict(process, output, x_t, TIMES, threshold=threshold)
+        return predict(process, output, x_t, at(schedule, TIMES, x_t), threshold=threshold)
 
     free, clipped = read(thresholds.none), read(thresholds.clip)
     now = at(schedule, TIMES, x_t)
     for found in (free, clipped):  # eps belongs to the estimate, clipped or not
-        again = now.sqrt_alpha_bar * found.x_0 + now.sqrt_one_minus_alpha_bar * found.eps
+        again = now.signal * found.x_0 + now.noise * found.eps
         np.testing.assert_allclose(again, x_t, rtol=1e-4, atol=1e-4)
     assert float(jnp.abs(clipped.x_0).max()) <= 1.0 < float(jnp.abs(free.x_0).max())
     if parameterization.predicts_mean:
@@ -89,11 +89,11 @@ def test_eps_mean_is_equation_11(truth: tuple) -> None:
         Process(schedule, PARAMETERIZATIONS["eps"], VARIANCES["fixed_large"]),
         eps,
         x_t,
-        TIMES,
+        at(schedule, TIMES, x_t),
         threshold=thresholds.none,
     )
     beta, alpha = (schedule.beta[TIMES], schedule.alpha[TIMES])
-    factor = (beta / schedule.sqrt_one_minus_alpha_bar[TIMES]).reshape(-1, 1, 1, 1)
+    factor = (beta / schedule.noise[TIMES]).reshape(-1, 1, 1, 1)
     mean = (x_t - factor * eps) / jnp.sqrt(alpha).reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(prediction.mean, mean, atol=1e-4)
 
@@ -135,7 +135,7 @@ def test_outputs_of_another_width_are_refused(name: str, truth: tuple) -> None:
             Process(schedule, PARAMETERIZATIONS["eps"], variance),
             wrong,
             x_t,
-            TIMES,
+            at(schedule, TIMES, x_t),
             threshold=thresholds.clip,
         )
 

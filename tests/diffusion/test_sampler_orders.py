@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from diffusion import thresholds
-from diffusion.levels import Levels
 from diffusion.multistep import dpm_weights, unipc_weights
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, respace
-from diffusion.structs import Process, Schedule
+from diffusion.structs import Levels, Process, Schedule
 from diffusion.variances import VARIANCES
 from diffusion.walk import start, walk
 from tests.diffusion import mixture
@@ -43,7 +43,7 @@ def error_of() -> Callable[..., float]:
     lam = 0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar))
     with jax.enable_x64(True):
         tables = Schedule(*[None] * len(Schedule._fields))._replace(
-            sqrt_alpha_bar=jnp.sqrt(alpha_bar), sqrt_one_minus_alpha_bar=jnp.sqrt(1 - alpha_bar)
+            signal=jnp.sqrt(alpha_bar), noise=jnp.sqrt(1 - alpha_bar)
         )
         x_T = jnp.linspace(-2.0, 2.0, 9)[:, None]
 
@@ -58,7 +58,7 @@ def error_of() -> Callable[..., float]:
             chain = respace(betas, keep)
             process = Process(chain, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"])
             denoise = make_denoise(apply, process, threshold=thresholds.none)
-            sampler = SAMPLERS[name](chain, **options)
+            sampler = SAMPLERS[name](levels_of(chain), **options)
             keys = jax.random.split(jax.random.key(0), len(x_T))
             run = jax.jit(lambda s: walk(sampler, functools.partial(denoise, None), keys, s).x_t)
             found = np.asarray(run(start(sampler, x_T, 0)))
@@ -97,7 +97,8 @@ def test_one_step_of_a_multistep_method_has_its_order(order: int, lengths: list[
         rises = np.cumsum(np.resize(lengths, steps - 1))
         lam = np.concatenate([[np.inf, 1.0], 1.0 - rises / rises[-1]])
         alpha, sigma = np.sqrt(1 / (1 + np.exp(-2 * lam))), np.sqrt(1 / (1 + np.exp(2 * lam)))
-        levels = Levels(alpha, sigma, lam)
+        unused = np.zeros(steps)
+        levels = Levels(unused, alpha, sigma, lam, unused, unused)
         t = steps // 2
         here, there = t + 1, t
 

@@ -8,6 +8,7 @@ import pytest
 from diffusion import random, thresholds
 from diffusion.networks.unet import UNet
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ancestral, ddim
 from diffusion.schedules import BETAS, from_betas
@@ -39,7 +40,9 @@ def network():
 @functools.cache
 def drawn(network, record: tuple[int, ...]):
     """keys -> Samples, compiled."""
-    return jax.jit(lambda k: sample(ancestral(SCHEDULE), network, k, (8, 8, 1), record=record))
+    return jax.jit(
+        lambda k: sample(ancestral(levels_of(SCHEDULE)), network, k, (8, 8, 1), record=record)
+    )
 
 
 def draw(network, indices, record: tuple[int, ...] = ()):
@@ -63,7 +66,7 @@ def test_samples_do_not_depend_on_the_number_of_devices(network, all_devices: No
     assert mesh.size == 8
     keys = random.per_index(random.stream(0, "sample"), jnp.arange(8))
     run = jax.jit(
-        lambda k: sample(ancestral(SCHEDULE), network, k, (8, 8, 1)).x_0,
+        lambda k: sample(ancestral(levels_of(SCHEDULE)), network, k, (8, 8, 1)).x_0,
         in_shardings=devices.sharded(mesh),
         out_shardings=devices.sharded(mesh),
     )
@@ -96,7 +99,11 @@ def test_memory_grows_with_the_record_and_not_with_the_chain() -> None:
         )
         run = jax.jit(
             lambda k: sample(
-                ancestral(schedule), lambda x, t: denoise(None, x, t), k, image, record=record
+                ancestral(levels_of(schedule)),
+                lambda x, t: denoise(None, x, t),
+                k,
+                image,
+                record=record,
             )
         )
         memory = run.lower(jax.random.split(jax.random.key(0), 4)).compile().memory_analysis()
@@ -160,13 +167,15 @@ def test_a_walk_in_parts_is_the_walk(network) -> None:
     record = (19, 11, 0)
 
     def part(state, timesteps):
-        arguments = (ancestral(SCHEDULE), network, keys, state)
+        arguments = (ancestral(levels_of(SCHEDULE)), network, keys, state)
         return walk(*arguments, timesteps=timesteps, record=record)
 
     compiled = jax.jit(part)
-    whole = end(compiled(begin(ancestral(SCHEDULE), keys, (8, 8, 1), 3), jnp.arange(20)[::-1]))
+    whole = end(
+        compiled(begin(ancestral(levels_of(SCHEDULE)), keys, (8, 8, 1), 3), jnp.arange(20)[::-1])
+    )
     for lengths in ((10, 10), (2, 16, 2)):
-        state, first = begin(ancestral(SCHEDULE), keys, (8, 8, 1), 3), 19
+        state, first = begin(ancestral(levels_of(SCHEDULE)), keys, (8, 8, 1), 3), 19
         for length in lengths:
             state = compiled(state, first - jnp.arange(length))
             first -= length
@@ -186,7 +195,7 @@ def test_ddim_keeps_the_marginals_whatever_its_noise(eta: float) -> None:
 
     def after(noise: float) -> float:
         z = jnp.full((1, 1), noise)
-        return float(ddim(chain, eta=eta).step(known, x_0, t, lambda _: z, ()).x[0, 0])
+        return float(ddim(levels_of(chain), eta=eta).step(known, x_0, t, lambda _: z, ()).x[0, 0])
 
     direction, deviation = after(0.0), after(1.0) - after(0.0)
     left = 1.0 - float(chain.alpha_bar_prev[7])

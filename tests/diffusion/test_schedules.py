@@ -43,7 +43,7 @@ def test_tables_are_derived_in_float64(name: str) -> None:
     before = np.concatenate([[0], variance[:-1]])
     expected = {
         "alpha_bar": alpha_bar,
-        "one_minus_alpha_bar": variance,
+        "noise_variance": variance,
         "posterior_variance": betas * before / variance,
         "posterior_mean_x_0": np.sqrt(previous) * betas / variance,
         "posterior_mean_x_t": np.sqrt(1 - betas) * before / variance,
@@ -115,11 +115,11 @@ def test_respacing_keeps_the_marginals(name: str) -> None:
     full = from_betas(betas)
     keep = uniform(1000, 37)
     short = respace(betas, keep)
-    np.testing.assert_array_equal(short.model_t, keep)
+    np.testing.assert_array_equal(short.told, keep)
     np.testing.assert_allclose(short.alpha_bar, full.alpha_bar[keep], rtol=1e-6)
     same = respace(betas, np.arange(1000))
     np.testing.assert_allclose(same.beta, full.beta, rtol=1e-6)
-    np.testing.assert_array_equal(same.model_t, full.model_t)
+    np.testing.assert_array_equal(same.told, full.told)
 
 
 def test_a_respaced_posterior_is_that_of_the_skipped_steps() -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import experiments
 from diffusion.forward import at, q_sample
+from diffusion.paths import levels_of
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas
 from experiments import api, train
@@ -86,7 +87,7 @@ def test_denoising_inverts_the_noise_that_the_network_sees(model: api.Model) -> 
     assert chain is not None
     output = jax.jit(chain.apply)(model.params, x_t, t)
     now = at(model.schedule, t, x_t)
-    again = now.sqrt_alpha_bar * found + now.sqrt_one_minus_alpha_bar * output
+    again = now.signal * found + now.noise * output
     np.testing.assert_allclose(again, x_t, atol=1e-4)
     one = model.denoise(np.asarray(x_t), 5)
     np.testing.assert_allclose(one[2], found[2], atol=1e-4)
@@ -255,10 +256,10 @@ def test_guidance_is_between_and_beyond_the_two_models(told: api.Model, model: a
 
 def a_sampler_of_each_kind() -> list[str]:
     """The last of SAMPLERS of those that the program treats alike."""
-    chain = from_betas(BETAS["linear"](4))
+    levels = levels_of(from_betas(BETAS["linear"](4)))
     kinds = {}
     for name, make in SAMPLERS.items():
-        sampler = make(chain)
+        sampler = make(levels)
         memory = jax.tree.leaves(jax.eval_shape(sampler.init, jnp.zeros((1, 1))))
         kinds[sampler.continuous, sampler.uses_variance, bool(memory)] = name
     return list(kinds.values())

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion import samplers
 from diffusion.samplers import SAMPLERS
-from diffusion.structs import Sampler, Schedule
+from diffusion.structs import Levels, Sampler
 from experiments import main
 from experiments.build import build
 from experiments.configs import ablations, base, digits, fashion_mnist, ranges
@@ -104,8 +104,8 @@ def test_a_build_reads_no_more_than_it_is_taken_to_read(name: str) -> None:
 def test_whether_a_learned_variance_forbids_longer_steps_is_the_samplers_to_say(
     parameterization: str, possible: bool, monkeypatch
 ) -> None:
-    def blind(chain: Schedule, /) -> Sampler:
-        return SAMPLERS["ancestral"](chain)._replace(uses_variance=False)
+    def blind(levels: Levels, /) -> Sampler:
+        return SAMPLERS["ancestral"](levels)._replace(uses_variance=False)
 
     monkeypatch.setattr(samplers, "SAMPLERS", {**SAMPLERS, "blind": blind})
     config = get("digits", f"{parameterization}_vlb_learned")

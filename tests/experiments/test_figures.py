@@ -206,7 +206,7 @@ def test_weights_of_the_bound_are_equation_12(context: Context) -> None:
     process_ = context.chain.process
     found, now = process.loss_weights(process_), process_.schedule
     beta, alpha, rest = (
-        np.asarray(x, np.float64)[1:] for x in (now.beta, now.alpha, now.one_minus_alpha_bar)
+        np.asarray(x, np.float64)[1:] for x in (now.beta, now.alpha, now.noise_variance)
     )
     variance = np.exp(np.asarray(now.large_log_variance, np.float64)[1:])
     np.testing.assert_allclose(found["eps"], beta**2 / (2 * variance * alpha * rest), rtol=1e-4)

@@ -21,6 +21,7 @@ diffusers = pytest.importorskip(
 
 from diffusion import thresholds  # noqa: E402
 from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
+from diffusion.paths import levels_of  # noqa: E402
 from diffusion.reverse import make_denoise  # noqa: E402
 from diffusion.samplers import SAMPLERS  # noqa: E402
 from diffusion.schedules import BETAS, respace  # noqa: E402
@@ -55,7 +56,7 @@ def ours(
     name: str, keep: np.ndarray, threshold: Any = thresholds.none, noise: Any = None, **options: Any
 ) -> np.ndarray:
     chain = respace(BETA, keep)
-    sampler = SAMPLERS[name](chain, **options)
+    sampler = SAMPLERS[name](levels_of(chain), **options)
     process = Process(chain, PARAMETERIZATIONS["eps"], VARIANCES["fixed_small"])
     denoise = make_denoise(
         lambda params, x, t: network(jnp, x, t[:, None, None, None].astype(jnp.float32)),
@@ -104,11 +105,11 @@ def test_ddim_of_any_eta_step_by_step() -> None:
     denoise = make_denoise(lambda p, x, t: jnp.asarray(eps), process, threshold=thresholds.none)
     z = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     for eta in (0.3, 1.0):
-        step = SAMPLERS["ddim"](chain, eta=eta).step
+        step = SAMPLERS["ddim"](levels_of(chain), eta=eta).step
         for t in (1, 5, 9):
             expected = scheduler.step(
                 torch.from_numpy(eps).double(),
-                int(chain.model_t[t]),
+                int(chain.told[t]),
                 torch.from_numpy(X_T).double(),
                 eta=eta,
                 variance_noise=torch.from_numpy(z).double(),

@@ -14,6 +14,7 @@ diffusers = pytest.importorskip(
 
 from diffusion import thresholds  # noqa: E402
 from diffusion.parameterizations import PARAMETERIZATIONS  # noqa: E402
+from diffusion.paths import levels_of  # noqa: E402
 from diffusion.reverse import make_denoise  # noqa: E402
 from diffusion.samplers import SAMPLERS  # noqa: E402
 from diffusion.schedules import BETAS, from_betas, respace  # noqa: E402
@@ -67,9 +68,9 @@ def compare_steps(
         Process(schedule, PARAMETERIZATIONS[prediction], VARIANCES[variance]),
         threshold=threshold,
     )
-    sampler = SAMPLERS["ancestral"](schedule)
+    sampler = SAMPLERS["ancestral"](levels_of(schedule))
     for t in steps:
-        model_t = int(schedule.model_t[t])
+        model_t = int(schedule.told[t])
         # Both sides get the noise that their generator draws.
         noise = torch.randn(x_t.shape, dtype=torch.float64, generator=torch.manual_seed(t))
         expected = theirs.step(
@@ -86,7 +87,7 @@ def compare_steps(
             (),
         )
         # Reading x_0 out of eps divides float32's rounding by sqrt(alpha_bar), clipped or not.
-        scale = 1.0 / float(schedule.sqrt_alpha_bar[t]) if prediction == "eps" else 1.0
+        scale = 1.0 / float(schedule.signal[t]) if prediction == "eps" else 1.0
         np.testing.assert_allclose(
             estimate, expected.pred_original_sample, rtol=0, atol=1e-6 * scale
         )

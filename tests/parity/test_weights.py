@@ -21,6 +21,7 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 import diffusion.samplers  # noqa: E402
 import diffusion.walk  # noqa: E402
 from diffusion.networks.unet import UNet  # noqa: E402
+from diffusion.paths import levels_of  # noqa: E402
 from diffusion.spacings import uniform  # noqa: E402
 from experiments import devices  # noqa: E402
 from experiments.build import Experiment, build  # noqa: E402
@@ -90,7 +91,9 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     table = jnp.asarray(draws)
     monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
-    actual = jax.jit(lambda: sample(diffusion.samplers.ancestral(chain), bound, keys, shape).x_0)()
+    actual = jax.jit(
+        lambda: sample(diffusion.samplers.ancestral(levels_of(chain)), bound, keys, shape).x_0
+    )()
     expected = pipelines.walk(theirs, scheduler, uniform(1000, NUM_STEPS).tolist(), draws)
     assert expected.std() > 0.3
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)
@@ -108,7 +111,9 @@ def test_a_full_width_step_is_the_same(published) -> None:
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return diffusion.samplers.ancestral(schedule).step(bound, x_t, t, lambda _: z, ())[0]
+        return diffusion.samplers.ancestral(levels_of(schedule)).step(
+            bound, x_t, t, lambda _: z, ()
+        )[0]
 
     scheduler.set_timesteps(1000)
     expected = pipelines.step(theirs, scheduler, STEP, draws[0], draws[1])
@@ -316,7 +321,7 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
     actual = jax.jit(
         lambda: (
             sample(
-                diffusion.samplers.ancestral(chain),
+                diffusion.samplers.ancestral(levels_of(chain)),
                 lambda x, t: denoise(params, x, t),
                 keys,
                 shape,

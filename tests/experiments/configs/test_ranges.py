@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion import losses, samplers, schedules, spacings, thresholds
 from diffusion.networks import AUTOENCODERS, NETWORKS
+from diffusion.times import TIMES
 from diffusion.vae import LIKELIHOODS
 from experiments import build, devices, evaluate, hooks, images, lookup, modes, state
 from experiments.configs import base, ranges, vae_digits
@@ -43,7 +44,8 @@ CHOICES = MappingProxyType(
         "schedule": schedules.BETAS,
         "loss": losses.LOSSES,
         "loss.weighting": losses.WEIGHTINGS,
-        "timesteps": losses.TIMESTEP_SAMPLERS,
+        "loss.space": losses.SPACES,
+        "timesteps": TIMES,
         "model": {**NETWORKS, **AUTOENCODERS},
         "optimizer": OPTIMIZERS,
         "clip": CLIPS,

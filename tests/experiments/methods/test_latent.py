@@ -298,7 +298,7 @@ def test_the_bound_of_both_is_a_likelihood_where_that_is_known(
 
     def denoise(params: Any, x_t: jax.Array, t: jax.Array, **inputs: Any) -> Any:
         x_0, _ = x_0_given_x_t(at(known.schedule, t, x_t), x_t, -shift * scale, scale)
-        return predict(known, x_0, x_t, t, threshold=thresholds.none)
+        return predict(known, x_0, x_t, at(known.schedule, t, x_t), threshold=thresholds.none)
 
     method = experiment.method._replace(chain=chain._replace(denoise=denoise))
     source, count = experiment.dataset.open("test"), 96

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from diffusion.paths import levels_of
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import from_betas
 from diffusion.spacings import SPACINGS
@@ -34,12 +35,12 @@ def sampled_by(tiny: Make, name: str, spacing: str = "") -> ConfigDict:
 def test_without_a_wish_the_timesteps_are_the_samplers_own(tiny: Make, name: str) -> None:
     """And its protocol names them, as if they had been asked for."""
     method = build(sampled_by(tiny, name)).method
-    own = SAMPLERS[name](from_betas([0.1, 0.2])).spacing
+    own = SAMPLERS[name](levels_of(from_betas([0.1, 0.2]))).spacing
     assert method.protocol["spacing"] == {"name": own.__name__}
-    np.testing.assert_array_equal(method.chain.respaced(3)[0].model_t, own(8, 3))
+    np.testing.assert_array_equal(method.chain.respaced(3)[0].told, own(8, 3))
     asked = build(sampled_by(tiny, name, "quadratic")).method
     assert asked.protocol["spacing"] == {"name": "quadratic"}
-    np.testing.assert_array_equal(asked.chain.respaced(3)[0].model_t, SPACINGS["quadratic"](8, 3))
+    np.testing.assert_array_equal(asked.chain.respaced(3)[0].told, SPACINGS["quadratic"](8, 3))
 
 
 def test_auto_takes_no_options_and_is_one_of_the_choices(tiny: Make) -> None:

@@ -11,6 +11,7 @@ import pytest
 import diffusion.samplers
 import diffusion.walk
 import experiments
+from diffusion.paths import levels_of
 from experiments import devices
 from experiments.build import build
 from experiments.configs import by_size, image_folder
@@ -94,7 +95,9 @@ def test_an_ancestral_step_repeats_that_of_diffusers(name, converted, outputs) -
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return diffusion.samplers.ancestral(schedule).step(bound, x_t, t, lambda _: z, ())[0]
+        return diffusion.samplers.ancestral(levels_of(schedule)).step(
+            bound, x_t, t, lambda _: z, ()
+        )[0]
 
     actual = step(params, draws[0], draws[1])
     np.testing.assert_allclose(actual, outputs[f"{name}/step"], rtol=0, atol=1e-5)
@@ -113,7 +116,7 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
             return denoise(params, x, t)
 
         keys = jax.random.split(jax.random.key(0), 2)
-        return sample(diffusion.samplers.ancestral(schedule), bound, keys, shape).x_0
+        return sample(diffusion.samplers.ancestral(levels_of(schedule)), bound, keys, shape).x_0
 
     expected = outputs[f"{name}/chain"]
     assert expected.std() > 0.3
