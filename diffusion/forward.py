@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from diffusion.structs import Gaussian, Point, Schedule
 
 Time = Int[Array, ""] | Int[Array, " b"]
-N = TypeVar("N", Schedule, Point)
+N = TypeVar("N", bound=Schedule | Point)
 
 
 def fit(now: N, like: jax.Array) -> N:
