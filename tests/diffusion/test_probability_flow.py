@@ -172,6 +172,7 @@ def over_devices(number: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+@pytest.mark.slow
 def test_an_image_has_the_same_value_in_any_batch() -> None:
     """Beside a hard neighbour, alone, in other places and on other devices.
 

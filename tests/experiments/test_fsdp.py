@@ -96,13 +96,12 @@ def after_steps(config: ConfigDict, fsdp: int, count: int = 8) -> tuple[Any, Any
     return state, metrics, call.memory_analysis()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "shared_by", "clip"),
     [
         ("wide", (2, 4, 8), dict(name="global")),
-        pytest.param(
-            *("wide_unet", (8,), dict(name="per_core", max_norm=0.5)), marks=pytest.mark.slow
-        ),
+        ("wide_unet", (8,), dict(name="per_core", max_norm=0.5)),
     ],
 )
 def test_fsdp_trains_as_data_parallel_does_with_a_part_of_the_memory(

@@ -32,6 +32,7 @@ def values(section: dict[str, Any]) -> dict[str, float]:
     return {name: number["value"] for name, number in section["values"].items()}
 
 
+@pytest.mark.slow
 def test_its_samples_and_numbers_come_again(old: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Its compiler optimised and that of the tests does not: a few pixels move by one level."""
     before = read_results(old)

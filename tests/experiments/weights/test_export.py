@@ -55,6 +55,7 @@ def test_what_was_exported_comes_back_bit_for_bit(measured, tmp_path: pathlib.Pa
             assert str(workdir.parent).encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_was_converted_is_exported_and_comes_back(tmp_path: pathlib.Path) -> None:
     """A folder of images too, without the name of any file or folder of this machine."""
     name = "ddpm-celebahq-256"

@@ -320,6 +320,7 @@ def test_a_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
             importer.import_weights(str(PIPELINE), taken, None, None)
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing_behind(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
