@@ -33,6 +33,7 @@ from experiments.arguments import (
     in_own_words,
     labels_of,
     latents_of,
+    real,
     refuse_ignored,
     whole,
 )
@@ -115,6 +116,8 @@ class Model:
         """
         captions = captions_asked(self.experiment, prompts)
         asked = len(captions) if isinstance(prompts, str) or len(prompts) else 0
+        if n is None and not asked:
+            raise ValueError("n is missing: say how many images, or name prompts.")
         count = whole(asked if n is None else n, "n", 1)
         seed = whole(seed, "seed", 0, 2**32 - 1)
         if not isinstance(labels, str):
@@ -151,9 +154,10 @@ class Model:
         config = self.experiment.config.copy_and_resolve_references()
         config.sample.num_steps = whole(steps, "steps", 0, self.experiment.method.num_steps)
         if guidance is not None:
-            config.sample.guidance_scale = float(guidance)
+            config.sample.guidance_scale = real(guidance, "guidance")
         if sampler is not None:
-            if not isinstance(sampler, str | Mapping):
+            named = isinstance(sampler, str) or (isinstance(sampler, Mapping) and "name" in sampler)
+            if not named:
                 raise ValueError(
                     f"sampler = {sampler!r} must be a name, or a dict of a name and options."
                 )

@@ -142,6 +142,14 @@ def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
     return int(value)
 
 
+def real(value: Any, name: str) -> float:
+    """A number; raises ValueError for anything else, "2" and True among it."""
+    if not isinstance(value, bool | str):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    raise ValueError(f"{name} = {value!r} must be a number.")
+
+
 def refuse_ignored(why: str, **arguments: Any) -> None:
     """Raises ValueError for an argument that is given and would change nothing."""
     for name, value in arguments.items():

@@ -128,8 +128,8 @@ class SampleFiles:
         return sorted(self.folder.glob("images/*/*.png"))
 
     def picture(self, index: int) -> Path:
-        """Where the PNG of a sample is, a thousand to a folder."""
-        return self.folder / "images" / f"{index - index % 1000:08d}" / f"{index:08d}.png"
+        """Where the PNG of a sample is."""
+        return _picture_in(self.folder, index)
 
     def done(self, pictures: bool) -> set[int]:
         """The samples that need not be drawn again."""
@@ -139,7 +139,12 @@ class SampleFiles:
         if pictures:
             there = {int(path.stem) for path in self._pictures()}
             return there if not found else there & found
-        return {i for path in self._sources() if _has_pixels(path) for i in _indices(path).tolist()}
+        return {
+            index
+            for path in self._sources()
+            for index in _indices(path).tolist()
+            if _has_pixels(path) or _picture_in(_folder_of(path), index).is_file()
+        }
 
     def _sources(self) -> list[Path]:
         own = [*sorted(self._parts.glob("*.npz")), *self._npz()]
@@ -182,15 +187,24 @@ class SampleFiles:
         for path in self._sources():
             there = _indices(path)
             rows = np.flatnonzero(np.isin(there, list(left)))
-            if not len(rows) or (not pictures and not _has_pixels(path)):
+            files = None
+            if not pictures and len(rows) and not _has_pixels(path):
+                places = [_picture_in(_folder_of(path), int(index)) for index in there]
+                rows = np.array([row for row in rows if places[row].is_file()], int)
+                files = [places[row] for row in rows]
+            if not len(rows):
                 continue
             left -= set(there[rows].tolist())
             to = [place[int(index)] for index in there[rows]]
-            for name, values in _complete(self._read(path), pictures).items():
+            columns = _complete(self._read(path), pictures)
+            found = {name: values[rows] for name, values in columns.items()}
+            if files is not None:
+                found["arr_0"] = np.stack([images.load(file) for file in files])
+            for name, values in found.items():
                 if name not in out:
                     shape = (len(wanted), *values.shape[1:])
                     out[name] = np.zeros(shape, values.dtype)
-                out[name][to] = values[rows]
+                out[name][to] = values
         return Rows(*(out[name] for name in COLUMNS))
 
     def pixels(self, wanted: Sequence[int], pictures: bool) -> UInt8[np.ndarray, "n h w c"]:
@@ -248,6 +262,16 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(
             f"{path}, a file of samples, is damaged; delete it, and they are drawn again. ({error})"
         ) from error
+
+
+def _picture_in(folder: Path, index: int) -> Path:
+    """Where the PNG of a sample of the set in a folder is, a thousand to a folder of images."""
+    return folder / "images" / f"{index - index % 1000:08d}" / f"{index:08d}.png"
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of the set that a file of samples belongs to, which may be one of its parts."""
+    return path.parent.parent.parent if path.parent.parent.name == PARTS else path.parent
 
 
 def _indices(path: Path) -> np.ndarray:

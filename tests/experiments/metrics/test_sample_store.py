@@ -102,6 +102,17 @@ def test_metrics_draw_nothing_that_was_sampled(run: Run, fresh: Run) -> None:
     assert run.metric_batches == 6 and run.measured("none").dtype == np.float32
 
 
+def test_pictures_that_were_sampled_are_read_again(run: Run, fresh: Run) -> None:
+    """But for one that was lost, whose batch of 8 is drawn."""
+    run.config.sample.format = "png"
+    folder = run.sample()
+    np.testing.assert_array_equal(run.measured(), fresh.measured())
+    assert run.metric_batches == 0
+    (folder / "images" / "00000000" / "00000009.png").unlink()
+    np.testing.assert_array_equal(run.measured(), fresh.measured())
+    assert run.metric_batches == 1
+
+
 def test_sampling_draws_nothing_that_metrics_drew(run: Run, fresh: Run) -> None:
     run.measured()
     folder, whole = run.sample(), fresh.sample()
