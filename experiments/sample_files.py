@@ -69,6 +69,14 @@ class Rows(NamedTuple):
     evaluations: np.ndarray  # i32[n], of the denoiser behind each
 
 
+class Facts(NamedTuple):
+    """Of a file of samples: which it holds, and how."""
+
+    indices: np.ndarray  # i64[n]
+    pixels: bool  # False where they are in PNG files
+    counted: bool  # whether it says how often the network was called, which older ones do not
+
+
 class SampleFiles:
     """Samples on disk, written by the main process only.
 
@@ -87,6 +95,7 @@ class SampleFiles:
     ) -> None:
         self.folder, self.about, self._older, self._beside = folder, about, older, beside
         self._last: tuple[Any, dict[str, np.ndarray]] | None = None  # the file that was read last
+        self._known: dict[Any, Facts] = {}  # of every file of the set, which are many
 
     def _same(self, folder: Path) -> dict[str, Any] | None:
         """What the samples of a folder are said to be of, where that is this set; else None."""
@@ -135,15 +144,16 @@ class SampleFiles:
         """The samples that need not be drawn again."""
         if not self.is_free:
             return set()
-        found = {int(index) for path in self._sources() for index in _indices(path)}
+        sources = [(path, self._facts(path)) for path in self._sources()]
         if pictures:
+            found = {index for _, facts in sources for index in facts.indices.tolist()}
             there = {int(path.stem) for path in self._pictures()}
             return there if not found else there & found
         return {
             index
-            for path in self._sources()
-            for index in _indices(path).tolist()
-            if _has_pixels(path) or _picture_in(_folder_of(path), index).is_file()
+            for path, facts in sources
+            for index in facts.indices.tolist()
+            if facts.pixels or _picture_in(_folder_of(path), index).is_file()
         }
 
     def _sources(self) -> list[Path]:
@@ -152,8 +162,16 @@ class SampleFiles:
             about = self._same(folder)
             if about is not None:
                 parts = sorted((folder / PARTS / digest(about)).glob("*.npz"))
-                own += filter(_is_counted, [*parts, *self._npz(folder)])
+                every = [*parts, *self._npz(folder)]
+                own += [path for path in every if self._facts(path).counted]
         return own
+
+    def _facts(self, path: Path) -> Facts:
+        """Of a file, which is opened once; raises as `_read`."""
+        key = _version(path)
+        if key not in self._known:
+            self._known[key] = _facts(path)
+        return self._known[key]
 
     def _read(self, path: Path) -> dict[str, np.ndarray]:
         """The arrays of a file; those of the last one are kept, for whoever reads a few at a time.
@@ -161,8 +179,7 @@ class SampleFiles:
         Raises:
             ValueError: if it is damaged.
         """
-        found = path.stat()
-        key = path, found.st_mtime_ns, found.st_ino
+        key = _version(path)
         if self._last is None or self._last[0] != key:
             with _naming(path):
                 self._last = key, read_npz(path)
@@ -185,10 +202,12 @@ class SampleFiles:
         left = set(wanted)
         out: dict[str, np.ndarray] = {}
         for path in self._sources():
-            there = _indices(path)
+            if not left:
+                break
+            there, pixels, _ = self._facts(path)
             rows = np.flatnonzero(np.isin(there, list(left)))
             files = None
-            if not pictures and len(rows) and not _has_pixels(path):
+            if not pictures and len(rows) and not pixels:
                 places = [_picture_in(_folder_of(path), int(index)) for index in there]
                 rows = np.array([row for row in rows if places[row].is_file()], int)
                 files = [places[row] for row in rows]
@@ -228,7 +247,7 @@ class SampleFiles:
             new.append(path)
         covered = {index for indices in files for index in indices}
         for path in set(self._npz()) - set(new):
-            if covered.issuperset(_indices(path).tolist()):
+            if covered.issuperset(self._facts(path).indices.tolist()):
                 path.unlink()
         return new
 
@@ -236,8 +255,9 @@ class SampleFiles:
         """Whether these samples are in files of this very folder, and `clear` was called."""
         if self._parts.is_dir() and any(self._parts.glob("*.npz")):
             return False
-        own = [path for path in self._npz() if pictures or _has_pixels(path)]
-        return set(indices) <= {index for path in own for index in _indices(path).tolist()}
+        own = [self._facts(path) for path in self._npz()]
+        there = (facts.indices.tolist() for facts in own if pictures or facts.pixels)
+        return set(indices) <= {index for found in there for index in found}
 
     def clear(self) -> None:
         """Removes what was kept on the way, once everything that is made of it is there."""
@@ -274,27 +294,21 @@ def _folder_of(path: Path) -> Path:
     return path.parent.parent.parent if path.parent.parent.name == PARTS else path.parent
 
 
-def _indices(path: Path) -> np.ndarray:
-    with _naming(path):
-        found = read_npz(path, ("indices",))
-        return found["indices"] if found else np.arange(len(read_npz(path)["arr_0"]))
+def _version(path: Path) -> tuple[Path, int, int]:
+    """A name of a file as it is now."""
+    found = path.stat()
+    return path, found.st_mtime_ns, found.st_ino
 
 
-def _has_pixels(path: Path) -> bool:
-    """Whether a file has more than the rows of pictures; its pixels are not read."""
-    with (
-        _naming(path),
-        np.load(path, allow_pickle=False) as archive,
-        archive.zip.open("arr_0.npy") as stream,
-    ):
-        np.lib.format.read_magic(stream)
-        return 0 not in np.lib.format.read_array_header_1_0(stream)[0]
-
-
-def _is_counted(path: Path) -> bool:
-    """Whether a file says how often the network was called, which older ones do not."""
+def _facts(path: Path) -> Facts:
+    """Of a file, whose pixels are not read."""
     with _naming(path), np.load(path, allow_pickle=False) as archive:
-        return "evaluations" in archive.files
+        with archive.zip.open("arr_0.npy") as stream:
+            np.lib.format.read_magic(stream)
+            shape = np.lib.format.read_array_header_1_0(stream)[0]
+        older = "indices" not in archive.files
+        indices = np.arange(shape[0]) if older else archive["indices"]
+        return Facts(indices, 0 not in shape, "evaluations" in archive.files)
 
 
 def _complete(arrays: dict[str, np.ndarray], pictures: bool) -> dict[str, np.ndarray]:

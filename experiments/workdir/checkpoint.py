@@ -166,6 +166,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0) -> None:
         self.folder = folder_of(workdir)
         self._remote = str(self.folder).startswith(REMOTE)
+        self._made = not self._remote and not self.folder.exists()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, create=True
         )
@@ -180,9 +181,11 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for the last save."""
+        """Waits for the last save; a folder that was made here goes where it holds none."""
         with self._patience():
             self._manager.close()
+        if self._made and devices.is_main_process() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def wait(self) -> None:
         """Waits for the last save, and lets others follow."""

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import devices, drawing, images, sample
+from experiments import devices, drawing, images, sample, sample_files
 from experiments.build import build
 from experiments.files.atomic import digest
 from experiments.sample import Place
@@ -181,20 +181,26 @@ def test_batches_and_devices_do_not_show(fresh_chain) -> None:
         assert (other != found[0]).mean() < 1e-3 and abs(other - found[0]).max() <= 16
 
 
-def test_more_of_the_same_is_added_to_what_is_there(fresh, monkeypatch) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The samples that are drawn, as they are."""
+    found: list[int] = []
+    plain = drawing.draw_indices
+
+    def counted(sample_fn: Any, params: Any, indices: Any, *rest: Any, **each: Any) -> Any:
+        found.extend(indices)
+        return plain(sample_fn, params, indices, *rest, **each)
+
+    monkeypatch.setattr(sample, "draw_indices", counted)
+    return found
+
+
+def test_more_of_the_same_is_added_to_what_is_there(fresh, drawn: list[int]) -> None:
     config, copy = fresh
     run, whole = copy("run"), copy("whole")
     config.sample.num_images = 16
     modes.sample(build(config), run)
-    config.sample.num_images = 40
-    drawn: list[int] = []
-    plain = drawing.draw_indices
-
-    def counted(sample_fn: Any, params: Any, indices: Any, *rest: Any, **each: Any) -> Any:
-        drawn.extend(indices)
-        return plain(sample_fn, params, indices, *rest, **each)
-
-    monkeypatch.setattr(sample, "draw_indices", counted)
+    config.sample.num_images, drawn[:] = 40, []
     modes.sample(build(config), run)
     assert sorted(set(drawn) - {0, 1, 2}) == list(range(16, 40))  # 0, 1, 2: of progress.png
     modes.sample(build(config), whole)
@@ -280,7 +286,9 @@ def test_a_set_of_before_these_files_is_known(fresh_chain) -> None:
         assert stored.files == ["arr_0"]  # nothing was drawn
 
 
-def test_an_interrupted_set_that_is_older_than_a_field_goes_on(fresh, monkeypatch) -> None:
+def test_an_interrupted_set_that_is_older_than_a_field_goes_on(
+    fresh, drawn: list[int], monkeypatch
+) -> None:
     config, copy = fresh
     run = copy("run")
     with monkeypatch.context() as patch:
@@ -293,14 +301,7 @@ def test_an_interrupted_set_that_is_older_than_a_field_goes_on(fresh, monkeypatc
     del about["dtype"], about["dataset"]
     (folder / "samples.json").write_text(json.dumps(about))
     (folder / "parts" / new).rename(folder / "parts" / digest(about))
-    drawn: list[int] = []
-    plain = drawing.draw_indices
-
-    def counted(sample_fn: Any, params: Any, indices: Any, *rest: Any, **each: Any) -> Any:
-        drawn.extend(indices)
-        return plain(sample_fn, params, indices, *rest, **each)
-
-    monkeypatch.setattr(sample, "draw_indices", counted)
+    drawn.clear()
     modes.sample(build(config), run)
     assert drawn == [0, 1, 2]  # of progress.png
     assert len(pixels(folder)) == 40 and not (folder / "parts").exists()
@@ -335,3 +336,20 @@ def test_a_batch_that_does_not_fit_is_drawn_in_halves(
     monkeypatch.setattr(devices, "free_bytes", lambda: 10)
     with pytest.raises(devices.OutOfMemory, match="a batch needs"):
         modes.sample(build(config), copy("tiny"))
+
+
+def test_every_file_of_many_is_looked_into_once(tmp_path: pathlib.Path, monkeypatch) -> None:
+    """A metric reads 50,000 samples a batch at a time, from as many files as there were batches."""
+    files, about = 30, {"dataset": "digits", "dtype": "float32"}
+    kept = SampleFiles(tmp_path, about)
+    kept.prepare()
+    for first in range(0, 2 * files, 2):
+        pixels, indices = np.full((2, 1, 1, 1), first, np.uint8), np.arange(first, first + 2)
+        kept.keep(Rows(pixels, indices, np.ones(2, bool), np.ones(2, np.int32)), False)
+    looked, plain = [], sample_files._facts
+    monkeypatch.setattr(sample_files, "_facts", lambda path: looked.append(path) or plain(path))
+    found = SampleFiles(tmp_path, about)
+    assert found.done(pictures=False) == set(range(2 * files))
+    for first in range(0, 2 * files, 2):
+        assert (found.rows([first, first + 1], pictures=False).arr_0 == first).all()
+    assert len(looked) == files

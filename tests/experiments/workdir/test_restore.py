@@ -118,7 +118,8 @@ def test_a_step_that_is_not_there_begins_no_training(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"has no step 77: it has none .*--restore_step"):
         hooks.train_with_hooks(build(plain()), tmp_path, Start(77))
-    assert not (tmp_path / "config.json").exists() and not (tmp_path / "metrics.jsonl").exists()
+    for name in ("config.json", "metrics.jsonl", "checkpoints"):
+        assert not (tmp_path / name).exists(), name
 
 
 def test_a_training_that_goes_back_keeps_what_it_leaves(
