@@ -111,7 +111,7 @@ class Prediction(NamedTuple):
 
 
 class Parameterization(NamedTuple):
-    """What the network is asked to predict, as functions of where x_t is on its way.
+    """The prediction asked of the network, as functions of the place of x_t on its way.
 
     target: (now, x_0, eps, x_t) -> what the network should emit, linear in the last three; `now`
         is a `Point`, or the row of a `Schedule` at t.

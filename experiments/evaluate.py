@@ -52,7 +52,7 @@ def check(experiment: Experiment) -> None:
 
 
 def context_of(experiment: Experiment, workdir: Path, loaded: Loaded) -> Context:
-    """What the metrics of config.evaluate are given of the parameters that were loaded."""
+    """The context of the metrics of config.evaluate, for the parameters that were loaded."""
     config, weights = experiment.config.evaluate, digest(crc32s(loaded.params))
     source = experiment.open(config.split)
     num_images = min(config.num_images or len(source), len(source))

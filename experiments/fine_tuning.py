@@ -166,7 +166,7 @@ def _record(
     step: int,
     results: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What is kept of where the weights came from, and of what is other than there."""
+    """The origin as checkpoints keep it: run and step of the weights, and changed fields."""
     known = of_checkpoint(meta, results)
     one = meta["fingerprint"] is None and results.get("convert", {}).get("sets", ONE) != BOTH
     return {

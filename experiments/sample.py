@@ -53,7 +53,7 @@ def check(experiment: Experiment) -> None:
 
 
 def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
-    """What the files of samples of the config depend on, but for their indices."""
+    """The facts that files of samples depend on, but for their indices."""
     return sampling_protocol(experiment, loaded.step, loaded.origin) | {"quantize": "round"}
 
 

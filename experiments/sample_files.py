@@ -70,7 +70,7 @@ class Rows(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Of a file of samples: which it holds, and how."""
+    """The contents of a file of samples, but for its pixels."""
 
     indices: np.ndarray  # i64[n]
     pixels: bool  # False where they are in PNG files
@@ -98,7 +98,7 @@ class SampleFiles:
         self._known: dict[Any, Facts] = {}  # of every file of the set, which are many
 
     def _same(self, folder: Path) -> dict[str, Any] | None:
-        """What the samples of a folder are said to be of, where that is this set; else None."""
+        """The record of the samples in a folder, where they are of this set; else None."""
         path = folder / ABOUT
         if not path.is_file():
             return None
@@ -108,7 +108,7 @@ class SampleFiles:
 
     @property
     def _parts(self) -> Path:
-        """What was drawn and is in no file yet; an older set says less, and is called by that."""
+        """The folder of samples that are in no file of the set yet, named by the set's record."""
         return self.folder / PARTS / digest(self._same(self.folder) or self.about)
 
     @property
@@ -137,7 +137,7 @@ class SampleFiles:
         return sorted(self.folder.glob("images/*/*.png"))
 
     def picture(self, index: int) -> Path:
-        """Where the PNG of a sample is."""
+        """The path of a sample's PNG file."""
         return _picture_in(self.folder, index)
 
     def done(self, pictures: bool) -> set[int]:
@@ -167,7 +167,7 @@ class SampleFiles:
         return own
 
     def _facts(self, path: Path) -> Facts:
-        """Of a file, which is opened once; raises as `_read`."""
+        """The facts of a file, which is opened once; raises as `_read`."""
         key = _version(path)
         if key not in self._known:
             self._known[key] = _facts(path)
@@ -252,7 +252,7 @@ class SampleFiles:
         return new
 
     def are_finished(self, indices: Sequence[int], pictures: bool) -> bool:
-        """Whether these samples are in files of this very folder, and `clear` was called."""
+        """True where these samples are in files of this very folder, and `clear` was called."""
         if self._parts.is_dir() and any(self._parts.glob("*.npz")):
             return False
         own = [self._facts(path) for path in self._npz()]
@@ -285,7 +285,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _picture_in(folder: Path, index: int) -> Path:
-    """Where the PNG of a sample of the set in a folder is, a thousand to a folder of images."""
+    """The path of a sample's PNG file in its set's folder, a thousand to a folder of images."""
     return folder / "images" / f"{index - index % 1000:08d}" / f"{index:08d}.png"
 
 
@@ -301,7 +301,7 @@ def _version(path: Path) -> tuple[Path, int, int]:
 
 
 def _facts(path: Path) -> Facts:
-    """Of a file, whose pixels are not read."""
+    """The facts of a file, whose pixels are not read."""
     with _naming(path), np.load(path, allow_pickle=False) as archive:
         with archive.zip.open("arr_0.npy") as stream:
             np.lib.format.read_magic(stream)

@@ -73,7 +73,7 @@ def with_autoencoder_of(workdir: str, config: ConfigDict) -> ConfigDict:
 
 
 def _same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sections `encoder` name the same step of the same folder."""
+    """True where two sections `encoder` name the same step of the same folder."""
     places = [
         (Path(each["workdir"]).expanduser().resolve(), each.get("checkpoint", 0))
         for each in (one, other)

@@ -87,7 +87,7 @@ def split_prompts(text: str) -> list[str]:
 
 
 def stands_for_split(prompts: str) -> bool:
-    """Whether a text is like "@test", and no prompt itself."""
+    """True of a text such as "@test", which is no prompt itself."""
     return prompts.strip().startswith("@")
 
 

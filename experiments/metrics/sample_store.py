@@ -50,7 +50,7 @@ def named(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _store(context: Context, quantize: str, record: tuple[int, ...]) -> SampleFiles:
-    """Where what is drawn is kept; what is drawn in whole levels is --mode=sample's as well."""
+    """The set that a metric draws into; whole levels are shared with --mode=sample."""
     about = context.sampling | {"quantize": quantize, "parameters": context.weights}
     about |= {"record": list(record)} if record else {}
     folder = context.workdir / "evaluation" / f"samples_{digest(about)}"

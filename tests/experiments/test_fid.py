@@ -67,7 +67,7 @@ def test_a_folder_of_samples_is_its_samples(trained, sets: pathlib.Path, tmp_pat
 
 
 def test_an_evaluation_has_the_same_numbers(trained, tmp_path, monkeypatch) -> None:
-    """Of the same samples beside the same images, where there are more than are looked at."""
+    """The same samples beside the same images, more of them than KID looks at."""
     monkeypatch.setattr(scores, "MOST", 30)
     config, workdir = ConfigDict(trained[0].to_dict()), trained[1]
     config.sample.num_images = 40

@@ -110,7 +110,7 @@ class Model:
 
 
 def protocol(metric: str, context: Context) -> dict[str, Any]:
-    """What a metric says that its numbers depend on, without measuring them."""
+    """The protocol of a metric, without measuring it."""
     if metric == "samples":
         fields = sample_store.protocol_fields(context.experiment.config.evaluate)
         return context.sampling | fields

@@ -48,7 +48,7 @@ def of_latents(plain: Make, folder: pathlib.Path) -> ConfigDict:
 
 
 def command(config: ConfigDict, workdir: pathlib.Path) -> Experiment:
-    """What the same command line builds, where a run may be already."""
+    """The experiment of the same command line, in a folder that may hold a run."""
     return build(saved.with_autoencoder_of(str(workdir), config))
 
 

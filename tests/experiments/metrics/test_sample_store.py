@@ -38,7 +38,7 @@ class Run:
 
     @property
     def apart(self) -> pathlib.Path:
-        """Where --mode=sample writes."""
+        """The folder that --mode=sample writes to."""
         experiment = build(self.config)
         loaded = load_ema(experiment, self.workdir, devices.make_mesh())
         return folder_apart(experiment, self.workdir, loaded)
@@ -125,7 +125,7 @@ def test_sampling_draws_nothing_that_metrics_drew(run: Run, fresh: Run) -> None:
 
 
 def test_a_batch_that_lacks_a_sample_is_drawn_whole(run: Run, fresh: Run) -> None:
-    """Of three batches of 8 the first is there, after an interruption of either."""
+    """The first of three batches of 8 is there, after an interruption of either."""
     run.config.sample.num_images = 12
     run.sample()
     np.testing.assert_array_equal(run.measured(), fresh.measured())
