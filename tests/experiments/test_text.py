@@ -305,7 +305,7 @@ def test_python_says_what_is_wrong_with_prompts(model: api.Model) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             model.sample(prompts=wrong)
-    with pytest.raises(ValueError, match="n = 0 must be a whole number"):
+    with pytest.raises(ValueError, match="^n is missing: say how many images, or name prompts.$"):
         model.sample()
     with pytest.raises(ValueError, match="labels must be 2 captions"):
         model.denoise(np.zeros((2, 32, 32, 3)), 0, labels=["one"])
