@@ -57,10 +57,9 @@ def facts_of(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
     return sampling_protocol(experiment, loaded.step, loaded.origin) | {"quantize": "round"}
 
 
-def _files(experiment: Experiment, workdir: Path, loaded: Loaded, folder: Path) -> SampleFiles:
-    """The set of samples of the config, in a folder."""
-    about = facts_of(experiment, loaded) | {"parameters": digest(crc32s(loaded.params))}
-    return set_of_run(workdir, about, folder)
+def _about(experiment: Experiment, loaded: Loaded) -> dict[str, Any]:
+    """The record of the set of samples of the config, which tells it from others."""
+    return facts_of(experiment, loaded) | {"parameters": digest(crc32s(loaded.params))}
 
 
 def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
@@ -69,7 +68,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     Like samples/step4000_seed0_ancestral1000; a set of other samples under the same name, such as
     of another training in the same working directory, stays, and the new one gets a number.
     """
-    facts = facts_of(experiment, loaded)
+    facts, about = facts_of(experiment, loaded), _about(experiment, loaded)
     asked = facts["labels"].replace(" ", "")
     short = asked if re.fullmatch(r"[\w,]{1,40}", asked, re.ASCII) else digest(asked)[:6]
     labels = "" if asked == "all" else f"_labels{short}"
@@ -78,7 +77,7 @@ def folder_apart(experiment: Experiment, workdir: Path, loaded: Loaded) -> Path:
     labels += f"_prompts{digest(prompts)[:6]}" if prompts else ""
     name += f"{facts['num_steps']}{labels}{'_best' if facts['checkpoint'] == 'best' else ''}"
     folder, number = workdir / "samples" / name, 1
-    while not _files(experiment, workdir, loaded, folder).is_free:
+    while not set_of_run(workdir, about, folder).is_free:
         number += 1
         folder = folder.with_name(f"{name}-{number}")
     return folder
@@ -105,7 +104,7 @@ def sample(
     """
     config, out = experiment.config.sample, place.out
     indices = list(range(config.num_images)) if place.indices is None else list(place.indices)
-    files = _files(experiment, workdir, loaded, out or workdir / "samples")
+    files = set_of_run(workdir, _about(experiment, loaded), out or workdir / "samples")
     if out is not None and not files.is_free:
         raise ValueError(
             f"{out} holds something else than these samples. Name another folder, or move it away."
