@@ -45,7 +45,7 @@ def flow(levels: Levels, /, tolerance: float = 1e-4, max_steps: int = 1000) -> S
         x, evaluations = jax.lax.cond(t > 0, solved, lambda: (x_0, jnp.zeros_like(examples)))
         return Step(x, x_0, memory, 1 + evaluations)
 
-    return Sampler(levels.num_steps, lambda x_T: (), step, order=5, continuous=True)
+    return Sampler(levels.num_steps, lambda x_T: (), step, order=5, continuous=True, adaptive=True)
 
 
 def _solve(

@@ -51,6 +51,7 @@ def inpaint(
     *,
     jump_length: int = 10,
     resamplings: int = 10,
+    deviation: float = 1.0,
 ) -> X:
     """x_0 that is `known` where the mask is 1, exactly, and drawn to fit it elsewhere.
 
@@ -65,6 +66,7 @@ def inpaint(
         known: f32[B, ...], clean data; what it holds where the mask is 0 does not matter.
         mask: f32[B, ...] of zeros and ones.
         jump_length, resamplings: see `moves`; resamplings = 1 never goes back.
+        deviation: of x_T, that of a path's end.
 
     Raises:
         ValueError: for a sampler that remembers its steps, and as `moves`.
@@ -94,5 +96,5 @@ def inpaint(
 
         return jax.lax.cond(level > 0, down, up), None
 
-    x_T = normal(keys, 0, shape)
+    x_T = deviation * normal(keys, 0, shape)
     return jax.lax.scan(body, x_T, (jnp.arange(count), jnp.asarray(walk)))[0]

@@ -134,11 +134,17 @@ def vlb_term(
     return jnp.where(first, reconstruction, divergence)
 
 
-def prior_term(schedule: Schedule, x_0: Float[Array, "b *x"]) -> Float[Array, " b"]:
-    """L_T = KL(q(x_T | x_0) || N(0, I)) of DDPM Eq. 5: f32[B] in nats per dimension."""
+def prior_term(
+    schedule: Schedule, x_0: Float[Array, "b *x"], deviation: float = 1.0
+) -> Float[Array, " b"]:
+    """L_T = KL(q(x_T | x_0) || N(0, deviation^2 I)) of DDPM Eq. 5: f32[B] in nats per dimension.
+
+    Args:
+        deviation: of x_T, that of a path's end; 1 of a chain.
+    """
     last = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1)
-    zero = jnp.zeros(())
-    return mean_per_example(normal_kl(q_marginal(schedule, x_0, last), Gaussian(zero, zero)))
+    prior = Gaussian(jnp.zeros(()), jnp.asarray(2.0 * np.log(deviation), jnp.float32))
+    return mean_per_example(normal_kl(q_marginal(schedule, x_0, last), prior))
 
 
 class Terms(NamedTuple):

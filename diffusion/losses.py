@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion import thresholds
+from diffusion import paths, thresholds
 from diffusion.forward import at, fit, snr
 from diffusion.likelihood import Decoder, mean_per_example, tanh_decoder, to_bits_per_dim, vlb_term
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.reverse import check_signal, predict, split_output
+from diffusion.reverse import ask, check_process, predict, split_output
 from diffusion.structs import Parameterization, Point, Process, Schedule
 from diffusion.variances import VARIANCES
 
@@ -58,15 +58,21 @@ def uniform_weight(process: Process, now: Now, /) -> jax.Array:
     return jnp.ones(now.signal.shape)
 
 
-def vlb_weight(process: Process, now: Schedule, /) -> jax.Array:
+def vlb_weight(process: Process, now: Now, /) -> jax.Array:
     """The weight that the bound gives the squared error of the output.
 
     (d mean / d output)^2 / (2 sigma_t^2), which for eps is
-    beta_t^2 / (2 sigma_t^2 alpha_t (1 - alpha_bar_t)) (DDPM Eq. 12).
+    beta_t^2 / (2 sigma_t^2 alpha_t (1 - alpha_bar_t)) (DDPM Eq. 12). On a path its limit per unit
+    of u, -1/2 (d SNR / du) (d x_0 / d output)^2 (VDM Eq. 15), so that with u uniform the mean loss
+    times the path's length is the bound's integral over u in nats per dimension.
 
     Raises:
         ValueError: if the variance is learned, so that no sigma_t exists before the network runs.
     """
+    if isinstance(now, Point):
+        fall = now.noise * now.d_signal - now.signal * now.d_noise  # of signal / noise, * noise^2
+        slope = -now.signal * fall / now.noise**3
+        return slope * jnp.square(_output_to_x_0(process, now))
     if process.variance.extra_channels:
         raise ValueError(f"weighting `vlb` needs a fixed variance to weight by. {ALLOWED}")
     slope = now.posterior_mean_x_0 * _output_to_x_0(process, now)
@@ -192,19 +198,21 @@ def make_loss_fn(
 ) -> Callable[..., PerExample]:
     """loss_fn(params, x_0, t, eps, **inputs) -> f32[B], one network evaluation (DDPM Alg. 1).
 
+    t is i32[B], timesteps of a chain, or f32[B], the u of a path.
+
     Args:
         apply: (params, x_t, told, **inputs) -> network output.
         process: concrete tables, not traced ones.
         loss: one of LOSSES, its options bound.
         decoder: of L_0, for the data's number of levels.
     """
-    check_signal(process)
+    check_process(process)
 
-    def loss_fn(params: Any, x_0: X, t: T, eps: X, **inputs: Any) -> PerExample:
-        now = at(process.schedule, t, t)
+    def loss_fn(params: Any, x_0: X, t: T | PerExample, eps: X, **inputs: Any) -> PerExample:
+        now = paths.at(process.path, t) if process.path else at(process.schedule, t, t)
         here = fit(now, x_0)
         x_t = here.signal * x_0 + here.noise * eps
-        output = apply(params, x_t, now.told, **inputs)
+        output = ask(apply, process, params, here, x_t, **inputs)
         return loss(process, output, Noised(x_0, eps, x_t, now), decoder)
 
     return loss_fn

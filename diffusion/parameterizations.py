@@ -1,12 +1,14 @@
 """What the network predicts: each entry is the target and the way back from it to x_0.
 
 Every `target` is a function of (now, x_0, eps, x_t) and every `decode` one of (now, output, x_t).
-All but mu's read `now.signal` and `now.noise` only, of x_t = signal x_0 + noise eps, so that `now`
-is a chain's row at t (`forward.at`) or any point of a path (`paths.at`). Arrays are f32[B, ...].
+Most read `now.signal` and `now.noise` only, of x_t = signal x_0 + noise eps, so that `now` is a
+chain's row at t (`forward.at`) or any point of a path (`paths.at`); mu is of chains only, and
+velocity of paths. Arrays are f32[B, ...].
 """
 
 from types import MappingProxyType
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion.forward import q_posterior
@@ -56,6 +58,62 @@ def v_decode(now: Now, output: X, x_t: X) -> X:
     return now.signal * x_t - now.noise * output
 
 
+def _derivatives(now: Now) -> tuple[X, X]:
+    if now.d_signal is None or now.d_noise is None:
+        raise ValueError(
+            "velocity is dx/du along a path in continuous time, which a chain (config.schedule) "
+            "does not have: choose v, or a path."
+        )
+    return now.d_signal, now.d_noise
+
+
+def velocity_target(now: Now, x_0: X, eps: X, x_t: X) -> X:
+    """dx_u / du = signal'(u) x_0 + noise'(u) eps (Lipman et al. 2023, Eq. 14; straight: eps - x_0).
+
+    Raises:
+        ValueError: for a row of a chain.
+    """
+    d_signal, d_noise = _derivatives(now)
+    return d_signal * x_0 + d_noise * eps
+
+
+def velocity_decode(now: Now, output: X, x_t: X) -> X:
+    """x_0 = (noise' x - noise output) / (signal noise' - signal' noise), from the two equations."""
+    d_signal, d_noise = _derivatives(now)
+    return (d_noise * x_t - now.noise * output) / (now.signal * d_noise - d_signal * now.noise)
+
+
+def edm(sigma_data: float | int = 0.5) -> Parameterization:
+    """Inputs and a target of variance 1 at every level (Karras et al. 2022, Table 1).
+
+    With k = sqrt(noise^2 + signal^2 sigma_data^2), the standard deviation of x, the target is
+    F = (noise x_0 / sigma_data - signal sigma_data eps) / k, and the network sees x / k. On the
+    path `edm` these are its c_skip, c_out and c_in; with sigma_data = 1 and
+    signal^2 + noise^2 = 1, F is -v.
+
+    Args:
+        sigma_data: standard deviation of the data.
+
+    Raises:
+        ValueError: unless sigma_data > 0.
+    """
+    if not sigma_data > 0.0:
+        raise ValueError(f"sigma_data = {sigma_data} must be above 0.")
+
+    def scale_in(now: Now) -> X:
+        return 1.0 / jnp.sqrt(now.noise**2 + (sigma_data * now.signal) ** 2)
+
+    def target(now: Now, x_0: X, eps: X, x_t: X) -> X:
+        return scale_in(now) * (now.noise / sigma_data * x_0 - sigma_data * now.signal * eps)
+
+    def decode(now: Now, output: X, x_t: X) -> X:
+        c_in = scale_in(now)
+        skip = now.signal * sigma_data**2 * c_in**2
+        return skip * x_t + now.noise * sigma_data * c_in * output
+
+    return Parameterization(target, decode, False, needs_signal=False, scale_in=scale_in)
+
+
 def score_target(now: Now, x_0: X, eps: X, x_t: X) -> X:
     """grad log q(x_t | x_0) = -eps / sqrt(1 - alpha_bar_t) (Song Eq. 7 for DDPM Eq. 4)."""
     return -eps / now.noise
@@ -85,6 +143,16 @@ PARAMETERIZATIONS = MappingProxyType(
         "mu": Parameterization(mu_target, mu_decode, predicts_mean=True, needs_signal=False),
         "x_0": Parameterization(x_0_target, x_0_decode, predicts_mean=False, needs_signal=False),
         "eps": Parameterization(eps_target, eps_decode, predicts_mean=False, needs_signal=True),
-        "v": Parameterization(v_target, v_decode, predicts_mean=False, needs_signal=False),
+        "v": Parameterization(
+            *(v_target, v_decode), predicts_mean=False, needs_signal=False, keeps_variance=True
+        ),
+        "velocity": Parameterization(
+            *(velocity_target, velocity_decode),
+            predicts_mean=False,
+            needs_signal=False,
+            needs_path=True,
+        ),
+        "edm": edm(),
     }
 )
+WITH_OPTIONS = MappingProxyType({"edm": edm})  # makers of those that a config may set options of

@@ -6,6 +6,7 @@ in two functions of u alone. u grows with the noise. Every entry of PATHS is (**
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,20 @@ def at(path: Path, u: U) -> Point:
 # --- Formulations ---
 
 
-def straight() -> Path:
+def straight(start: float = 1e-3) -> Path:
     """x_u = (1 - u) x_0 + u eps, u in (0, 1] (rectified flow, Liu et al. 2023; flow matching).
 
     u = 1 is noise here; flow matching often counts the other way.
+
+    Args:
+        start: the least u that the network is asked at.
+
+    Raises:
+        ValueError: unless 0 < start < 1.
     """
-    return Path(lambda u: 1.0 - u, lambda u: u, lambda u: TOLD * u, start=1e-3, end=1.0)
+    if not 0.0 < start < 1.0:
+        raise ValueError(f"start = {start} must lie between 0 and 1.")
+    return Path(lambda u: 1.0 - u, lambda u: u, lambda u: TOLD * u, start=start, end=1.0)
 
 
 def edm(noise_min: float = 0.002, noise_max: float = 80.0) -> Path:
@@ -55,6 +64,7 @@ def edm(noise_min: float = 0.002, noise_max: float = 80.0) -> Path:
         start=noise_min,
         end=noise_max,
         deviation=noise_max,
+        spacing="karras",
     )
 
 
@@ -97,8 +107,29 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
     return _variance_preserving(log_alpha_bar, lambda u: TOLD * u, 1e-3, 1.0)
 
 
+def linear_snr(log_snr_min: float = -5.0, log_snr_max: float = 13.3) -> Path:
+    """The log SNR falls linearly in u in [0, 1], and the variance is kept (VDM section 4).
+
+    Its ends are those of VDM's code.
+
+    Raises:
+        ValueError: unless log_snr_min < log_snr_max.
+    """
+    if not log_snr_min < log_snr_max:
+        raise ValueError(f"log_snr_min = {log_snr_min} must be below log_snr_max = {log_snr_max}.")
+
+    def log_alpha_bar(u: U) -> U:
+        return jax.nn.log_sigmoid(log_snr_max + (log_snr_min - log_snr_max) * u)
+
+    return _variance_preserving(log_alpha_bar, lambda u: TOLD * u, 0.0, 1.0, spacing="uniform")
+
+
 def _variance_preserving(
-    log_alpha_bar: Callable[[U], U], told: Callable[[U], U], start: float, end: float
+    log_alpha_bar: Callable[[U], U],
+    told: Callable[[U], U],
+    start: float,
+    end: float,
+    spacing: str = "trailing",
 ) -> Path:
     """The path with signal^2 + noise^2 = 1 and this signal."""
     return Path(
@@ -107,6 +138,7 @@ def _variance_preserving(
         told,
         start,
         end,
+        spacing=spacing,
     )
 
 
@@ -238,10 +270,9 @@ def grid(path: Path, times: Float[np.ndarray, " T"]) -> Levels:
             f"{path.end:g}."
         )
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        now = at(path, jnp.asarray(u))
-        signal, noise, told = (np.asarray(x) for x in (now.signal, now.noise, now.told))
+        signal, noise, *rest = (np.asarray(x) for x in at(path, jnp.asarray(u)))
+    d_signal, d_noise, told = (np.append(x[:1], x) for x in rest)
     signal, noise = np.append(1.0, signal), np.append(0.0, noise)
-    kept = (signal[1:] / signal[:-1]) ** 2 * noise[:-1] ** 2  # of the noise before the step
     with np.errstate(divide="ignore"):
         log_ratio = np.log(signal) - np.log(noise)
     return Levels(
@@ -249,9 +280,28 @@ def grid(path: Path, times: Float[np.ndarray, " T"]) -> Levels:
         signal=signal,
         noise=noise,
         log_ratio=log_ratio,
-        told=np.append(told[:1], told),
-        variance=noise[:-1] ** 2 * (1.0 - kept / noise[1:] ** 2),
+        told=told,
+        variance=-(noise[:-1] ** 2) * np.expm1(2.0 * np.diff(log_ratio)),
+        d_signal=d_signal,
+        d_noise=d_noise,
+        path=path,
     )
+
+
+def place(path: Path, log_ratio: U) -> U:
+    """u in [start, end] at which log(signal / noise) has these values, by bisection.
+
+    Of log_ratio's dtype; beyond the ends' values, the ends.
+    """
+
+    def halve(_: Any, ends: tuple[U, U]) -> tuple[U, U]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        before = jnp.log(path.signal(middle)) - jnp.log(path.noise(middle)) > log_ratio
+        return jnp.where(before, middle, low), jnp.where(before, high, middle)
+
+    low, high = jnp.full_like(log_ratio, path.start), jnp.full_like(log_ratio, path.end)
+    return jax.lax.fori_loop(0, 64, halve, (low, high))[1]
 
 
 def check_signal(levels: Levels, sampler: str) -> None:
@@ -263,7 +313,8 @@ def check_signal(levels: Levels, sampler: str) -> None:
     if not (levels.signal > 0.0).all():
         raise ValueError(
             f"the sampler {sampler!r} needs some signal at every timestep, and this chain ends "
-            "in pure noise (its last beta is 1). Choose ancestral or ddim, or another schedule."
+            "in pure noise (its last beta is 1). Choose ancestral or ddim, or another schedule; of "
+            "a path, the spacing log_snr, which leaves out the end."
         )
 
 
@@ -272,4 +323,6 @@ def row(table: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.asarray(table, like.dtype)[t]
 
 
-PATHS = MappingProxyType({"straight": straight, "edm": edm, "cosine": cosine, "vp": vp})
+PATHS = MappingProxyType(
+    {"straight": straight, "edm": edm, "cosine": cosine, "vp": vp, "linear_snr": linear_snr}
+)

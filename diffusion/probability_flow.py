@@ -19,27 +19,32 @@ from diffusion.forward import q_marginal
 from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.paths import at, through
-from diffusion.reverse import check_signal, split_output
+from diffusion.reverse import ask, check_process, split_output
 from diffusion.structs import Gaussian, Prediction, Process, Schedule
 
 Scalar = Float[Array, ""]
 Velocity = Callable[..., jax.Array]  # (params, x f32[B, ...], u f32[], **inputs) -> f32[B, ...]
 
-FIRST_STEP = 1.0  # in timesteps: the noise's variance at u = 0 grows by about its own size in one
-SHORTEST_STEP = 1e-6  # in timesteps; a solve that asks for less has failed
+# Of a solve: the noise's variance at its start grows by about its own size in it. Of a chain in
+# timesteps; of a path its start.
+FIRST_STEP = 1.0
+SHORTEST_STEP = 1e-6  # of the first; a solve that asks for less has failed
 
 
 class Flow(NamedTuple):
-    """A probability-flow ODE dx/du = velocity(params, x, u, **inputs) on u in [0, end].
+    """A probability-flow ODE dx/du = velocity(params, x, u, **inputs) on u in [start, end].
 
     velocity: (params, x f32[B, ...], u f32[], **inputs) -> f32[B, ...].
     estimate: of x_0, likewise; not clipped.
-    end: T - 1, where the density is the prior's.
+    start: where the density is the model's; 0 of a chain.
+    end: where it is the prior's, N(0, deviation^2 I); T - 1 of a chain.
     """
 
     velocity: Velocity
     estimate: Velocity
+    start: float
     end: float
+    deviation: float
 
 
 class BoundFlow(NamedTuple):
@@ -86,7 +91,7 @@ class FlowLikelihood(NamedTuple):
 
 
 def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
-    """The probability-flow ODE of a network that was trained on a discrete chain (Song Eq. 13).
+    """The probability-flow ODE of a network that was trained on a chain or a path (Song Eq. 13).
 
     On any path it is dx/du = signal'(u) x_0(x, u) + noise'(u) eps(x, u), the mean velocity of the
     x_u that meet in x. Of a chain, which keeps the variance, that is Song's
@@ -102,19 +107,19 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
         ValueError: for a network that predicts the mean of single steps (`mu`), which says nothing
             between them.
     """
-    schedule, parameterization, variance = process
+    schedule, parameterization, variance, path = process
     if parameterization.predicts_mean:
         others = [name for name, each in PARAMETERIZATIONS.items() if not each.predicts_mean]
         raise ValueError(
             "this network predicts the mean of single steps (mu), which continuous time does not "
             f"have. Choose a network that predicts {' or '.join(others)}."
         )
-    path = through(schedule)
-    check_signal(process)
+    path = path or through(schedule)
+    check_process(process)
 
     def estimate(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
         now = at(path, u)
-        output = apply(params, x, jnp.broadcast_to(now.told, x.shape[:1]), **inputs)
+        output = ask(apply, process, params, now, x, **inputs)
         value, _ = split_output(variance, output, x)
         return parameterization.decode(now, value, x)
 
@@ -123,7 +128,7 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
         eps = (x - now.signal * x_0) / now.noise
         return now.d_signal * x_0 + now.d_noise * eps
 
-    return Flow(velocity, estimate, path.end)
+    return Flow(velocity, estimate, path.start, path.end, path.deviation)
 
 
 def rademacher(key: Key[Array, ""], num: int, shape: tuple[int, ...]) -> Float[Array, "p ..."]:
@@ -154,7 +159,7 @@ def _error_norm(error: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def _solve(
     field: Callable[[jax.Array, jax.Array], jax.Array],
-    end: float,
+    flow: Flow,
     x: Float[Array, "*x"],
     probes: Float[Array, "p *x"],
     controller: Any,
@@ -170,9 +175,9 @@ def _solve(
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
         diffrax.Tsit5(),
-        t0=0.0,
-        t1=end,
-        dt0=min(FIRST_STEP, end),
+        t0=flow.start,
+        t1=flow.end,
+        dt0=min(flow.start or FIRST_STEP, flow.end - flow.start),
         y0=(x, jnp.zeros(())),
         stepsize_controller=controller,
         max_steps=max_steps,
@@ -180,7 +185,8 @@ def _solve(
     )
     assert solution.ys is not None and solution.stats is not None
     x_end, integral = (leaf[-1] for leaf in solution.ys)
-    prior = -0.5 * (jnp.mean(jnp.square(x_end)) + float(np.log(2.0 * np.pi)))
+    square = jnp.mean(jnp.square(x_end / flow.deviation))
+    prior = -0.5 * (square + float(np.log(2.0 * np.pi * flow.deviation**2)))
     log_density = prior + integral
     success = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(log_density)
     # Tsit5 evaluates six times a step, the last of which is the next's first, and once at u = 0
@@ -201,7 +207,9 @@ def likelihood(
     max_steps: int = 1000,
     **inputs: Any,
 ) -> FlowLikelihood:
-    """log p(x) = log N(x(T - 1); 0, I) + the integral of the flow's divergence (Song Eqs. 39, 40).
+    """log p(x) = log of the prior at x(end) + the integral of the flow's divergence.
+
+    Song Eqs. 39, 40.
 
     Every image is solved with steps of its own, so that its value does not depend on its batch but
     for rounding, which may alter a step's length, and with it the value within the solve's error.
@@ -230,7 +238,10 @@ def likelihood(
     import diffrax
 
     controller = diffrax.PIDController(
-        rtol, atol, norm=_error_norm, dtmin=SHORTEST_STEP, force_dtmin=False
+        *(rtol, atol),
+        norm=_error_norm,
+        dtmin=SHORTEST_STEP * (flow.start or FIRST_STEP),
+        force_dtmin=False,
     )
 
     def one(image: jax.Array, key: jax.Array, extra: dict[str, Any]) -> tuple:
@@ -244,7 +255,7 @@ def likelihood(
             return flow.velocity(params, x[None], u, **batch)[0]
 
         probes = probes.reshape(-1, *image.shape)
-        return _solve(field, flow.end, image, probes, controller, max_steps)
+        return _solve(field, flow, image, probes, controller, max_steps)
 
     return FlowLikelihood(*jax.vmap(one)(x, keys, inputs))
 

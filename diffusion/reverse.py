@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from diffusion.forward import Time, at, q_posterior
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.structs import Prediction, Process, Schedule, Variance
+from diffusion.structs import Point, Prediction, Process, Schedule, Variance
 
 X = Float[Array, "*x"]
 Threshold = Callable[[jax.Array], jax.Array]
@@ -37,6 +37,25 @@ def split_output(
     return output[..., :channels], output[..., channels:]
 
 
+def ask(
+    apply: Callable[..., jax.Array],
+    process: Process,
+    params: Any,
+    now: Schedule | Point,
+    x_t: X,
+    **inputs: Any,
+) -> Float[Array, "..."]:
+    """The network's output at x_t, which it sees scaled and with what it is told of `now`.
+
+    Args:
+        apply: (params, x_t, told, **inputs) -> network output.
+        now: the row of a chain at t, or a point of a path, fitted to x_t.
+    """
+    scale_in = process.parameterization.scale_in
+    told = jnp.broadcast_to(now.told.ravel(), x_t.shape[:1])
+    return apply(params, scale_in(now) * x_t if scale_in else x_t, told, **inputs)
+
+
 def predict(
     process: Process,
     output: Float[Array, "..."],
@@ -55,7 +74,7 @@ def predict(
         threshold: one of THRESHOLDS, of x_0 before the mean is formed. A predicted mean (`mu`) is
             never clipped: there only the reported x_0 is, as in the original.
     """
-    _, parameterization, variance = process
+    parameterization, variance = process.parameterization, process.variance
     value, extra = split_output(variance, output, x_t)
     x_0 = threshold(parameterization.decode(now, value, x_t))
     eps = (x_t - now.signal * x_0) / now.noise
@@ -63,12 +82,32 @@ def predict(
     return Prediction(x_0, eps, mean, variance.log_variance(now, extra, x_t))
 
 
-def check_signal(process: Process) -> None:
-    """Refuses a parameterization that divides by alpha_bar_t on a chain where it reaches 0.
+def check_process(process: Process) -> None:
+    """Refuses a parameterization that divides by alpha_bar_t where it reaches 0, or needs a path.
 
     Raises:
         ValueError: naming the timestep and what to choose instead.
     """
+    if process.parameterization.needs_path and process.path is None:
+        others = [name for name, each in PARAMETERIZATIONS.items() if not each.needs_path]
+        raise ValueError(
+            "this parameterization is of the derivatives along a path in continuous time, which a "
+            f"chain does not have. Choose {' or '.join(others)}, or a path."
+        )
+    if process.parameterization.predicts_mean and process.path is not None:
+        others = [name for name, each in PARAMETERIZATIONS.items() if not each.predicts_mean]
+        raise ValueError(
+            "this parameterization is of single steps of a chain, and continuous time has none. "
+            f"Choose {' or '.join(others)}."
+        )
+    if process.parameterization.keeps_variance and process.path is not None:
+        length = np.hypot(process.schedule.signal, process.schedule.noise)
+        if abs(length - 1.0).max() > 1e-4:
+            raise ValueError(
+                "this parameterization (v) is of paths that keep the variance, signal^2 + noise^2 "
+                "= 1. Choose edm(sigma_data=1), which is -v there and takes all of them, or "
+                "velocity, or another path."
+            )
     alpha_bar = np.asarray(process.schedule.alpha_bar)
     if process.parameterization.needs_signal and not (alpha_bar > 0.0).all():
         t = int(np.argmin(alpha_bar > 0.0))
@@ -76,7 +115,7 @@ def check_signal(process: Process) -> None:
         raise ValueError(
             f"this parameterization recovers x_0 by dividing by alpha_bar, which is 0 at t = {t}: "
             f"no signal is left there. Choose {' or '.join(others)}, or a schedule whose last beta "
-            "is below 1."
+            "is below 1, or another path."
         )
 
 
@@ -91,12 +130,11 @@ def make_denoise(
         process: of concrete tables, not traced ones.
         threshold: as for `predict`.
     """
-    check_signal(process)
+    check_process(process)
 
     def denoise(params: Any, x_t: X, t: Time, **inputs: Any) -> Prediction:
         now = at(process.schedule, t, x_t)
-        told = jnp.broadcast_to(now.told.ravel(), x_t.shape[:1])
-        output = apply(params, x_t, told, **inputs)
+        output = ask(apply, process, params, now, x_t, **inputs)
         return predict(process, output, x_t, now, threshold=threshold)
 
     return denoise

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion.flow_sampler import flow
 from diffusion.multistep import dpm_solver_pp, unipc
-from diffusion.paths import check_signal, levels_of, row
-from diffusion.structs import BoundDenoise, Levels, Noise, Sampler, Schedule, Step
+from diffusion.path_samplers import euler, heun_churn, heun_u
+from diffusion.paths import row
+from diffusion.structs import BoundDenoise, Levels, Noise, Sampler, Step
 
 X = Float[Array, "b *x"]
 STEEPEST = 10.0  # signal' (noise / signal - noise' / signal') of a step that Heun's method corrects
@@ -75,17 +76,17 @@ def heun(levels: Levels, /) -> Sampler:
 
     The trapezoidal rule with a DDIM step for its first guess (EDM Alg. 1 without noise): 2 T - 1
     evaluations, less one for each step that is left at the guess. Those are the last, to clean
-    data, and such as multiply a difference of eps by more than STEEPEST: the first of a cosine
-    chain, where noise / signal falls from thousands, and the first of any chain in 3 or 4 steps.
-
-    Raises:
-        ValueError: for levels that end in pure noise.
+    data, and such as multiply a difference of eps by more than STEEPEST deviations of x: the first
+    of a cosine chain, where noise / signal falls from thousands, the first of any chain in 3 or 4
+    steps, and one from pure noise, where noise / signal is infinite.
     """
-    check_signal(levels, "heun")
-    ratio = levels.noise / levels.signal
+    with np.errstate(divide="ignore"):
+        ratio = levels.noise / levels.signal
     rise = levels.signal[:-1] * (ratio[:-1] - ratio[1:])
+    size = abs(rise) / np.hypot(levels.signal[:-1], levels.noise[:-1])
+    corrects = (size <= STEEPEST) & (np.arange(levels.num_steps) > 0)
+    rise = np.where(corrects, rise, 0.0)
     table = np.stack([levels.signal[:-1], levels.noise[:-1], rise], axis=1)
-    corrects = (abs(rise) <= STEEPEST) & (np.arange(levels.num_steps) > 0)
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         prediction, again = denoise(x_t, t), jnp.asarray(corrects)[t]
@@ -98,7 +99,7 @@ def heun(levels: Levels, /) -> Sampler:
         x = jax.lax.cond(again, corrected, lambda: guess)
         return Step(x, prediction.x_0, memory, jnp.where(again, 2, 1))
 
-    return Sampler(levels.num_steps, _nothing, step, needs_signal=True, order=2)
+    return Sampler(levels.num_steps, _nothing, step, order=2)
 
 
 class Langevin(NamedTuple):
@@ -193,7 +194,7 @@ def predictor_corrector(
 
 
 def ddim_encode(
-    chain: Schedule, denoise: BoundDenoise, x_0: X, timesteps: Int[Array, " n"] | None = None
+    levels: Levels, denoise: BoundDenoise, x_0: X, timesteps: Int[Array, " n"] | None = None
 ) -> X:
     """x_T of an image: DDIM's deterministic steps taken backwards (DDIM section 4.3).
 
@@ -203,22 +204,21 @@ def ddim_encode(
     but for an error that is of the first order in their number.
 
     Args:
-        chain: one with the network's timestep 0, such as the whole one.
-        denoise: of that chain; of an estimate that is clipped the way back is another.
+        levels: of a chain with the network's timestep 0, such as the whole one, or of a path.
+        denoise: on these levels; of an estimate that is clipped the way back is another.
         x_0: f32[B, ...], clean data.
-        timesteps: of the chain, rising, that are visited; None is all of them.
+        timesteps: of these levels, rising, that are visited; None is all of them.
 
     Raises:
         ValueError: for a chain without timestep 0.
     """
-    if (first := np.asarray(chain.told)[0]) != 0:
+    if levels.path is None and (first := levels.told[1]) != 0:
         raise ValueError(
-            f"this chain begins at the network's timestep {first}, and clean data is at 0: give "
+            f"this chain begins at the network's timestep {first:g}, and clean data is at 0: give "
             "the whole chain, and the timesteps to visit."
         )
-    levels = levels_of(chain)
     table = np.stack([levels.signal[1:], levels.noise[1:]], axis=1)
-    visited = jnp.arange(chain.num_timesteps) if timesteps is None else timesteps
+    visited = jnp.arange(levels.num_steps) if timesteps is None else timesteps
 
     def body(x: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         before, t = step
@@ -238,6 +238,9 @@ SAMPLERS = MappingProxyType(
         "dpm_solver_pp": dpm_solver_pp,
         "unipc": unipc,
         "flow": flow,
+        "euler": euler,
+        "heun_u": heun_u,
+        "heun_churn": heun_churn,
         "annealed_langevin": annealed_langevin,
         "predictor_corrector": predictor_corrector,
     }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from diffusion.structs import Schedule
+from diffusion.structs import Levels, Schedule
 
 Betas = Float64[np.ndarray, " T"]
 
@@ -171,6 +171,40 @@ def respace(betas: Sequence[float] | np.ndarray, keep: Sequence[int] | np.ndarra
     starts = np.concatenate([[0], kept[:-1] + 1])
     alpha = np.multiply.reduceat((1.0 - values)[: kept[-1] + 1], starts)
     return _tables(1.0 - alpha, kept)
+
+
+def from_levels(levels: Levels) -> Schedule:
+    """The chain that visits these levels of a path, variance-preserving or not.
+
+    q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I) with sqrt(alpha_t) the ratio of the two
+    signals and beta_t what the noise then lacks, so that every table of DDPM Eqs. 4 and 7 keeps its
+    meaning (VDM App. A). Where all noise is new, at an end without signal, alpha_t is 0.
+    """
+    signal, noise = levels.signal[1:], levels.noise[1:]
+    signal_prev, noise_prev = levels.signal[:-1], levels.noise[:-1]
+    new = -np.expm1(2.0 * np.diff(levels.log_ratio))  # share of the variance that the step adds
+    beta, ratio = noise**2 * new, signal / signal_prev
+    log_posterior = np.log(np.append(levels.variance[1:2], levels.variance[1:]))
+    log_posterior = log_posterior if len(signal) > 1 else np.log(beta)
+    tables = dict(
+        beta=beta,
+        alpha=ratio**2,
+        alpha_bar=signal**2,
+        alpha_bar_prev=signal_prev**2,
+        noise_variance=noise**2,
+        signal=signal,
+        noise=noise,
+        log_beta=np.log(beta),
+        large_log_variance=np.append(log_posterior[:1], np.log(beta)[1:]),
+        posterior_variance=levels.variance,
+        posterior_log_variance=log_posterior,
+        posterior_mean_x_0=signal_prev * new,
+        posterior_mean_x_t=ratio * (noise_prev / noise) ** 2,
+        told=levels.told[1:],
+    )
+    if levels.d_signal is not None and levels.d_noise is not None:
+        tables |= dict(d_signal=levels.d_signal[1:], d_noise=levels.d_noise[1:])
+    return Schedule(**{name: jnp.asarray(table, jnp.float32) for name, table in tables.items()})
 
 
 BETAS = MappingProxyType(

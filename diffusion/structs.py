@@ -29,7 +29,10 @@ class Schedule(NamedTuple):
     posterior_log_variance: jax.Array  # log beta-tilde_t, whose entry 0 repeats entry 1
     posterior_mean_x_0: jax.Array  # coefficient of x_0 in mu-tilde_t, DDPM Eq. 7
     posterior_mean_x_t: jax.Array  # coefficient of x_t in mu-tilde_t, DDPM Eq. 7
-    told: jax.Array  # i32[T], the timestep that the network is told
+    told: jax.Array  # i32[T], the timestep that the network is told; f32[T] of a path
+    # Derivatives of signal and noise by u on a path; None of a chain, which has no time between.
+    d_signal: jax.Array | None = None
+    d_noise: jax.Array | None = None
 
     @property
     def num_timesteps(self) -> int:
@@ -65,6 +68,7 @@ class Path(NamedTuple):
     start: the least u that the network is asked at; clean data lie at it or below.
     end: where only noise is left, or nearly.
     deviation: of x at the end, whose law is taken for N(0, deviation^2 I).
+    spacing: of walks for which none is asked, an entry of `grids.GRIDS`.
     """
 
     signal: Callable[[jax.Array], jax.Array]
@@ -73,6 +77,7 @@ class Path(NamedTuple):
     start: float
     end: float
     deviation: float = 1.0
+    spacing: str = "trailing"
 
 
 class Levels(NamedTuple):
@@ -87,6 +92,10 @@ class Levels(NamedTuple):
     log_ratio: np.ndarray  # log(signal / noise), half the log of the SNR; inf at entry 0
     told: np.ndarray  # what the network is told
     variance: np.ndarray  # of q(x_t | x_{t+1}, x_0), f64[T]: of the step from entry t + 1 to t
+    # Of a path: derivatives of signal and noise by u, f64[T + 1], and the path itself.
+    d_signal: np.ndarray | None = None
+    d_noise: np.ndarray | None = None
+    path: Path | None = None
 
     @property
     def num_steps(self) -> int:
@@ -118,12 +127,18 @@ class Parameterization(NamedTuple):
     decode: (now, output, x_t) -> x_0; affine in `output`.
     predicts_mean: the output is itself the mean of p(x_{t-1} | x_t).
     needs_signal: decode divides by alpha_bar_t, which then must not reach 0.
+    needs_path: target and decode read the derivatives by u that only a path has.
+    keeps_variance: decode is for signal^2 + noise^2 = 1, as of every chain.
+    scale_in: now -> the factor of x_t before the network sees it; None is 1.
     """
 
     target: Callable[..., jax.Array]
     decode: Callable[..., jax.Array]
     predicts_mean: bool
     needs_signal: bool
+    needs_path: bool = False
+    keeps_variance: bool = False
+    scale_in: Callable[..., jax.Array] | None = None
 
 
 class Variance(NamedTuple):
@@ -189,9 +204,11 @@ class Sampler(NamedTuple):
     stochastic: whether steps take noise, so that x_T alone does not decide what is drawn.
     uses_variance: whether steps depend on the variance of p(x_{t-1} | x_t) that the model has.
     needs_signal: whether it can begin only where some signal is left, and not at pure noise.
+    needs_path: whether its steps are of u, which only a path has.
     order: of its error in the number of steps, as a solver of the probability flow; 0 for one that
         solves none.
     continuous: whether steps ask the model between levels, as a `probability_flow.BoundFlow`.
+    adaptive: whether it chooses its own steps between the levels, which are few by default.
     spacing: its timesteps where none are asked for, an entry of `spacings.SPACINGS`.
     """
 
@@ -201,8 +218,10 @@ class Sampler(NamedTuple):
     stochastic: bool = False
     uses_variance: bool = False
     needs_signal: bool = False
+    needs_path: bool = False
     order: int = 0
     continuous: bool = False
+    adaptive: bool = False
     spacing: Spacing = uniform
 
 
@@ -223,8 +242,13 @@ class Likelihood(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A chain, or a path in continuous time, and how the network's output is read on it."""
+    """A chain, or a path in continuous time, and how the network's output is read on it.
+
+    schedule: the chain; of a path, one through it, on which it is walked and bounded.
+    path: x_u for real u, at which training asks the network; None of a chain.
+    """
 
     schedule: Schedule
     parameterization: Parameterization
     variance: Variance
+    path: Path | None = None

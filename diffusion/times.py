@@ -1,31 +1,148 @@
 """Times of training: how t, or u of a path, is drawn.
 
-Every entry of TIMES is (schedule, /, **options) -> Times.
+Every entry of TIMES is (process, /, **options) -> Times, t being timesteps of its chain or, where
+it has a path, u between the path's ends. A weighting and a density of u are one choice in two
+parts: the mean loss depends on their product alone (Kingma and Gao 2023), so that `weigh=True`
+divides the density out.
 """
 
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from scipy.special import ndtr
 
-from diffusion.structs import Schedule, Times
+from diffusion.paths import at, place
+from diffusion.structs import Path, Process, Times
 
 PerExample = Float[Array, " b"]
 T = Int[Array, " b"]
+ROOT_2_PI = float(np.sqrt(2.0 * np.pi))
 
 
-def uniform(chain: Schedule, /) -> Times:
-    """t uniform on 0 .. T - 1 (DDPM Alg. 1)."""
-    num_timesteps = chain.num_timesteps
+def _independent(draw: Callable[[Key[Array, " b"]], tuple[jax.Array, PerExample]]) -> Times:
+    """Of draws that remember nothing."""
+    return Times(lambda: (), lambda state, keys: draw(keys), lambda state, t, losses: state)
 
-    def sample(state: tuple[()], keys: Key[Array, " b"]) -> tuple[T, PerExample]:
+
+def _path_of(process: Process, name: str) -> Path:
+    if process.path is None:
+        raise ValueError(
+            f"{name!r} draws u in continuous time, which a chain does not have. Choose uniform or "
+            "loss_second_moment, or a path."
+        )
+    return process.path
+
+
+def _unit(keys: Key[Array, " b"]) -> PerExample:
+    """f32[B] uniform in [0, 1), one a key."""
+    return jax.vmap(jax.random.uniform)(keys)
+
+
+def uniform(process: Process, /) -> Times:
+    """t uniform on 0 .. T - 1 (DDPM Alg. 1), or u uniform between a path's ends."""
+    num_timesteps, path = process.schedule.num_timesteps, process.path
+
+    def draw(keys: Key[Array, " b"]) -> tuple[jax.Array, PerExample]:
+        if path is not None:
+            u = path.start + (path.end - path.start) * _unit(keys)
+            return u, jnp.ones(u.shape)
         t = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(keys)
         return t, jnp.ones(t.shape)
 
-    return Times(lambda: (), sample, lambda state, t, losses: state)
+    return _independent(draw)
+
+
+def antithetic(process: Process, /) -> Times:
+    """u uniform between a path's ends, and evenly spread within a batch (VDM App. I.1).
+
+    Of one draw for the batch, that of its first example: example i has (u + i / B) mod 1.
+
+    Raises:
+        ValueError: for a chain.
+    """
+    path = _path_of(process, "antithetic")
+
+    def draw(keys: Key[Array, " b"]) -> tuple[jax.Array, PerExample]:
+        shares = (_unit(keys[:1]) + jnp.arange(len(keys)) / len(keys)) % 1.0
+        u = path.start + (path.end - path.start) * shares
+        return u, jnp.ones(u.shape)
+
+    return _independent(draw)
+
+
+def logit_normal(
+    process: Process,
+    /,
+    mean: float = 0.0,
+    std: float = 1.0,
+    shift: float = 1.0,
+    weigh: bool = False,
+) -> Times:
+    """A share sigmoid(mean + std n) of the way, n standard normal (Esser et al. 2024, Eq. 19).
+
+    Args:
+        mean, std: a larger mean draws more noise.
+        shift: r of their Eq. 23 for larger images: a share s becomes r s / (1 + (r - 1) s).
+        weigh: divide the density out, so that the mean loss is that of `uniform`.
+
+    Raises:
+        ValueError: for a chain, and unless std and shift are above 0.
+    """
+    path = _path_of(process, "logit_normal")
+    if not (std > 0.0 and shift > 0.0):
+        raise ValueError(f"std = {std} and shift = {shift} must be above 0.")
+    length = path.end - path.start
+
+    def draw(keys: Key[Array, " b"]) -> tuple[jax.Array, PerExample]:
+        n = jax.vmap(jax.random.normal)(keys)
+        # The shift adds its logarithm to the logit.
+        share = jax.nn.sigmoid(mean + std * n + math.log(shift))
+        density = jnp.exp(-0.5 * n**2) / (ROOT_2_PI * std * share * (1.0 - share))
+        return path.start + length * share, 1.0 / density if weigh else jnp.ones(share.shape)
+
+    return _independent(draw)
+
+
+def log_normal(
+    process: Process, /, mean: float = -1.2, std: float = 1.2, weigh: bool = False
+) -> Times:
+    """log(noise / signal) normal (EDM Table 1, for CIFAR-10), cut off at the path's ends.
+
+    Args:
+        mean, std: of the logarithm before it is cut off.
+        weigh: divide the density of u out, so that the mean loss is that of `uniform`.
+
+    Raises:
+        ValueError: for a chain, unless std is above 0, and for a density that lies off the path.
+    """
+    path = _path_of(process, "log_normal")
+    if not std > 0.0:
+        raise ValueError(f"std = {std} must be above 0.")
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        ends = jnp.asarray([path.start, path.end])
+        logs = np.log(np.asarray(path.noise(ends) / path.signal(ends)))
+    low, high = (float(p) for p in ndtr((logs - mean) / std))
+    if not high - low > 1e-3:
+        raise ValueError(
+            f"log(noise / signal) of mean {mean} and std {std} lies off the path, on which it goes "
+            f"from {logs[0]:.3g} to {logs[1]:.3g}."
+        )
+
+    def draw(keys: Key[Array, " b"]) -> tuple[jax.Array, PerExample]:
+        n = jax.scipy.special.ndtri(low + (high - low) * _unit(keys))
+        u = place(path, -(mean + std * n))
+        now = at(path, u)
+        slope = now.d_noise / now.noise - now.d_signal / now.signal
+        density = slope * jnp.exp(-0.5 * n**2) / (ROOT_2_PI * std * (high - low))
+        return u, 1.0 / ((path.end - path.start) * density) if weigh else jnp.ones(u.shape)
+
+    return _independent(draw)
 
 
 class LossHistory(NamedTuple):
@@ -58,21 +175,28 @@ def whole_parts(
     return total, locate
 
 
-def loss_second_moment(chain: Schedule, /, history: int = 10, uniform_share: float = 1e-3) -> Times:
+def loss_second_moment(
+    process: Process, /, history: int = 10, uniform_share: float = 1e-3
+) -> Times:
     """t drawn in proportion to sqrt(E[L_t^2]) over the last `history` losses (IDDPM Eq. 18).
 
     Uniform until every timestep has a full history; `uniform_share` of the draws stay uniform so
     that no timestep is forgotten. The weights 1 / (T p_t) keep the loss's mean.
 
     Raises:
-        ValueError: unless history >= 1 and 0 < uniform_share <= 1.
+        ValueError: for a path, and unless history >= 1 and 0 < uniform_share <= 1.
     """
+    if process.path is not None:
+        raise ValueError(
+            "'loss_second_moment' remembers the loss of every timestep of a chain, and continuous "
+            "time has none. Choose uniform, antithetic, logit_normal or log_normal."
+        )
     if history < 1 or not 0.0 < uniform_share <= 1.0:
         raise ValueError(
             f"got history = {history} and uniform_share = {uniform_share}; "
             "history must be at least 1 and uniform_share in (0, 1]."
         )
-    num_timesteps = chain.num_timesteps
+    num_timesteps = process.schedule.num_timesteps
 
     def init() -> LossHistory:
         return LossHistory(jnp.zeros((num_timesteps, history)), jnp.zeros(num_timesteps, jnp.int32))
@@ -104,4 +228,12 @@ def loss_second_moment(chain: Schedule, /, history: int = 10, uniform_share: flo
     return Times(init, sample, update)
 
 
-TIMES = MappingProxyType({"uniform": uniform, "loss_second_moment": loss_second_moment})
+TIMES = MappingProxyType(
+    {
+        "uniform": uniform,
+        "loss_second_moment": loss_second_moment,
+        "antithetic": antithetic,
+        "logit_normal": logit_normal,
+        "log_normal": log_normal,
+    }
+)

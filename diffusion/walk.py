@@ -49,9 +49,19 @@ def start(sampler: Sampler, x_t: Float[Array, "b *x"], recorded: int) -> Walk:
     return Walk(x_t, sampler.init(x_t), progress, jnp.zeros(x_t.shape[0], jnp.int32))
 
 
-def begin(sampler: Sampler, keys: Key[Array, " b"], shape: tuple[int, ...], recorded: int) -> Walk:
-    """At x_T, the same for every sampler and length of the chain; `recorded` estimates to come."""
-    return start(sampler, normal(keys, 0, shape), recorded)
+def begin(
+    sampler: Sampler,
+    keys: Key[Array, " b"],
+    shape: tuple[int, ...],
+    recorded: int,
+    deviation: float = 1.0,
+) -> Walk:
+    """At x_T, the same for every sampler and length of the chain; `recorded` estimates to come.
+
+    Args:
+        deviation: of x_T, that of a path's end.
+    """
+    return start(sampler, deviation * normal(keys, 0, shape), recorded)
 
 
 def walk(

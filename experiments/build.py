@@ -78,7 +78,8 @@ def _method(config: ml_collections.ConfigDict, dataset: Dataset, encoder: Encode
     """The method of config.method; refuses a config that lacks what it needs."""
     make = lookup(METHODS, config.method, "method")
     name = config.method.name
-    lacking = [section for section in NEEDED.get(name, ()) if section not in config]
+    has = {*config, *(["schedule"] if "path" in config else [])}  # one of the two
+    lacking = [section for section in NEEDED.get(name, ()) if section not in has]
     if lacking:
         raise ValueError(
             f"config.method.name = {name!r} needs config.{', config.'.join(lacking)}, which this "

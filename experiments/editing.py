@@ -8,9 +8,8 @@ import jax
 
 from diffusion import samplers, thresholds
 from diffusion.inpainting import inpaint
-from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
-from diffusion.structs import Sampler, Schedule
+from diffusion.structs import Levels, Sampler
 from diffusion.walk import start, walk
 from experiments import devices
 from experiments.experiment import Experiment
@@ -22,7 +21,7 @@ Compiled = Callable[..., jax.Array]
 
 def make_inpaint(
     experiment: Experiment,
-    sampler: Callable[[Schedule], Sampler],
+    sampler: Callable[[Levels], Sampler],
     num_steps: int,
     *,
     jump_length: int,
@@ -36,9 +35,9 @@ def make_inpaint(
         ValueError: for a method without a chain, and as `inpaint` does.
     """
     chain = chain_of(experiment.method, "Inpainting")
-    schedule, denoise = chain.respaced(num_steps)
+    schedule, denoise, levels = chain.respaced(num_steps)
     with jax.ensure_compile_time_eval():
-        walker = sampler(schedule)
+        walker = sampler(levels)
     model = model_for(walker, chain, denoise)
 
     def complete(params: Any, known: Any, mask: Any, labels: Any, keys: Any) -> jax.Array:
@@ -51,6 +50,7 @@ def make_inpaint(
             mask,
             jump_length=jump_length,
             resamplings=resamplings,
+            deviation=chain.deviation,
         )
 
     compiled: Compiled = devices.jit(complete, precision=experiment.config.precision)
@@ -61,24 +61,26 @@ def make_ddim(experiment: Experiment, num_steps: int) -> tuple[Compiled, Compile
     """(x_0 to x_T, x_T to x_0), both (params, x [B, ...], labels i32[B]) -> [B, ...], compiled.
 
     DDIM's deterministic steps on the chain of so many steps, without guidance or threshold; clean
-    data is at timestep 0 whatever the spacing.
+    data is at timestep 0 whatever the spacing, and of a path at the first level that is walked.
 
     Raises:
         ValueError: for a method without a chain.
     """
     chain = chain_of(experiment.method, "DDIM")
-    schedule, _ = chain.respaced(num_steps)
-    whole = chain.process.schedule
-    known, walked = (
-        make_denoise(chain.apply, chain.process._replace(schedule=each), threshold=thresholds.none)
-        for each in (whole, schedule)
+    schedule, _, levels = chain.respaced(num_steps)
+    walked = make_denoise(
+        chain.apply, chain.process._replace(schedule=schedule), threshold=thresholds.none
     )
+    known, whole, visited = walked, levels, None
+    if chain.process.path is None:
+        known = make_denoise(chain.apply, chain.process, threshold=thresholds.none)
+        whole, visited = chain.levels, schedule.told
     with jax.ensure_compile_time_eval():
-        sampler = samplers.ddim(levels_of(schedule))
+        sampler = samplers.ddim(levels)
 
     def encode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         model = functools.partial(known, params, **chain.condition(labels))
-        return samplers.ddim_encode(whole, model, x, schedule.told)
+        return samplers.ddim_encode(whole, model, x, visited)
 
     def decode(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         model = functools.partial(walked, params, **chain.condition(labels))

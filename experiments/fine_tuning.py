@@ -22,7 +22,7 @@ from experiments.workdir.results import read_results
 # What the numbers of a network do not depend on, of config.model and config.text.
 FREE = ("dtype", "remat", "dropout", "label_dropout")
 # What gives them another meaning, and leaves them of use.
-MEANING = ("encoder", "schedule", "parameterization", "variance", "likelihood")
+MEANING = ("encoder", "schedule", "path", "parameterization", "variance", "likelihood")
 SHOWN = 5  # arrays that an error lists
 
 

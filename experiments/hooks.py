@@ -97,7 +97,7 @@ def _with_own_spacing(content: dict[str, Any], experiment: Experiment) -> dict[s
     chain, sample = experiment.method.chain, content.get("sample", {})
     if sample.get("spacing") != {"name": "auto"}:
         return content
-    own = chain.sampler(chain.process.schedule).spacing.__name__ if chain else "uniform"
+    own = chain.spacing["name"] if chain else "uniform"
     return content | {"sample": sample | {"spacing": {"name": own}}}
 
 

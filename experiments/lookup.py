@@ -14,10 +14,10 @@ ELSEWHERE: MappingProxyType[str, Mapping[str, str]] = MappingProxyType(
     {
         "sample.sampler": {
             "ancestral": "ddpm",
-            "ddim(eta=0.0)": "euler",
             "dpm_solver_pp": "dpm_solver dpm_solver++ dpmsolver++ dpm++ dpmpp dpmpp_2m dpm++_2m",
             "dpm_solver_pp(order=3)": "dpmpp_3m dpm++_3m",
             "heun": "edm",
+            "heun_churn": "edm_stochastic stochastic_heun",
             "flow": "ode probability_flow rk45",
             "annealed_langevin": "langevin ncsn",
             "predictor_corrector": "pc",
@@ -27,7 +27,8 @@ ELSEWHERE: MappingProxyType[str, Mapping[str, str]] = MappingProxyType(
         "parameterization": {
             "eps": "epsilon noise",
             "x_0": "sample x0 x_start start_x",
-            "v": "v_prediction velocity",
+            "v": "v_prediction",
+            "velocity": "flow flow_prediction",
             "mu": "mean previous_x xprev",
         },
         "variance": {
@@ -38,6 +39,12 @@ ELSEWHERE: MappingProxyType[str, Mapping[str, str]] = MappingProxyType(
             "cosine": "squaredcos_cap_v2",
             "quadratic": "scaled_linear quad",
             "constant": "const",
+        },
+        "path": {
+            "straight": "flow rectified_flow flow_matching ot linear cond_ot",
+            "edm": "ve karras",
+            "vp": "vpsde score_sde",
+            "linear_snr": "vdm",
         },
         "loss": {"simple": "mse l2 l_simple", "vlb": "kl elbo l_vlb", "hybrid": "l_hybrid"},
         "loss.weighting": {"uniform": "none", "min_snr": "min_snr_gamma"},

@@ -54,8 +54,8 @@ MUTANTS = (
     Mutant(
         "steps_of_a_path_forget_its_signal",
         "diffusion/paths.py",
-        "(signal[1:] / signal[:-1]) ** 2 * noise[:-1] ** 2",
-        "noise[:-1] ** 2",
+        "-(noise[:-1] ** 2) * np.expm1(2.0 * np.diff(log_ratio))",
+        "noise[:-1] ** 2 * (1.0 - (noise[:-1] / noise[1:]) ** 2)",
         "tests/diffusion/test_paths.py::test_a_grid_has_the_posterior_of_its_steps",
     ),
     # --- The step back, guidance ---
@@ -241,8 +241,8 @@ MUTANTS = (
     Mutant(
         "flow_prior_without_its_constant",
         "diffusion/probability_flow.py",
-        "prior = -0.5 * (jnp.mean(jnp.square(x_end)) + float(np.log(2.0 * np.pi)))",
-        "prior = -0.5 * jnp.mean(jnp.square(x_end))",
+        "prior = -0.5 * (square + float(np.log(2.0 * np.pi * flow.deviation**2)))",
+        "prior = -0.5 * square",
         "tests/diffusion/test_probability_flow.py"
         "::test_a_flow_that_stands_still_has_the_priors_density",
     ),

@@ -11,21 +11,11 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.configs import changes
-from experiments.configs.changes import Change
+from experiments.configs.changes import Ablation
+from experiments.configs.continuous import CONTINUOUS
 from experiments.configs.published import TABLES
 from experiments.files import markdown, templates
 from experiments.lookup import suggestion
-
-
-class Ablation(NamedTuple):
-    """One named change and what is known of it."""
-
-    summary: str  # one line
-    source: str  # the paper and the place in it
-    keys: tuple[str, ...]  # dotted fields or subtrees that differ from the config of some data set
-    change: Change
-    expected: str = ""  # published numbers with their data set, or "unstable"
-
 
 # --- The table ---
 
@@ -229,7 +219,7 @@ _TRAINING = {
     ),
 }
 ABLATIONS: MappingProxyType[str, Ablation] = MappingProxyType(
-    _OBJECTIVES | _IMPROVED | _SCHEDULES | _DROPOUT | _FLIPS | _TRAINING
+    _OBJECTIVES | _IMPROVED | CONTINUOUS | _SCHEDULES | _DROPOUT | _FLIPS | _TRAINING
 )
 
 
@@ -247,6 +237,7 @@ GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         ),
         "parameterizations": ("mu_mse", "x_0_simple", "eps_simple", "v_simple"),
         "improved": ("iddpm", "iddpm_importance", "iddpm_vlb"),
+        "continuous": tuple(CONTINUOUS),
         "schedules": tuple(_SCHEDULES),
         **{name: (f"{name}_100", f"{name}_1000") for name in _SHAPES},
         "dropout": tuple(_DROPOUT),
@@ -274,7 +265,7 @@ def apply(config: ConfigDict, ablation: str) -> ConfigDict:
         return config
     if ablation not in ABLATIONS:
         raise _unknown(ablation, ABLATIONS, "ablation")
-    lacking = {key.split(".")[0] for key in ABLATIONS[ablation].keys} - set(config)
+    lacking = {key.split(".")[0] for key in ABLATIONS[ablation].keys} - {*config, "path"}
     if lacking:
         raise ValueError(
             f"The ablation {ablation!r} is of diffusion: it changes config."

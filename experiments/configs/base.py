@@ -43,17 +43,22 @@ def get_config() -> ConfigDict:
     config.text = dict(name="none")
 
     # The chain: linear | quadratic | sigmoid | constant | jsd | warmup10 | warmup50 | cosine |
-    # array (betas)
+    # array (betas). Or, as in the ablation `flow`, a section `path` in its place, continuous time
+    # (num_timesteps: levels of its bound and figures): straight (start) | edm (noise_min,
+    # noise_max) | cosine (log_snr_max) | vp (beta_min, beta_max) | linear_snr (log_snr_min,
+    # log_snr_max)
     config.schedule = dict(name="linear", num_timesteps=1000, beta_start=1e-4, beta_end=0.02)
-    config.parameterization = dict(name="eps")  # what the network predicts: mu | x_0 | eps | v
+    # What the network predicts: mu | x_0 | eps | v | edm (sigma_data) | velocity (of paths)
+    config.parameterization = dict(name="eps")
     # Of p(x_{t-1} | x_t): fixed_small | fixed_large | learned | learned_range
     config.variance = dict(name="fixed_large")
 
     # simple (weighting, space) | vlb (scale) | hybrid (vlb_coefficient, weighting, space).
     # Weightings: uniform | vlb | min_snr (gamma). Spaces, what is compared: output (what the
-    # network predicts) | mu | x_0 | eps | v
+    # network predicts) | mu | x_0 | eps | v | edm | velocity
     config.loss = dict(name="simple", weighting=dict(name="uniform"), space=dict(name="output"))
-    # How t is drawn: uniform | loss_second_moment (history, uniform_share)
+    # How t is drawn: uniform | loss_second_moment (history, uniform_share); of a path also
+    # antithetic | logit_normal (mean, std, shift, weigh) | log_normal (mean, std, weigh)
     config.timesteps = dict(name="uniform")
 
     # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio, and dropout,
@@ -124,17 +129,20 @@ def get_config() -> ConfigDict:
     config.sample = ConfigDict()
     # ancestral | ddim (eta) | dpm_solver_pp (order) | unipc (order) | heun | flow (tolerance,
     # max_steps) | annealed_langevin (steps_per_level, step_size) | predictor_corrector
-    # (corrector_steps, step_size): docs/samplers.md
+    # (corrector_steps, step_size): docs/samplers.md; of a path also euler | heun_u | heun_churn
+    # (churn, churn_min, churn_max, churn_noise)
     config.sample.sampler = dict(name="ancestral")
     config.sample.num_steps = 0  # of the walk; 0 is every timestep, and the flow's 10 stops
     # Its timesteps: auto (the sampler's own: trailing of dpm_solver_pp and unipc, else uniform) |
-    # uniform | quadratic (share) | leading (offset) | trailing | array (timesteps)
+    # uniform | quadratic (share) | leading (offset) | trailing | array (timesteps). Of a path: auto
+    # (its own, or log_snr where a sampler needs it) | uniform | trailing | karras (rho) | log_snr
     config.sample.spacing = dict(name="auto")
     # Of the estimate of x_0: clip to [-1, 1] | percentile (quantile, most) | none
     config.sample.threshold = dict(name="clip")
     # Of a model trained with and without labels: 1 is the conditional one, 0 the other
     config.sample.guidance_scale = 1.0
-    config.sample.guidance_interval = ()  # the timesteps (first, last) that it guides; () is all
+    # The timesteps, or u of a path, (first, last) that it guides; () is all
+    config.sample.guidance_interval = ()
     config.sample.num_images = 256  # how many samples
     # Of a model that is told captions: prompts, separated by commas, or by ; where there is one
     config.sample.prompts = ""

@@ -1,10 +1,23 @@
 """What ablations do to a config; `ablations.py` names them and says where they come from."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 Change = Callable[[ConfigDict], None]
+
+
+class Ablation(NamedTuple):
+    """One named change and what is known of it."""
+
+    summary: str  # one line
+    source: str  # the paper and the place in it
+    keys: tuple[str, ...]  # dotted fields or subtrees that differ from the config of some data set
+    change: Change
+    expected: str = ""  # published numbers with their data set, or "unstable"
+
+
 # Of every optimizer
 RATE = ("learning_rate", "warmup_steps", "cosine_steps", "final_learning_rate")
 

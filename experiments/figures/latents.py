@@ -10,7 +10,6 @@ import numpy as np
 
 from diffusion import random
 from diffusion.forward import q_sample
-from diffusion.paths import levels_of
 from diffusion.samplers import ancestral
 from diffusion.structs import Schedule
 from diffusion.walk import start, walk_from
@@ -55,9 +54,9 @@ def make_latents(context: Context, purpose: str) -> Latents:
     experiment = context.experiment
     method, config = experiment.method, experiment.config
     chain = chain_of(method, f"The figure {purpose}")
-    schedule, denoise = chain.respaced(config.sample.num_steps)
+    schedule, denoise, levels = chain.respaced(config.sample.num_steps)
     with jax.ensure_compile_time_eval():
-        sampler = ancestral(levels_of(schedule))
+        sampler = ancestral(levels)
     jit = functools.partial(devices.jit, precision=config.precision)
 
     def model(params: Any, labels: jax.Array) -> Any:
@@ -74,7 +73,7 @@ def make_latents(context: Context, purpose: str) -> Latents:
         return jnp.asarray(t, jnp.int32)
 
     fill = make_inpaint(
-        *(experiment, lambda schedule: sampler, config.sample.num_steps),
+        *(experiment, lambda levels: sampler, config.sample.num_steps),
         jump_length=min(10, sampler.num_steps),
         resamplings=config.figures.resamplings,
     )

@@ -54,6 +54,7 @@ def loss_weights(process: Process) -> dict[str, np.ndarray]:
             losses.vlb_weight(Process(process.schedule, parameterization, fixed), now), np.float64
         )
         for name, parameterization in PARAMETERIZATIONS.items()
+        if not parameterization.needs_path or process.path is not None
     }
 
 
@@ -90,8 +91,10 @@ def schedule(context: Context) -> Figure:
         canvas.savefig(path, dpi=DPI)
 
     config = context.experiment.config
+    of_path = chain.process.path is not None
+    chosen = f"path {config.path.name}" if of_path else f"schedule {config.schedule.name}"
     caption = (
-        f"The schedule {config.schedule.name}, T = {len(beta)}: the variance of each step, the "
+        f"The {chosen}, T = {len(beta)}: the variance of each step, the "
         "signal that is left, and the log signal-to-noise ratio; on the right what the variational "
         "bound weighs the squared error of each target with (DDPM Eq. 12 for eps, 1 of L_simple "
         "dotted). For eps the bound's weight is largest at small t, which L_simple thus holds back."

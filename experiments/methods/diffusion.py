@@ -9,19 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion import likelihood, losses, random, samplers, schedules, spacings, thresholds, walk
-from diffusion.flow_sampler import STOPS
+from diffusion import likelihood, losses, random, thresholds, walk
 from diffusion.guidance import classifier_free
 from diffusion.networks import NETWORKS
 from diffusion.networks.network import Network
-from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.paths import levels_of
 from diffusion.probability_flow import make_flow
-from diffusion.reverse import Denoise, check_signal, make_denoise
-from diffusion.structs import Process, Sampler, Schedule, Times
+from diffusion.reverse import make_denoise
+from diffusion.structs import Path, Times
 from diffusion.times import TIMES
 from diffusion.vae import normal_log_density
-from diffusion.variances import VARIANCES, of_density
 from experiments.data.dataset import Dataset
 from experiments.lookup import choose, lookup, naming_field
 from experiments.methods.condition import Condition, condition_of
@@ -37,8 +33,8 @@ from experiments.methods.method import (
     dtype_of,
 )
 from experiments.methods.sampler_model import model_for
+from experiments.methods.walks import respaced, walks_of
 
-AUTO = "auto"  # of config.sample.spacing: the sampler's own
 # Of a network, from here.
 SUPPLIED = ("out_channels", "dtype", "num_classes", "text", "parent", "name")
 
@@ -47,7 +43,7 @@ class Examples(NamedTuple):
     """A batch with the noise that its loss is taken at."""
 
     x_0: jax.Array  # f32[B, ...]
-    t: jax.Array  # i32[B]
+    t: jax.Array  # i32[B], or the u of a path, f32[B]
     eps: jax.Array  # f32[B, ...]
     weight: jax.Array  # f32[B], of each example's loss in the mean
     labels: jax.Array  # i32[B, ...]
@@ -83,79 +79,6 @@ def _loss(config: ConfigDict) -> Callable[..., jax.Array]:
     return found
 
 
-def _process(config: ConfigDict, encoder: Encoder) -> tuple[Any, Process]:
-    """The betas f64[T] and the process on their chain."""
-    with naming_field("schedule"):
-        betas = lookup(schedules.BETAS, config.schedule, "schedule")()
-        schedule = schedules.from_betas(betas)
-    parameterization = lookup(PARAMETERIZATIONS, config.parameterization, "parameterization")
-    variance = lookup(VARIANCES, config.variance, "variance")
-    if encoder.latents is not None:
-        variance = of_density(variance)
-    with naming_field("schedule"):
-        process = Process(schedule, parameterization, variance)
-        check_signal(process)
-    return betas, process
-
-
-class Walks(NamedTuple):
-    """How config.sample walks: what a chain, its network and a number of steps are made into."""
-
-    sampler: Callable[[Schedule], Sampler]
-    spacing: Callable[[int, int], Any]
-    threshold: Callable[[jax.Array], jax.Array]
-
-
-def _walks(config: ConfigDict, schedule: Schedule) -> Walks:
-    """The choices of config.sample for a whole chain, their options bound."""
-    make = lookup(samplers.SAMPLERS, config.sample.sampler, "sample.sampler")
-    threshold = lookup(thresholds.THRESHOLDS, config.sample.threshold, "sample.threshold")
-
-    def sampler(schedule: Schedule) -> Sampler:
-        with naming_field("sample.sampler"), jax.ensure_compile_time_eval():
-            made: Sampler = make(levels_of(schedule))
-            return made
-
-    table = {AUTO: sampler(schedule).spacing, **spacings.SPACINGS}
-    return Walks(sampler, lookup(table, config.sample.spacing, "sample.spacing"), threshold)
-
-
-def spacing_of(config: ConfigDict, chain: Chain) -> dict[str, Any]:
-    """config.sample.spacing, {name, **options}, or where it is auto the sampler's own."""
-    own = chain.sampler(chain.process.schedule).spacing
-    asked: dict[str, Any] = config.sample.spacing.to_dict()
-    return {"name": own.__name__} if asked["name"] == AUTO else asked
-
-
-def _respaced(
-    betas: Any, process: Process, apply: Callable[..., jax.Array], walks: Walks
-) -> Callable[[int], tuple[Schedule, Denoise]]:
-    """Number of steps (0: all) -> the chain of so many timesteps, and its reverse process.
-
-    A mean says nothing of longer steps, whoever asks; a learned variance does not where the sampler
-    uses it.
-    """
-    _, parameterization, variance = process
-    sampler = walks.sampler(process.schedule)
-    default = STOPS if sampler.continuous else len(betas)
-
-    def chain(num_steps: int) -> tuple[Schedule, Denoise]:
-        keep = walks.spacing(len(betas), num_steps or min(default, len(betas)))
-        single = parameterization.predicts_mean or (variance.one_step and sampler.uses_variance)
-        if len(keep) < len(betas) and single:
-            raise ValueError(
-                f"{len(keep)} steps instead of {len(betas)} are not possible here: this network "
-                "was taught the mean (mu) or the variance (learned) of single steps, which longer "
-                "steps do not have. Choose 0 (every timestep)."
-            )
-        with jax.ensure_compile_time_eval():  # tables are constants of what is being compiled
-            schedule = schedules.respace(betas, keep)
-            walked = process._replace(schedule=schedule)
-            return schedule, make_denoise(apply, walked, threshold=walks.threshold)
-
-    return chain
-
-
 def _knows_nothing(network: Network, condition: Condition) -> bool:
     """Whether the network was trained without its condition too."""
     dropout = network.label_dropout if condition.text is None else condition.text.dropout
@@ -168,6 +91,7 @@ def _guided(
     condition: Condition,
     apply: Callable[..., jax.Array],
     channels: int,
+    path: Path | None,
 ) -> Callable[..., jax.Array]:
     """`apply` under the guidance of config.sample, for sampling.
 
@@ -186,10 +110,14 @@ def _guided(
         )
     if len(interval) not in (0, 2) or list(interval) != sorted(interval):
         raise ValueError(
-            f"config.sample.guidance_interval = {interval} must be (first, last), timesteps at "
-            "which it guides, or () for all of them."
+            f"config.sample.guidance_interval = {interval} must be (first, last), timesteps, or u "
+            "of a path, at which it guides, or () for all of them."
         )
     within = (interval[0], interval[1]) if interval else None
+    if within and path is not None:
+        with jax.ensure_compile_time_eval():
+            first, last = (float(path.told(jnp.asarray(u, jnp.float32))) for u in within)
+        within = (first, last)
     return classifier_free(apply, condition.without, float(scale), within, channels=channels)
 
 
@@ -224,15 +152,15 @@ def _check_latents(config: ConfigDict, shape: tuple[int, ...]) -> None:
 
 def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Condition) -> Chain:
     """The network of the config on its process, to be walked as config.sample says."""
-    betas, process = _process(config, encoder)
-    walks = _walks(config, process.schedule)
+    walks = walks_of(config, encoder)
+    process = walks.process
     network = _network(config, condition, encoder.shape, 1 + process.variance.extra_channels)
 
     def apply(params: Any, x_t: jax.Array, t: jax.Array, **condition: Any) -> Any:
         return network.apply({"params": params}, x_t, t, **condition)
 
     threshold = thresholds.clip if config.evaluate.clip_denoised else thresholds.none
-    guided = _guided(config, network, condition, apply, encoder.shape[-1])
+    guided = _guided(config, network, condition, apply, encoder.shape[-1], process.path)
     chain = Chain(
         process=process,
         network=network,
@@ -242,14 +170,16 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Co
         threshold=threshold,
         denoise=make_denoise(apply, process, threshold=threshold),
         decoder=_decoder(config, dataset, encoder, config.evaluate.decoder),
+        levels=walks.whole,
         sampler=walks.sampler,
-        respaced=_respaced(betas, process, guided, walks),
+        flags=walks.flags,
+        spacing=walks.spacing,
+        deviation=1.0 if process.path is None else process.path.deviation,
+        respaced=respaced(guided, walks),
     )
-    if walks.sampler(process.schedule).continuous:
+    if walks.flags.continuous:
         with naming_field("sample.sampler"):
             make_flow(guided, process)
-    with naming_field("sample.spacing"):
-        walks.spacing(len(betas), len(betas))
     train = config.train
     previews = train.preview_every or (train.validate_every and train.validate_with == "samples")
     with naming_field("sample.num_steps"):
@@ -260,51 +190,62 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Co
     return chain
 
 
-def _summary(num_timesteps: int, examples: Examples, details: jax.Array) -> dict[str, Any]:
+def _summary(chain: Chain, examples: Examples, details: jax.Array) -> dict[str, Any]:
     """The loss in each quarter of the chain, over the examples whose t was drawn there.
 
     Not weighted: where t is drawn by importance, they are of the drawn t.
     """
-    quarter = examples.t * 4 // num_timesteps
+    t, total = examples.t, chain.levels.num_steps
+    if chain.process.path is not None:
+        t = jnp.searchsorted(jnp.asarray(chain.levels.time[2:], jnp.float32), t)
+    quarter = t * 4 // total
     sums = jax.ops.segment_sum(details, quarter, 4)
     return {"loss_q": (sums, jax.ops.segment_sum(jnp.ones_like(details), quarter, 4))}
 
 
-def _description(config: ConfigDict, process: Process, init: Callable[..., Any]) -> tuple[str, ...]:
-    """The model and the chain, with a warning where the chain is cut short."""
-    count = count_parameters(init)
-    schedule, prior = process.schedule, largest_prior_term(process.schedule)
-    snr = np.asarray(schedule.alpha_bar) / np.asarray(schedule.noise_variance)
+def _description(config: ConfigDict, chain: Chain, init: Callable[..., Any]) -> tuple[str, ...]:
+    """The model and its process, with a warning where that is cut short."""
+    count, levels = count_parameters(init), chain.levels
+    prior = largest_prior_term(levels, chain.deviation)
+    snr = np.exp(2.0 * levels.log_ratio[[1, -1]])
+    ends = f"L_T <= {prior:.3g} bits/dim, SNR {snr[0]:.3g} to {snr[1]:.3g}"
+    predicts = f"predicts {config.parameterization.name}, variance {config.variance.name}"
     lines = [
-        f"model     {config.model.name}, {count:,} parameters, predicts "
-        f"{config.parameterization.name}, variance {config.variance.name}, loss {config.loss.name}",
-        f"chain     {config.schedule.name}, T = {schedule.num_timesteps}, "
-        f"alpha_bar_T = {np.asarray(schedule.alpha_bar)[-1]:.3g}, L_T <= {prior:.3g} bits/dim, "
-        f"SNR {snr[0]:.3g} to {snr[-1]:.3g}",
+        f"model     {config.model.name}, {count:,} parameters, {predicts}, loss {config.loss.name}"
     ]
-    if prior > ENOUGH_NOISE:
-        better = " or ".join(noisier(config.schedule.to_dict()))
+    if (path := chain.process.path) is not None:
         lines.append(
-            "WARNING   this chain does not end in noise: L_T is up to "
+            f"path      {config.path.name}, u from {path.start:.3g} to {path.end:g}, {ends}; "
+            f"{levels.num_steps} levels of it for the bound"
+        )
+        better = ["another end of the path, such as a smaller log_snr_min"]
+    else:
+        lines.append(
+            f"chain     {config.schedule.name}, T = {levels.num_steps}, "
+            f"alpha_bar_T = {np.asarray(chain.process.schedule.alpha_bar)[-1]:.3g}, {ends}"
+        )
+        better = noisier(config.schedule.to_dict()) if prior > ENOUGH_NOISE else []
+    if prior > ENOUGH_NOISE:
+        lines.append(
+            f"WARNING   this {lines[1].split()[0]} does not end in noise: L_T is up to "
             f"{prior:.3g} bits/dim and should be near 0. Samples start from "
-            f"N(0, I), which training then never sees. Choose {better}"
+            f"N(0, I), which training then never sees. Choose {' or '.join(better)}"
         )
     return tuple(lines)
 
 
 def _protocol(config: ConfigDict, chain: Chain) -> dict[str, Any]:
     """What samples depend on, but for parameters, seed, labels and number of steps."""
-    uses_variance = chain.sampler(chain.process.schedule).uses_variance
     guidance = {"scale": config.sample.guidance_scale}
     if config.sample.guidance_interval:
         guidance["interval"] = list(config.sample.guidance_interval)
     return {
         "sampler": config.sample.sampler.to_dict(),
-        "spacing": spacing_of(config, chain),
+        "spacing": chain.spacing,
         "last_step": "x_0",  # where all samplers here end: at no noise, not at the first timestep's
         "threshold": config.sample.threshold.to_dict(),
         "guidance": guidance,
-        "variance": config.variance.name if uses_variance else "not used",
+        "variance": config.variance.name if chain.flags.uses_variance else "not used",
     }
 
 
@@ -320,8 +261,8 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         _check_latents(config, encoder.shape)
     chain = _chain(config, dataset, encoder, condition)
     process, network = chain.process, chain.network
-    num_timesteps = process.schedule.num_timesteps
-    times: Times = lookup(TIMES, config.timesteps, "timesteps")(process.schedule)
+    with naming_field("timesteps"):
+        times: Times = lookup(TIMES, config.timesteps, "timesteps")(process)
     # The original's decoder in training, whichever one evaluation asks for.
     decoder = _decoder(config, dataset, encoder, "tanh")
     loss_fn = losses.make_loss_fn(chain.apply, process, _loss(config), decoder)
@@ -345,8 +286,8 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         return weight * found, found
 
     def sampling(steps: int, record: tuple[int, ...]) -> Sampling:
-        schedule, denoise = chain.respaced(steps)
-        sampler = chain.sampler(schedule)
+        _, denoise, levels = chain.respaced(steps)
+        sampler = chain.sampler(levels)
         model = model_for(sampler, chain, denoise)
 
         def advance(
@@ -356,7 +297,7 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
             return walk.walk(sampler, bound, keys, state, timesteps=t, record=record)
 
         def begin(params: Any, keys: jax.Array, labels: jax.Array) -> walk.Walk:
-            return walk.begin(sampler, keys, encoder.shape, len(record))
+            return walk.begin(sampler, keys, encoder.shape, len(record), chain.deviation)
 
         return Sampling(sampler.num_steps, begin, advance, walk.end)
 
@@ -366,13 +307,13 @@ def diffusion(config: ConfigDict, dataset: Dataset, encoder: Encoder, /) -> Meth
         draw=draw,
         losses=weighted,
         remember=lambda memory, examples, found: times.update(memory, examples.t, found),
-        summary=functools.partial(_summary, num_timesteps),
+        summary=functools.partial(_summary, chain),
         sampling=sampling,
-        num_steps=num_timesteps,
+        num_steps=chain.levels.num_steps,
         num_classes=condition.num_classes,
         null_class=_knows_nothing(network, condition),
         protocol={**_protocol(config, chain), **encoder.protocol},
-        description=_description(config, process, init),
+        description=_description(config, chain, init),
         chain=chain,
         tokenizer=condition.tokenizer,
     )

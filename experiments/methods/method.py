@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffusion.likelihood import Decoder
 from diffusion.networks.network import Network
 from diffusion.reverse import Denoise, Threshold
-from diffusion.structs import Gaussian, Likelihood, Process, Sampler, Schedule
+from diffusion.structs import Gaussian, Levels, Likelihood, Process, Sampler, Schedule
 from diffusion.walk import Samples
 from experiments import images
 from experiments.data.dataset import Dataset, InMemory, Tokenizer
@@ -137,6 +137,19 @@ def at_once(draw: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> MakeSampl
     return make
 
 
+class Respaced(NamedTuple):
+    """The part of a process that sampling walks.
+
+    schedule: the chain of these steps.
+    denoise: its reverse process under the guidance and the threshold of sampling.
+    levels: the same chain as samplers take it.
+    """
+
+    schedule: Schedule
+    denoise: Denoise
+    levels: Levels
+
+
 class Chain(NamedTuple):
     """A diffusion process and the network on it, for what has to look inside.
 
@@ -148,9 +161,12 @@ class Chain(NamedTuple):
     threshold: of the estimate of x_0 in likelihoods.
     denoise: the reverse process on the whole chain under that threshold, not guided.
     decoder: of L_0, for the data's number of levels.
-    sampler: a chain -> how it is walked.
-    respaced: number of steps (0: the sampler's own) -> the chain to sample on, and its reverse
-        process under the guidance and the threshold of sampling.
+    levels: of the whole process.
+    sampler: levels -> how they are walked.
+    flags: the sampler on some levels, for what it says of itself.
+    spacing: {name, **options} of the levels that sampling walks.
+    deviation: of x_T, 1 but for paths that end in more noise.
+    respaced: number of steps (0: the sampler's own) -> what sampling walks.
     """
 
     process: Process
@@ -161,8 +177,12 @@ class Chain(NamedTuple):
     threshold: Threshold
     denoise: Denoise
     decoder: Decoder
-    sampler: Callable[[Schedule], Sampler]
-    respaced: Callable[[int], tuple[Schedule, Denoise]]
+    levels: Levels
+    sampler: Callable[[Levels], Sampler]
+    flags: Sampler
+    spacing: Mapping[str, Any]
+    deviation: float
+    respaced: Callable[[int], Respaced]
 
 
 class Method(NamedTuple):

@@ -88,7 +88,7 @@ def make_terms_fn(experiment: Experiment, mesh: Mesh, denoise: Denoise) -> Terms
             at_once=config.evaluate.timesteps_at_once,
             decoder=decoder,
         )
-        return likelihood.prior_term(schedule, x_0), result
+        return likelihood.prior_term(schedule, x_0, chain.deviation), result
 
     everywhere, first, second = (
         devices.replicated(mesh),

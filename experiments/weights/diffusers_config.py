@@ -342,6 +342,11 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
             f"variance = {config.variance.name}: diffusers takes this output for a variance where "
             "it is its logarithm, so this model cannot be written for it."
         )
+    if "path" in config:
+        raise ValueError(
+            f"config.path = {config.path.name}: diffusers' pipeline for this network walks a "
+            "chain, so a model in continuous time cannot be written for it."
+        )
     betas = lookup(schedules.BETAS, config.schedule, "schedule")()
     start, end = float(betas[0]), float(betas[-1])
     straight = np.allclose(betas, schedules.linear(len(betas), start, end), rtol=1e-12, atol=0)

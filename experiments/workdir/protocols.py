@@ -11,7 +11,7 @@ from experiments.workdir.origin import NOTHING
 
 # What the parameters of a checkpoint mean, and so cannot change after training.
 MODEL = (
-    *("method", "encoder", "data.name", "schedule", "parameterization", "variance"),
+    *("method", "encoder", "data.name", "schedule", "path", "parameterization", "variance"),
     *("likelihood", "text", "model"),
 )
 # Variances with which the network has nothing to do, so that one may replace another.
@@ -93,7 +93,7 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
             classes: dict[str, Any] = {"classes": []} if data.get("num_classes") else {}
             own = {"name": "image_folder", "value_range": [], **classes}
             config["data"] = own | data
-    if "schedule" in config:
+    if "schedule" in config or "path" in config:
         config = {"text": {"name": "none"}, **config}
     match config:
         case {"loss": {"name": "simple" | "hybrid"} as loss}:

@@ -85,13 +85,15 @@ def best_apply(name: str, log_alpha_bar: Callable[..., jax.Array]) -> Callable[.
     def apply(params: Any, x: jax.Array, t: jax.Array, shift: Any = 0.0) -> jax.Array:
         log = log_alpha_bar(t)[:, None]
         root, noise = jnp.exp(0.5 * log), -jnp.expm1(log)
+        zero = jnp.zeros_like(log)  # derivatives, and what is told, play no part
+        now = Point(root, jnp.sqrt(noise), zero, zero, zero)
+        if (scale_in := PARAMETERIZATIONS[name].scale_in) is not None:
+            x = (x.reshape(len(x), -1) / scale_in(now)).reshape(x.shape)
         mean = root * (DATA.mean + jnp.reshape(shift, (-1, 1)))
         centred = (x.reshape(len(x), -1) - mean) @ DATA.rotation
         variance = jnp.exp(log) * DATA.std**2 + noise
         eps = jnp.sqrt(noise) * (centred / variance) @ DATA.rotation.T
         x_0 = (mean + (root * DATA.std) ** 2 * centred / variance @ DATA.rotation.T) / root
-        zero = jnp.zeros_like(log)  # derivatives, and what is told, play no part
-        now = Point(root, jnp.sqrt(noise), zero, zero, zero)
         flat = x.reshape(len(x), -1)
         return PARAMETERIZATIONS[name].target(now, x_0, eps, flat).reshape(x.shape)
 

@@ -56,6 +56,8 @@ def best_network(
 
     def apply(params: None, x_t: jax.Array, t: jax.Array) -> jax.Array:
         now = at(schedule, t, x_t)
+        if parameterization.scale_in is not None:
+            x_t = x_t / parameterization.scale_in(now)
         x_0, _ = x_0_given_x_t(now, x_t, mean, std)
         eps = (x_t - now.signal * x_0) / now.noise
         return parameterization.target(now, x_0, eps, x_t)

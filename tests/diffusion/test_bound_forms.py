@@ -219,7 +219,9 @@ def test_learned_betas_give_the_same_tables() -> None:
     raw = jnp.asarray(np.log(betas) - np.log1p(-betas), jnp.float32)
     expected, found = from_betas(betas), bound_forms.learned_betas(raw)
     for name, table in expected._asdict().items():
-        np.testing.assert_allclose(getattr(found, name), table, rtol=3e-5, atol=1e-7, err_msg=name)
+        if table is not None:
+            other = getattr(found, name)
+            np.testing.assert_allclose(other, table, rtol=3e-5, atol=1e-7, err_msg=name)
 
 
 def test_the_gradient_of_the_bound_reaches_the_betas(key) -> None:

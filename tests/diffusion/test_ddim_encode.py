@@ -10,6 +10,7 @@ import pytest
 from diffusion import thresholds
 from diffusion.forward import at
 from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import levels_of
 from diffusion.reverse import make_denoise
 from diffusion.samplers import ddim_encode
 from diffusion.schedules import BETAS, from_betas, respace
@@ -30,7 +31,7 @@ def apply(params, x_t, t):
 def encoded(network, chain, x_0, timesteps=None):
     process = Process(chain, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"])
     denoise = functools.partial(make_denoise(network, process, threshold=thresholds.none), None)
-    return jax.jit(lambda x: ddim_encode(chain, denoise, x, timesteps))(x_0)
+    return jax.jit(lambda x: ddim_encode(levels_of(chain), denoise, x, timesteps))(x_0)
 
 
 @pytest.mark.parametrize("steps", [2, 10])

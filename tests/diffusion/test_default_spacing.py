@@ -13,7 +13,7 @@ from diffusion import thresholds
 from diffusion.forward import at
 from diffusion.multistep import FEW, dpm_weights
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.paths import levels_of
+from diffusion.paths import grid, levels_of, through
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas, respace
@@ -26,6 +26,8 @@ from tests.diffusion import mixture
 T, COUNT = 1000, 1000
 X_T = ndtri((np.arange(COUNT) + 0.5) / COUNT)[:, None].astype(np.float32)  # N(0, 1), evenly
 CHAINS = ("linear", "cosine")
+PATH = through(from_betas(BETAS["linear"](T)))
+FLAGS = {name: make(grid(PATH, np.arange(T, dtype=float))) for name, make in SAMPLERS.items()}
 
 
 @functools.cache
@@ -75,7 +77,9 @@ def test_no_solver_of_the_flow_is_farther_from_the_truth_than_ddim(
 
 
 @pytest.mark.parametrize("steps", [3, 5])
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "flow"])
+@pytest.mark.parametrize(
+    "name", [name for name, flags in FLAGS.items() if not (flags.needs_path or flags.adaptive)]
+)
 def test_few_steps_from_almost_pure_noise_stay_where_data_are(name: str, steps: int) -> None:
     """sigma / alpha of the cosine chain falls from 20,000 to 2 in the first of these steps."""
     found = drawn(name, "cosine", steps)
@@ -83,8 +87,7 @@ def test_few_steps_from_almost_pure_noise_stay_where_data_are(name: str, steps: 
 
 
 def test_every_own_spacing_is_one_that_a_config_can_name() -> None:
-    whole = from_betas(BETAS["linear"](T))
-    own = {name: SAMPLERS[name](levels_of(whole)).spacing for name in SAMPLERS}
+    own = {name: flags.spacing for name, flags in FLAGS.items()}
     assert all(SPACINGS[spacing.__name__] is spacing for spacing in own.values())
     multistep = {name for name, spacing in own.items() if spacing is trailing}
     assert multistep == {"dpm_solver_pp", "unipc"}

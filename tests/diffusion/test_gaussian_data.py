@@ -30,7 +30,7 @@ from tests.diffusion.gaussian import (
     log_density,
     variational_bound,
 )
-from tests.diffusion.walks import sample
+from tests.diffusion.walks import ON_CHAINS, sample
 
 LINEAR = from_betas(BETAS["linear"](1000))
 STANDARD = Gaussian(jnp.zeros(()), jnp.zeros(()))
@@ -56,7 +56,7 @@ def bound(schedule, denoise, x_0, keys) -> Bound:
     return compute(x_0, keys)
 
 
-@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+@pytest.mark.parametrize("name", ON_CHAINS)
 def test_the_best_denoisers_bound_is_the_true_likelihood(name: str, key: jax.Array) -> None:
     """With the true reverse process the bound is tight: its mean is -log p(x_0) for every x_0."""
     values, draws = jnp.array([-0.4, 0.3, 1.2]), 256  # means over 16 values each
@@ -120,7 +120,7 @@ def test_a_correction_is_made_at_the_level_below_with_noise_of_its_own(key: jax.
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, each in PARAMETERIZATIONS.items() if not each.predicts_mean]
+    "name", [name for name, each in ON_CHAINS.items() if not each.predicts_mean]
 )
 def test_a_respaced_chain_still_samples_the_data(name: str, key: jax.Array) -> None:
     """The true p(x_{t-1} | x_t) is Gaussian at any step length when the data is."""

@@ -14,6 +14,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS, SCORE, convert
 from diffusion.schedules import BETAS, from_betas
 from diffusion.thresholds import THRESHOLDS
 from tests.diffusion import mixture
+from tests.diffusion.walks import ON_CHAINS
 
 LINEAR = from_betas(BETAS["linear"](1000))
 
@@ -73,7 +74,7 @@ def test_the_network_is_asked_once_with_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"), list(itertools.permutations([*PARAMETERIZATIONS, "score"], 2))
+    ("given", "wanted"), list(itertools.permutations([*ON_CHAINS, "score"], 2))
 )
 def test_whatever_a_network_says_it_says_the_same(given: str, wanted: str) -> None:
     known = {**PARAMETERIZATIONS, "score": SCORE}

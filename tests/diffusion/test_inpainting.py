@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.inpainting import inpaint, moves
-from diffusion.paths import levels_of
+from diffusion.paths import grid, through
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas, respace
 from diffusion.spacings import uniform
@@ -17,6 +17,7 @@ from tests.diffusion.walks import model_of
 BETA = BETAS["linear"](1000)
 CHAIN = respace(BETA, uniform(1000, 100))
 LINEAR = from_betas(BETA)
+WALKED = grid(through(LINEAR), uniform(1000, 100).astype(float))  # its levels, for all samplers
 LEVELS = mixture.levels(LINEAR)
 COVARIANCE = np.array([[0.25, 0.2], [0.2, 0.25]], np.float32)
 
@@ -48,13 +49,13 @@ def test_the_moves_are_repaints() -> None:
 
 def forgets(name: str) -> bool:
     """Whether a sampler hands on nothing but x."""
-    init = SAMPLERS[name](levels_of(CHAIN)).init
+    init = SAMPLERS[name](WALKED).init
     return not jax.tree.leaves(jax.eval_shape(init, jnp.zeros((2, 2))))
 
 
 def complete(x: float, n: int, resamplings: int, name: str = "ancestral") -> np.ndarray:
     """[n, 2] of correlated Gaussian data whose first value is known."""
-    sampler = SAMPLERS[name](levels_of(CHAIN))
+    sampler = SAMPLERS[name](WALKED)
     model = model_of(sampler, best_network, None, LINEAR, CHAIN)
     known = jnp.broadcast_to(jnp.array([x, 99.0]), (n, 2))
     mask = jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, 2))

@@ -15,10 +15,11 @@ from diffusion.schedules import BETAS, from_betas
 from diffusion.structs import Process
 from diffusion.variances import VARIANCES
 from tests.diffusion.gaussian import variational_bound
+from tests.diffusion.walks import ON_CHAINS
 
 SCHEDULE = from_betas(BETAS["linear"](100, beta_start=1e-3, beta_end=0.2))
 FIXED = [name for name, variance in VARIANCES.items() if not variance.extra_channels]
-COMBINATIONS = list(itertools.product(PARAMETERIZATIONS, VARIANCES, LOSSES))
+COMBINATIONS = list(itertools.product(ON_CHAINS, VARIANCES, LOSSES))
 # Whether a loss goes with a variance that is learned; another than these says so by refusing one.
 GOES_WITH_LEARNED = {"simple": {False}, "vlb": {False, True}, "hybrid": {True}}
 
@@ -78,7 +79,7 @@ def test_the_bounds_gradient_survives_absurd_variances(variance: str, log_varian
     assert all(jnp.isfinite(g).all() for g in gradient.values())
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("parameterization", ON_CHAINS)
 def test_a_perfect_output_costs_nothing(parameterization: str) -> None:
     m = model(parameterization, "fixed_small")
     x_0, t, eps = batch()
@@ -89,7 +90,7 @@ def test_a_perfect_output_costs_nothing(parameterization: str) -> None:
     np.testing.assert_allclose(losses.simple(m, target + 0.5, noised), 0.25, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("parameterization", ON_CHAINS)
 @pytest.mark.parametrize("variance", FIXED)
 def test_the_vlb_weighting_turns_simple_into_the_bound(
     parameterization: str, variance: str
@@ -123,7 +124,7 @@ def test_the_vlb_weight_of_eps_is_equation_12() -> None:
     )
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("parameterization", ON_CHAINS)
 def test_min_snr_is_the_published_weight(parameterization: str) -> None:
     """On the squared error of x_0 it is min(SNR, gamma), whatever the network predicts."""
     t = jnp.arange(100)
@@ -218,8 +219,8 @@ def test_the_vlb_loss_is_an_unbiased_estimate_of_the_bound(key: jax.Array) -> No
     assert float(estimate.mean()) == pytest.approx(float(full.mean()), abs=4 * error)
 
 
-@pytest.mark.parametrize("space", PARAMETERIZATIONS)
-@pytest.mark.parametrize("predicts", PARAMETERIZATIONS)
+@pytest.mark.parametrize("space", ON_CHAINS)
+@pytest.mark.parametrize("predicts", ON_CHAINS)
 def test_a_loss_in_another_space_is_that_of_a_network_that_predicts_it(
     predicts: str, space: str
 ) -> None:

@@ -81,7 +81,7 @@ WRITTEN = {  # d signal / du and d noise / du
 
 
 def inside(path: Path, count: int = 9) -> np.ndarray:
-    return np.geomspace(path.start, path.end, count)
+    return np.geomspace(path.start or 1e-3 * path.end, path.end, count)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -107,21 +107,21 @@ def test_a_path_begins_near_clean_data_and_ends_in_its_prior(name: str) -> None:
     ends = at(path, jnp.array([path.start, path.end]))
     signal, noise = np.asarray(ends.signal, np.float64), np.asarray(ends.noise, np.float64)
     assert signal[0] > 0.995 and noise[0] < 0.02
-    assert noise[1] / max(signal[1], 1e-9) > 70  # data of [-1, 1] leave no trace
-    assert np.hypot(signal[1] * 0.5, noise[1]) == pytest.approx(path.deviation, rel=1e-3)
+    assert noise[1] / max(signal[1], 1e-9) > 12  # data of [-1, 1] leave next to no trace
+    assert np.hypot(signal[1] * 0.5, noise[1]) == pytest.approx(path.deviation, rel=3e-3)
     ratio = np.asarray(at(path, jnp.asarray(inside(path))).noise, np.float64)
     assert (np.diff(ratio) > 0).all()
-    if name in ("cosine", "vp"):
+    if name in ("cosine", "vp", "linear_snr"):
         np.testing.assert_allclose(signal**2 + noise**2, 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("betas", [BETAS["linear"](50, 1e-3, 0.2), BETAS["cosine"](50)])
 def test_the_grid_of_a_chains_path_is_the_chains_levels(betas: np.ndarray) -> None:
     chain = from_betas(betas)
-    for found, expected in zip(
-        grid(through(chain), np.arange(50.0)), levels_of(chain), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
+    found, expected = grid(through(chain), np.arange(50.0)), levels_of(chain)
+    for field, table in expected._asdict().items():
+        if table is not None:  # a chain has no derivatives
+            np.testing.assert_allclose(getattr(found, field), table, rtol=2e-6, atol=1e-12)
 
 
 def test_the_vp_path_is_the_limit_of_the_linear_chain() -> None:

@@ -42,6 +42,7 @@ from tests.diffusion.correlated import (
     straight,
 )
 from tests.diffusion.gaussian import log_density, x_0_given_x_t
+from tests.diffusion.walks import ON_CHAINS
 
 KEYS = random.per_index(random.stream(0, "probes"), jnp.arange(8192))
 
@@ -93,7 +94,7 @@ def test_what_has_no_flow_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, each in PARAMETERIZATIONS.items() if not each.predicts_mean]
+    "name", [name for name, each in ON_CHAINS.items() if not each.predicts_mean]
 )
 def test_the_best_denoisers_flow_has_the_true_density(name: str) -> None:
     """Every image's, at the noise level of the first step, and whatever the network predicts."""
@@ -203,7 +204,7 @@ def test_further_inputs_go_with_their_image() -> None:
 
 
 def test_a_flow_that_stands_still_has_the_priors_density() -> None:
-    flow = Flow(lambda params, x, u: jnp.zeros_like(x), lambda params, x, u: x, 1.0)
+    flow = Flow(lambda params, x, u: jnp.zeros_like(x), lambda params, x, u: x, 0.0, 1.0, 1.0)
     result = solve(flow, jnp.array([[0.0, 0.0], [1.0, 2.0], [1e25, 0.0]]))
     expected = -0.5 * (np.log(2 * np.pi) + np.array([0.0, 2.5]))
     np.testing.assert_allclose(result.log_density[:2], expected, rtol=1e-6)

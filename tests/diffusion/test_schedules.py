@@ -26,7 +26,7 @@ def test_every_schedule_keeps_the_contract(name: str, num_timesteps: int) -> Non
     alpha_bar = np.asarray(schedule.alpha_bar)
     assert (np.diff(alpha_bar) < 0).all() and (alpha_bar < 1).all() and (alpha_bar >= 0).all()
     assert schedule.num_timesteps == num_timesteps
-    for table in schedule:
+    for table in filter(lambda table: table is not None, schedule):
         assert table.shape == (num_timesteps,) and jnp.isfinite(table).all()
 
 

@@ -1,21 +1,110 @@
 """How t is drawn in training, and that no loss has another mean for it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logit
+from scipy.stats import kstest
 
 from diffusion import times
+from diffusion.parameterizations import PARAMETERIZATIONS
+from diffusion.paths import PATHS
 from diffusion.schedules import from_betas
-from diffusion.structs import Schedule
+from diffusion.structs import Process, Times
 from diffusion.times import TIMES
+from diffusion.variances import VARIANCES
+from experiments.lookup import keywords
 
 
-def chain(num_timesteps: int) -> Schedule:
-    return from_betas(np.full(num_timesteps, 0.1))
+def chain(num_timesteps: int) -> Process:
+    schedule = from_betas(np.full(num_timesteps, 0.1))
+    return Process(schedule, PARAMETERIZATIONS["eps"], VARIANCES["fixed_small"])
+
+
+def continuous(name: str) -> Process:
+    return chain(2)._replace(path=PATHS[name]())
+
+
+def made(name: str, process: Process, **options: Any) -> Times | None:
+    """The entry of TIMES, or None where it refuses this kind of process and says what to choose."""
+    try:
+        return TIMES[name](process, **options)
+    except ValueError as refusal:
+        assert "Choose uniform" in str(refusal) and repr(name) in str(refusal)
+        return None
 
 
 @pytest.mark.parametrize("name", TIMES)
+def test_t_is_drawn_of_a_chain_or_u_of_a_path(name: str) -> None:
+    assert made(name, chain(5)) or made(name, continuous("cosine"))
+
+
+OF_CHAINS = [name for name in TIMES if made(name, chain(5))]
+OF_PATHS = [name for name in TIMES if made(name, continuous("cosine"))]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", OF_PATHS)
+def test_two_densities_of_u_with_compensating_weights_have_one_mean(
+    name: str, path: str, key: jax.Array
+) -> None:
+    """Of any function of u, gradients of a loss among them (Kingma and Gao 2023)."""
+    process, n = continuous(path), 40_000
+    options = {"weigh": True} if "weigh" in keywords(TIMES[name]) else {}
+    if "mean" in keywords(TIMES[name]):  # one that reaches all of the path
+        options |= {"mean": 0.5, "std": 2.5} if name == "log_normal" else {"std": 1.5}
+    sampler = made(name, process, **options)
+    assert sampler is not None and process.path is not None
+    start, end = process.path.start, process.path.end
+    u, weight = (np.asarray(x, np.float64) for x in sampler.sample((), jax.random.split(key, n)))
+    assert (u >= start).all() and (u <= end * (1 + 1e-6)).all() and (weight > 0).all()
+    share = (u - start) / (end - start)
+    for of in (lambda s: np.sin(3 * s) + s, lambda s: s * (1 - s) ** 2):
+        truth = np.mean(of((np.arange(n) + 0.5) / n))
+        weighed = weight * of(share)
+        assert weighed.mean() == pytest.approx(truth, abs=5 * weighed.std() / np.sqrt(n))
+
+
+def test_unweighed_draws_are_of_the_density_that_they_name(key: jax.Array) -> None:
+    process, keys = continuous("edm"), jax.random.split(key, 20_000)
+    u, weight = TIMES["log_normal"](process, mean=-1.2, std=1.2).sample((), keys)
+    assert kstest(np.log(u), "norm", (-1.2, 1.2)).pvalue > 1e-3 and (weight == 1).all()
+    u, _ = TIMES["logit_normal"](continuous("straight"), mean=-0.5, std=0.8).sample((), keys)
+    share = (np.asarray(u, np.float64) - 1e-3) / (1 - 1e-3)
+    assert kstest(logit(share), "norm", (-0.5, 0.8)).pvalue > 1e-3
+    shifted, _ = TIMES["logit_normal"](
+        continuous("straight"), mean=-0.5, std=0.8, shift=3.0
+    ).sample((), keys)
+    moved = (np.asarray(shifted) - 1e-3) / (1 - 1e-3)
+    np.testing.assert_allclose(moved, 3.0 * share / (1.0 + 2.0 * share), atol=1e-5)
+
+
+def test_antithetic_draws_are_evenly_spread_and_one_for_the_batch() -> None:
+    keys = jax.random.split(jax.random.key(3), 8)
+    sampler = TIMES["antithetic"](continuous("linear_snr"))
+    u = np.sort(np.asarray(sampler.sample((), keys)[0]))
+    np.testing.assert_allclose(np.diff(u), 1 / 8, atol=1e-6)
+    again = sampler.sample((), keys.at[1:].set(jax.random.split(jax.random.key(4), 7)))[0]
+    np.testing.assert_array_equal(np.sort(again), u)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("logit_normal", {"std": 0.0}, "std = 0.0 and shift = 1.0 must be above 0"),
+        ("log_normal", {"std": -1.0}, "std = -1.0 must be above 0"),
+        ("log_normal", {"mean": 30.0}, "lies off the path, on which it goes from -6.21 to 4.38"),
+    ],
+)
+def test_impossible_densities_are_refused(name: str, options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TIMES[name](continuous("edm"), **options)
+
+
+@pytest.mark.parametrize("name", OF_CHAINS)
 def test_a_loss_has_the_same_mean_however_t_is_drawn(name: str, key: jax.Array) -> None:
     """Before any loss was seen, and when every t has shown its own often."""
     values, n = np.array([1.0, 3.0, 0.5, 8.0, 2.0]), 20_000

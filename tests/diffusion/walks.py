@@ -11,6 +11,8 @@ from diffusion.structs import Process, Sampler, Schedule, Variance
 from diffusion.variances import VARIANCES
 from diffusion.walk import Samples, begin, end, walk
 
+ON_CHAINS = {name: each for name, each in PARAMETERIZATIONS.items() if not each.needs_path}
+
 
 def model_of(
     sampler: Sampler,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import experiments
 from diffusion.forward import at, q_sample
-from diffusion.paths import levels_of
+from diffusion.paths import grid, through
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import BETAS, from_betas
 from experiments import api, train
@@ -258,11 +258,14 @@ def test_guidance_is_between_and_beyond_the_two_models(told: api.Model, model: a
 
 
 def a_sampler_of_each_kind() -> list[str]:
-    """The last of SAMPLERS of those that the program treats alike."""
-    levels = levels_of(from_betas(BETAS["linear"](4)))
+    """The last of SAMPLERS of those that the program treats alike, and that a chain can be walked
+    with."""
+    levels = grid(through(from_betas(BETAS["linear"](4))), np.arange(4.0))
     kinds = {}
     for name, make in SAMPLERS.items():
         sampler = make(levels)
+        if sampler.needs_path:
+            continue
         memory = jax.tree.leaves(jax.eval_shape(sampler.init, jnp.zeros((1, 1))))
         kinds[sampler.continuous, sampler.uses_variance, bool(memory)] = name
     return list(kinds.values())

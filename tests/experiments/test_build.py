@@ -78,12 +78,12 @@ def check_respacing(experiment: Experiment, params: Any) -> None:
     """A chain is respaced where what the network was taught is not of single steps alone."""
     chain = experiment.method.chain
     assert chain is not None
-    _, parameterization, variance = chain.process
+    parameterization, variance = chain.process.parameterization, chain.process.variance
     one_step = parameterization.predicts_mean or variance.one_step
     if one_step:
         with pytest.raises(ValueError, match="5 steps instead of 1000 are not possible"):
             chain.respaced(5)
-    schedule, denoise = chain.respaced(0 if one_step else 5)
+    schedule, denoise, _ = chain.respaced(0 if one_step else 5)
     images = jax.ShapeDtypeStruct((2, *experiment.dataset.image_shape), jnp.float32)
     prediction = jax.eval_shape(denoise, params, images, jax.ShapeDtypeStruct((2,), jnp.int32))
     assert schedule.num_timesteps == (1000 if one_step else 5)

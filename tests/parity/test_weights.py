@@ -21,7 +21,6 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 import diffusion.samplers  # noqa: E402
 import diffusion.walk  # noqa: E402
 from diffusion.networks.unet import UNet  # noqa: E402
-from diffusion.paths import levels_of  # noqa: E402
 from diffusion.spacings import uniform  # noqa: E402
 from experiments import devices  # noqa: E402
 from experiments.build import Experiment, build  # noqa: E402
@@ -83,7 +82,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     theirs, scheduler, experiment, params = published
     shape = experiment.dataset.image_shape
     draws = noise(shape, NUM_STEPS + 1)[:, :1]
-    chain, denoise = experiment.method.chain.respaced(NUM_STEPS)
+    _, denoise, levels = experiment.method.chain.respaced(NUM_STEPS)
 
     def bound(x: jax.Array, t: jax.Array) -> Any:
         return denoise(params, x, t)
@@ -91,9 +90,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
     table = jnp.asarray(draws)
     monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 1)
-    actual = jax.jit(
-        lambda: sample(diffusion.samplers.ancestral(levels_of(chain)), bound, keys, shape).x_0
-    )()
+    actual = jax.jit(lambda: sample(diffusion.samplers.ancestral(levels), bound, keys, shape).x_0)()
     expected = pipelines.walk(theirs, scheduler, uniform(1000, NUM_STEPS).tolist(), draws)
     assert expected.std() > 0.3
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)
@@ -102,7 +99,7 @@ def test_the_full_width_chain_gives_the_same_pictures(published, monkeypatch) ->
 def test_a_full_width_step_is_the_same(published) -> None:
     theirs, scheduler, experiment, params = published
     draws = noise(experiment.dataset.image_shape, 2)[:, :1]
-    schedule, denoise = experiment.method.chain.respaced(0)
+    _, denoise, levels = experiment.method.chain.respaced(0)
     x_t, z = jnp.asarray(draws[0]), jnp.asarray(draws[1])
 
     @jax.jit
@@ -111,9 +108,7 @@ def test_a_full_width_step_is_the_same(published) -> None:
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return diffusion.samplers.ancestral(levels_of(schedule)).step(
-            bound, x_t, t, lambda _: z, ()
-        )[0]
+        return diffusion.samplers.ancestral(levels).step(bound, x_t, t, lambda _: z, ())[0]
 
     scheduler.set_timesteps(1000)
     expected = pipelines.step(theirs, scheduler, STEP, draws[0], draws[1])
@@ -314,14 +309,14 @@ def test_diffusers_opens_what_is_exported_and_walks_the_same_chain(
 
     params = load_ema(experiment, tmp_path / "run", devices.make_mesh()).params
     draws = noise(shape, NUM_STEPS + 1)
-    chain, denoise = experiment.method.chain.respaced(NUM_STEPS)
+    _, denoise, levels = experiment.method.chain.respaced(NUM_STEPS)
     table = jnp.asarray(draws)
     monkeypatch.setattr(diffusion.walk, "normal", lambda keys, t, shape: table[t - 1])
     keys = jax.random.split(jax.random.key(0), 2)
     actual = jax.jit(
         lambda: (
             sample(
-                diffusion.samplers.ancestral(levels_of(chain)),
+                diffusion.samplers.ancestral(levels),
                 lambda x, t: denoise(params, x, t),
                 keys,
                 shape,

@@ -29,7 +29,8 @@ def beginning(field: str, name: str) -> list[str]:
         return ["--config=vae_digits"]
     if field == "model":
         return ["--config=digits_dit" if name == "unet" else "--config=digits"]
-    return ["--config=digits_dit:eps_simple", *(f"--config.model.{size}" for size in SMALL)]
+    ablation = "flow" if field == "path" else "eps_simple"
+    return [f"--config=digits_dit:{ablation}", *(f"--config.model.{size}" for size in SMALL)]
 
 
 def refusal(*arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion import losses, samplers, schedules, spacings, thresholds
+from diffusion import grids, losses, paths, samplers, schedules, spacings, thresholds
 from diffusion.networks import AUTOENCODERS, NETWORKS
+from diffusion.parameterizations import PARAMETERIZATIONS, WITH_OPTIONS
+from diffusion.structs import Process
 from diffusion.times import TIMES
 from diffusion.vae import LIKELIHOODS
+from diffusion.variances import VARIANCES
 from experiments import build, devices, evaluate, hooks, images, lookup, modes, state
 from experiments.configs import base, ranges, vae_digits
+from experiments.configs.continuous import CONTINUOUS
 from experiments.configs.ranges import FIELDS, Many, Range, Word
 from experiments.data import emoji
 from experiments.data.dataset import SPLITS
@@ -42,6 +47,8 @@ CHOICES = MappingProxyType(
         "likelihood": LIKELIHOODS,
         "text": TEXTS,
         "schedule": schedules.BETAS,
+        "path": paths.PATHS,
+        "parameterization": WITH_OPTIONS,
         "loss": losses.LOSSES,
         "loss.weighting": losses.WEIGHTINGS,
         "loss.space": losses.SPACES,
@@ -50,7 +57,7 @@ CHOICES = MappingProxyType(
         "optimizer": OPTIMIZERS,
         "clip": CLIPS,
         "sample.sampler": samplers.SAMPLERS,
-        "sample.spacing": spacings.SPACINGS,
+        "sample.spacing": {**grids.GRIDS, **spacings.SPACINGS},
         "sample.threshold": thresholds.THRESHOLDS,
     }
 )
@@ -102,6 +109,26 @@ def small_model(name: str) -> dict[str, Any]:
     return dict(name=name, **model, **conditional, dtype="float32")
 
 
+CHAIN = schedules.from_betas([0.1, 0.2])
+ON_A_CHAIN = Process(CHAIN, PARAMETERIZATIONS["eps"], VARIANCES["fixed_small"])
+
+
+def of_paths_alone(section: str, keyword: str) -> bool:
+    """Whether what has this keyword refuses a chain."""
+    tried: Any = {"sample.sampler": paths.levels_of(CHAIN), "timesteps": ON_A_CHAIN}.get(section)
+    for name, entry in CHOICES.get(section, {}).items():
+        if keyword not in lookup.keywords(entry):
+            continue
+        if section == "sample.spacing":
+            return name not in spacings.SPACINGS
+        if tried is not None:
+            try:
+                entry(tried)
+            except ValueError as refusal:
+                return "continuous time" in str(refusal)
+    return section == "path"
+
+
 def config_with(field: str, folder: Callable[[str], Any]) -> ConfigDict:
     """A small config, with a choice that has the field for its keyword.
 
@@ -117,10 +144,13 @@ def config_with(field: str, folder: Callable[[str], Any]) -> ConfigDict:
         return config
     config = base.get_config()
     config.schedule = dict(name="linear", num_timesteps=8, beta_start=0.02, beta_end=0.8)
+    section, _, keyword = field.rpartition(".")
+    if of_paths_alone(section, keyword):
+        CONTINUOUS["flow"].change(config)
+        config.path.num_timesteps = 8
     usual = config.model.name
     config.model = small_model(usual if usual in names or not names else names[0])
     config.train.preview_num_steps = 0
-    section, _, keyword = field.rpartition(".")
     if section == "encoder":
         config.encoder = dict(
             name="vae", workdir=str(folder("vae_run")), identity="", shift=(), scale=()
@@ -143,6 +173,7 @@ def config_with(field: str, folder: Callable[[str], Any]) -> ConfigDict:
         return config
     entry = CHOICES[section][found[0]]
     needed = {k: v for k, v in NEEDED.items() if k in lookup.keywords(entry)}
+    needed |= {"num_timesteps": 8} if section == "path" else {}
     config = changed(config, section, dict(name=found[0], **needed))
     if field == "optimizer.final_learning_rate":
         config.optimizer.update(warmup_steps=0, cosine_steps=10)
@@ -159,7 +190,7 @@ def run_checks(config: ConfigDict) -> None:
 
 def test_every_field_and_every_keyword_of_a_choice_has_its_range() -> None:
     fields = {f"{field}.{keyword}" for field in CHOICES for _, keyword in keywords(field)}
-    for config in (base.get_config(), *map(get, MAKERS)):
+    for config in (base.get_config(), get("digits", "flow"), *map(get, MAKERS)):
         fields |= set(flat(config.to_dict()))
     assert fields == set(FIELDS)
 
@@ -213,7 +244,10 @@ def test_nonsense_is_refused_by_name_and_anything_else_builds(
                 assert value == "no such name", (value, error)
                 assert str(error).startswith(f"config.{field} = 'no such name'"), error
     compiled = [r.message for r in caplog.records if "Finished XLA compilation" in r.message]
-    assert all("convert_element_type" in message for message in compiled)  # float64 to float32
+    # float64 to float32, and a path's numbers, one operation at a time
+    operations = [re.search(r"jit\((\w+)\)", message) for message in compiled]
+    names = {found[1] if found else "?" for found in operations} - {"stage"}  # of a derivative
+    assert all(hasattr(jax.lax, name) for name in names), names
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -222,7 +256,8 @@ def test_a_range_is_what_it_says(field: str) -> None:
     rule = rule.each if isinstance(rule, Many) else rule
     if not isinstance(rule, Range):
         return
-    for number in (math.nan, math.inf, -math.inf, -1, True, np.True_, None, "1", (1,)):
+    below = min(-1, rule.least - 1)
+    for number in (math.nan, math.inf, -math.inf, below, True, np.True_, None, "1", (1,)):
         assert rule.refusal(number) is not None
     step: Callable[[float, float], float] = math.nextafter
     if rule.whole:

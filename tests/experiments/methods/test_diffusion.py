@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.likelihood import prior_term, to_bits_per_dim
+from diffusion.paths import levels_of
 from diffusion.schedules import BETAS, from_betas, linear
 from experiments.build import build
 from experiments.command_line import load_config
@@ -18,7 +19,7 @@ def test_a_chain_cut_short_shows_in_its_description() -> None:
     """The stated L_T is the bound's prior term where every pixel is at 1."""
     for length, ends_in_noise in ((1000, True), (100, False)):
         schedule = from_betas(linear(length))
-        prior = largest_prior_term(schedule)
+        prior = largest_prior_term(levels_of(schedule))
         term = to_bits_per_dim(prior_term(schedule, jnp.ones((1, 4, 4, 1))))
         assert prior == pytest.approx(float(term[0]), rel=1e-3)
         assert (prior < 1e-4) == ends_in_noise
@@ -43,7 +44,7 @@ def test_what_is_advised_for_a_chain_that_ends_early_ends_in_noise(shape: str) -
         first = f"--config.schedule={shape}(num_timesteps={length}, {options})"
         config = load_config(["--config=digits", first])
         betas = lookup(BETAS, config.schedule, "schedule")()
-        if largest_prior_term(from_betas(betas)) <= ENOUGH_NOISE:
+        if largest_prior_term(levels_of(from_betas(betas))) <= ENOUGH_NOISE:
             continue
         advised = noisier(config.schedule.to_dict())
         if shape == "linear":
@@ -51,7 +52,7 @@ def test_what_is_advised_for_a_chain_that_ends_early_ends_in_noise(shape: str) -
         for choice in map(shlex.split, advised):
             better = load_config(["--config=digits", first, *choice]).schedule
             assert len(lookup(BETAS, better, "schedule")()) == length
-            found = from_betas(lookup(BETAS, better, "schedule")())
+            found = levels_of(from_betas(lookup(BETAS, better, "schedule")()))
             assert largest_prior_term(found) <= ENOUGH_NOISE, (length, choice)
 
 

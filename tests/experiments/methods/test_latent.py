@@ -326,8 +326,8 @@ def test_a_fixed_variance_is_beta_0_where_l_0_is_a_density(
     for make, expected in ((of_latents, "log_beta"), (tiny, "posterior_log_variance")):
         config = make()
         config.variance = ConfigDict(dict(name=name))
-        schedule, _, variance = build(config).method.chain.process
-        first = at(schedule, jnp.asarray(0), jnp.zeros(1))
+        process = build(config).method.chain.process
+        variance, first = process.variance, at(process.schedule, jnp.asarray(0), jnp.zeros(1))
         assert variance.log_variance(first, None, jnp.zeros(1)) == getattr(first, expected)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion.paths import levels_of
+from diffusion.grids import GRIDS
+from diffusion.paths import PATHS, grid, levels_of
 from diffusion.samplers import SAMPLERS
 from diffusion.schedules import from_betas
 from diffusion.spacings import SPACINGS
@@ -31,11 +32,17 @@ def sampled_by(tiny: Make, name: str, spacing: str = "") -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+CHAIN = levels_of(from_betas([0.1, 0.2]))
+PATH = grid(PATHS["cosine"](), GRIDS["uniform"](PATHS["cosine"](), 4))
+FLAGS = {name: make(PATH) for name, make in SAMPLERS.items()}
+OF_CHAINS = [name for name, each in FLAGS.items() if not each.needs_path]
+
+
+@pytest.mark.parametrize("name", OF_CHAINS)
 def test_without_a_wish_the_timesteps_are_the_samplers_own(tiny: Make, name: str) -> None:
     """And its protocol names them, as if they had been asked for."""
     method = build(sampled_by(tiny, name)).method
-    own = SAMPLERS[name](levels_of(from_betas([0.1, 0.2]))).spacing
+    own = SAMPLERS[name](CHAIN).spacing
     assert method.protocol["spacing"] == {"name": own.__name__}
     np.testing.assert_array_equal(method.chain.respaced(3)[0].told, own(8, 3))
     asked = build(sampled_by(tiny, name, "quadratic")).method

@@ -11,7 +11,6 @@ import pytest
 import diffusion.samplers
 import diffusion.walk
 import experiments
-from diffusion.paths import levels_of
 from experiments import devices
 from experiments.build import build
 from experiments.configs import by_size, image_folder
@@ -87,7 +86,7 @@ def given_noise(monkeypatch: pytest.MonkeyPatch, draws: np.ndarray) -> None:
 def test_an_ancestral_step_repeats_that_of_diffusers(name, converted, outputs) -> None:
     experiment, params = converted[name]
     draws = noise(MODELS[name].image_shape, 2)
-    schedule, denoise = experiment.method.chain.respaced(0)
+    _, denoise, levels = experiment.method.chain.respaced(0)
 
     @jax.jit
     def step(params: Any, x_t: jax.Array, z: jax.Array) -> jax.Array:
@@ -95,9 +94,7 @@ def test_an_ancestral_step_repeats_that_of_diffusers(name, converted, outputs) -
             return denoise(params, x, t)
 
         t = jnp.int32(STEP)
-        return diffusion.samplers.ancestral(levels_of(schedule)).step(
-            bound, x_t, t, lambda _: z, ()
-        )[0]
+        return diffusion.samplers.ancestral(levels).step(bound, x_t, t, lambda _: z, ())[0]
 
     actual = step(params, draws[0], draws[1])
     np.testing.assert_allclose(actual, outputs[f"{name}/step"], rtol=0, atol=1e-5)
@@ -108,7 +105,7 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
     experiment, params = converted[name]
     shape = MODELS[name].image_shape
     given_noise(monkeypatch, noise(shape, NUM_STEPS + 1))
-    schedule, denoise = experiment.method.chain.respaced(NUM_STEPS)
+    _, denoise, levels = experiment.method.chain.respaced(NUM_STEPS)
 
     @jax.jit
     def chain(params: Any) -> jax.Array:
@@ -116,7 +113,7 @@ def test_a_respaced_chain_repeats_that_of_diffusers(name, converted, outputs, mo
             return denoise(params, x, t)
 
         keys = jax.random.split(jax.random.key(0), 2)
-        return sample(diffusion.samplers.ancestral(levels_of(schedule)), bound, keys, shape).x_0
+        return sample(diffusion.samplers.ancestral(levels), bound, keys, shape).x_0
 
     expected = outputs[f"{name}/chain"]
     assert expected.std() > 0.3
