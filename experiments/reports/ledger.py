@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.configs import published
+from experiments.configs.formulations import FORMULATIONS
 from experiments.configs.published import PaperRow, PaperTable, SamplingRow, SamplingTable
 from experiments.reports import paper, render
 from experiments.reports.averages import average, describe, numbers, why_not_averaged
@@ -173,6 +174,41 @@ def _sampling(runs: Sequence[Run], table: SamplingTable) -> Table:
     return Table(head, tuple(lines), numbers=2)
 
 
+# --- Continuous time ---
+
+
+def _formulations(runs: Sequence[Run]) -> Table:
+    """Published numbers of formulations in continuous time, and ours of the same config."""
+    head = (
+        *("formulation", "data", "config", "quantity", "published", "source"),
+        *("ours", "seeds", "hardware"),
+    )
+    lines = []
+    for row in FORMULATIONS:
+        model = PaperRow(row.label, row.config, row.ablation, {})
+        having = [run for run in runs if row.config and _same(run, model, row.section)]
+        values = [float(run.sections[row.section].values[row.quantity]["value"]) for run in having]
+        ours = average(values, "", len(values)).text if values else NOT_MEASURED
+        config = f"{row.config}:{row.ablation}" if row.config else "–"
+        theirs = _cells(row.label, row.dataset, config, row.heading, row.text, row.source)
+        facts = _facts(having)[:2] if having else _cells("", "")
+        lines.append((*theirs, Cell(ours, strong=bool(values)), *facts))
+    return Table(head, tuple(lines), numbers=len(head))
+
+
+def _same(run: Run, model: PaperRow, section: str) -> bool:
+    """Whether the run trained this model to its end and measured the section on all of the data."""
+    if section not in run.sections or not paper.is_row(run, model):
+        return False
+    found = renewed_protocol(run.sections[section].protocol)
+    wanted = {**published.COMMON, "checkpoint_step": run.training.get("train.num_steps")}
+    if section == "samples":
+        wanted |= {"extractor": published.INCEPTION, "protocol": "paper"}
+    else:
+        wanted |= {"split": "test", "num_images": found.get("split_images")}
+    return all(found.get(name) == value for name, value in wanted.items())
+
+
 # --- What is no cell's number ---
 
 
@@ -230,5 +266,6 @@ def document(runs: Sequence[Run]) -> str:
             for table in published.TABLES.values()
         ],
         sampling=[(table, _sampling(runs, table)) for table in published.SAMPLING],
+        formulations=_formulations(runs),
         apart=Table(HEAD_APART, lines, numbers=len(HEAD_APART)) if lines else None,
     )

@@ -35,6 +35,11 @@ def provenance(config: dict[str, Any], commit: str = COMMIT) -> dict[str, Any]:
     }
 
 
+def timesteps(config: dict[str, Any]) -> int:
+    """T of a chain, or of the levels of a path."""
+    return int((config.get("schedule") or config["path"])["num_timesteps"])
+
+
 def bpd(value: float, config: dict[str, Any], **protocol: Any) -> dict[str, Any]:
     """The section "bpd"."""
     fields = {
@@ -46,7 +51,7 @@ def bpd(value: float, config: dict[str, Any], **protocol: Any) -> dict[str, Any]
         "checkpoint": "latest",
         "checkpoint_step": config["train"]["num_steps"],
         "variance": config["variance"]["name"],
-        "num_timesteps": config["schedule"]["num_timesteps"],
+        "num_timesteps": timesteps(config),
         "quantity": "variational bound",
         "decoder": "tanh",
         "clip_denoised": True,
@@ -73,7 +78,7 @@ def samples(value: float, config: dict[str, Any], **protocol: Any) -> dict[str, 
         "checkpoint": "latest",
         "checkpoint_step": config["train"]["num_steps"],
         "sampler": {"name": "ancestral"},
-        "num_steps": config["schedule"]["num_timesteps"],
+        "num_steps": timesteps(config),
         "threshold": {"name": "clip"},
         "variance": config["variance"]["name"],
         "seed": config["seed"],
@@ -142,7 +147,7 @@ def finished(
     sections = {
         "train": {"state": "finished", "step": steps, "metrics": {"step": steps, "loss": 0.05}},
         "sample": {
-            "num_steps": content["schedule"]["num_timesteps"],
+            "num_steps": timesteps(content),
             "sampler": {"name": "ancestral"},
         },
         "bpd": bpd(value, content, **(protocol or {})),

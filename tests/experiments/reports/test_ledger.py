@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.configs import published
+from experiments.configs import ablations, published
+from experiments.configs.formulations import FORMULATIONS
 from experiments.reports import ledger, paper, report
 from experiments.reports.collect import collect
 from experiments.workdir import status
@@ -67,6 +68,24 @@ def test_every_cell_of_the_paper_has_a_line_and_every_row_its_command() -> None:
                 line = [row.label, table.columns[name], config, printed.text, "not measured"]
                 assert [*line, "–", "–", "–", "–"] in rows
     assert "Nothing was measured." in text
+
+
+def test_a_formulation_counts_where_its_config_was_trained_and_measured_whole(
+    tmp_path: pathlib.Path,
+) -> None:
+    def told() -> str:
+        name = ("VDM", "CIFAR-10", "cifar10:vdm", "bits/dim, test", "2.65")
+        return cell(page(tmp_path), *name)[-3]
+
+    for row in FORMULATIONS:
+        assert row.ablation in ablations.ABLATIONS and row.text in page()
+    content = made_runs.resolved("cifar10", "vdm", 0)
+    for seed, (images, expected) in enumerate(((100, "not measured"), (10_000, "**2.7**"))):
+        folder = finished(tmp_path, "vdm", seed, 2.7, config="cifar10")
+        section = made_runs.bpd(2.7, content, num_images=images, split_images=10_000)
+        origin = {"provenance": made_runs.provenance(content)}
+        put(folder / "results.json", {"bpd": section | origin})
+        assert told() == expected
 
 
 def test_what_the_paper_quotes_is_shown_as_quoted_and_never_as_not_measured() -> None:
