@@ -58,6 +58,80 @@ MUTANTS = (
         "noise[:-1] ** 2 * (1.0 - (noise[:-1] / noise[1:]) ** 2)",
         "tests/diffusion/test_paths.py::test_a_grid_has_the_posterior_of_its_steps",
     ),
+    # --- Paths, their times and samplers ---
+    Mutant(
+        "bound_of_a_path_by_the_ratio",
+        "diffusion/losses.py",
+        "slope = -now.signal * fall / now.noise**3",
+        "slope = -fall / now.noise**2",
+        "tests/diffusion/test_path_laws.py"
+        "::test_the_bound_of_ever_more_steps_is_that_of_continuous_time",
+    ),
+    Mutant(
+        "edms_input_of_another_variance",
+        "diffusion/parameterizations.py",
+        "return 1.0 / jnp.sqrt(now.noise**2 + (sigma_data * now.signal) ** 2)",
+        "return 1.0 / jnp.sqrt(now.noise**2 + now.signal**2)",
+        "tests/diffusion/test_path_laws.py::test_edms_inputs_and_targets_have_variance_1",
+    ),
+    Mutant(
+        "velocity_of_the_noise_alone",
+        "diffusion/parameterizations.py",
+        "return d_signal * x_0 + d_noise * eps",
+        "return d_noise * eps",
+        "tests/diffusion/test_path_laws.py::test_velocity_is_the_derivative_of_x",
+    ),
+    Mutant(
+        "a_shift_that_multiplies_the_logit",
+        "diffusion/times.py",
+        "mean + std * n + math.log(shift)",
+        "shift * (mean + std * n)",
+        "tests/diffusion/test_times.py",
+    ),
+    Mutant(
+        "log_normal_weighed_without_its_slope",
+        "diffusion/times.py",
+        "density = slope * jnp.exp(-0.5 * n**2)",
+        "density = jnp.exp(-0.5 * n**2)",
+        "tests/diffusion/test_times.py"
+        "::test_two_densities_of_u_with_compensating_weights_have_one_mean",
+    ),
+    Mutant(
+        "heun_in_u_with_the_first_slope_twice",
+        "diffusion/path_samplers.py",
+        "velocity(denoise(guess, t - 1), t - 1, x_t)",
+        "velocity(denoise(guess, t - 1), t, x_t)",
+        "tests/diffusion/test_path_laws.py::test_every_solver_has_its_order_on_every_path",
+    ),
+    Mutant(
+        "churn_that_adds_the_whole_noise",
+        "diffusion/path_samplers.py",
+        "higher**2 - noise_ratio[1:] ** 2",
+        "higher**2",
+        "tests/diffusion/test_sampler_laws.py::test_it_draws_the_data",
+    ),
+    Mutant(
+        "a_paths_end_at_deviation_1",
+        "diffusion/walk.py",
+        "return start(sampler, deviation * normal(keys, 0, shape), recorded)",
+        "return start(sampler, normal(keys, 0, shape), recorded)",
+        "tests/diffusion/test_path_laws.py::test_a_walk_from_the_paths_own_end_has_the_datas_moments",
+    ),
+    Mutant(
+        "a_paths_prior_at_deviation_1",
+        "diffusion/likelihood.py",
+        "jnp.asarray(2.0 * np.log(deviation), jnp.float32)",
+        "jnp.zeros(())",
+        "tests/diffusion/test_path_laws.py"
+        "::test_the_chain_of_a_path_is_a_tight_bound_with_the_true_reverse_step",
+    ),
+    Mutant(
+        "a_paths_chain_forgets_its_signal",
+        "diffusion/schedules.py",
+        "posterior_mean_x_t=ratio * (noise_prev / noise) ** 2",
+        "posterior_mean_x_t=(noise_prev / noise) ** 2",
+        "tests/diffusion/test_path_laws.py::test_one_step_back_on_a_path_is_bayes_rule",
+    ),
     # --- The step back, guidance ---
     Mutant(
         "learned_range_upside_down",

@@ -10,18 +10,18 @@ import pytest
 from scipy.stats import norm
 
 from diffusion import losses, thresholds
-from diffusion.forward import q_sample
+from diffusion.forward import q_posterior, q_sample
 from diffusion.grids import GRIDS, karras, log_snr, uniform
 from diffusion.likelihood import prior_term
 from diffusion.parameterizations import PARAMETERIZATIONS, WITH_OPTIONS
-from diffusion.paths import PATHS, at, grid, place
+from diffusion.paths import PATHS, at, grid, levels_of, place
 from diffusion.probability_flow import bind, likelihood, make_flow
 from diffusion.reverse import make_denoise
 from diffusion.samplers import SAMPLERS
-from diffusion.schedules import from_levels
+from diffusion.schedules import BETAS, from_betas, from_levels
 from diffusion.structs import Levels, Parameterization, Path, Process
 from diffusion.variances import VARIANCES
-from diffusion.walk import start, walk
+from diffusion.walk import begin, start, walk
 from tests.diffusion.gaussian import DEVIATION, MEAN, exact_variance, log_density, variational_bound
 from tests.diffusion.gaussian import x_0_given_x_t as best
 
@@ -272,6 +272,51 @@ def test_impossible_churn_is_refused(options: dict) -> None:
     path = PATHS["edm"]()
     with pytest.raises(ValueError, match="must be at least 0, and churn_max at least churn_min"):
         SAMPLERS["heun_churn"](grid(path, inside(path)), **options)
+
+
+@every_path
+def test_a_walk_from_the_paths_own_end_has_the_datas_moments(path: Path) -> None:
+    """By the flow, which forgets nothing of where it begins."""
+    levels = grid(path, log_snr(path, 60))
+    process, sampler = process_of(path, levels), SAMPLERS["heun"](levels)
+    denoise = functools.partial(make_denoise(network, process, threshold=thresholds.none), None)
+
+    @jax.jit
+    def sample(keys: jax.Array) -> jax.Array:
+        first = begin(sampler, keys, (16,), 0, path.deviation)
+        return walk(sampler, denoise, keys, first).x_t
+
+    x = np.asarray(sample(jax.random.split(jax.random.key(7), 1000)), np.float64)
+    trace = 0.2 * float(levels.signal[-1])  # of the data at the end, which the prior lacks
+    assert x.mean() == pytest.approx(MEAN, abs=4 * DEVIATION / np.sqrt(x.size) + trace)
+    assert x.std() / DEVIATION == pytest.approx(1.0, abs=4 * np.sqrt(0.5 / x.size) + trace + 5e-3)
+
+
+@every_path
+def test_one_step_back_on_a_path_is_bayes_rule(path: Path) -> None:
+    """q(x_{t-1} | x_t, x_0) from the joint Gaussian of both given x_0."""
+    levels = grid(path, inside(path, 6))
+    schedule = from_levels(levels)
+    for t in range(1, 6):
+        before, now = t, t + 1  # entries of levels
+        covariance = levels.signal[now] / levels.signal[before] * levels.noise[before] ** 2
+        gain = covariance / levels.noise[now] ** 2
+        x_0, x_t = 0.4, -0.8
+        mean = levels.signal[before] * x_0 + gain * (x_t - levels.signal[now] * x_0)
+        row = jax.tree.map(lambda table, t=t: table[t], schedule)
+        found = q_posterior(row, jnp.array([x_0]), jnp.array([x_t]))
+        assert found.mean.item() == pytest.approx(mean, rel=2e-5, abs=1e-6)
+        variance = levels.noise[before] ** 2 - gain * covariance
+        assert np.exp(found.log_variance) == pytest.approx(variance, rel=1e-4)
+
+
+def test_the_levels_of_a_chain_have_its_tables() -> None:
+    chain = from_betas(BETAS["linear"](200, 1e-3, 0.1))
+    found = from_levels(levels_of(chain))
+    for name, table in chain._asdict().items():
+        if table is not None:
+            other = getattr(found, name)
+            np.testing.assert_allclose(other, table, rtol=2e-5, atol=1e-7, err_msg=name)
 
 
 # --- Densities and bounds ---
