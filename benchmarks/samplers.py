@@ -111,7 +111,7 @@ def measure(workdir: Path, out: Path, num: int, batch: int, seeds: int) -> None:
             for seed in range(row.seeds):
                 if (row.label, spacing, str(steps), str(seed)) in done:
                     continue
-                pictures, evaluations, seconds = _drawn(
+                pictures, evaluations, seconds = draw(
                     sample_fn, params, num, batch, seed, labels, mesh
                 )
                 distance = judge.distance(judge.features(pictures, mesh).features)
@@ -125,7 +125,7 @@ def measure(workdir: Path, out: Path, num: int, batch: int, seeds: int) -> None:
                 print(*values, flush=True)
 
 
-def _drawn(
+def draw(
     sample_fn: Any, params: Any, num: int, batch: int, seed: int, labels: np.ndarray, mesh: Any
 ) -> tuple[np.ndarray, float, float]:
     """(samples, mean number of evaluations, seconds an image in the fastest batch)."""
