@@ -494,6 +494,13 @@ MUTANTS = (
     ),
     # --- Metrics ---
     Mutant(
+        "bound_in_continuous_time_of_the_sphere_only",
+        "diffusion/continuous_bound.py",
+        "now.signal * square / now.noise**3",
+        "now.signal / now.noise**3",
+        "tests/diffusion/test_continuous_bound.py::test_it_depends_on_the_ends_of_the_path_only",
+    ),
+    Mutant(
         "noise_by_the_place_in_the_batch",
         "experiments/metrics/by_image.py",
         "np.arange(first, first + batch_size, dtype=np.int32)",

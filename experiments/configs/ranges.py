@@ -319,7 +319,10 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "sample.progress_columns": Range(1, 1000),
         "train.log_to": Word(("", "tensorboard", "wandb"), several=True),
         "evaluate.metrics": Word(
-            ("bpd", "bpd_fast", "baselines", "ode", "samples", "chain", "elbo", "latent_bound"),
+            (
+                *("bpd", "bpd_fast", "bpd_continuous", "baselines", "ode", "samples", "chain"),
+                *("elbo", "latent_bound"),
+            ),
             several=True,
             within=dict.fromkeys(("fid", "is", "kid", "precision", "recall"), "samples")
             | {"nll": "bpd", "bits_per_dim": "bpd"}
