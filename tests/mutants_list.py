@@ -494,6 +494,14 @@ MUTANTS = (
     ),
     # --- Metrics ---
     Mutant(
+        "learned_density_not_divided_out",
+        "diffusion/times.py",
+        "1.0 / (count * width)",
+        "jnp.ones_like(width)",
+        "tests/diffusion/test_learned_times.py"
+        "::test_it_comes_to_the_least_variance_and_keeps_the_mean",
+    ),
+    Mutant(
         "bound_in_continuous_time_of_the_sphere_only",
         "diffusion/continuous_bound.py",
         "now.signal * square / now.noise**3",

@@ -58,7 +58,8 @@ def get_config() -> ConfigDict:
     # network predicts) | mu | x_0 | eps | v | edm | velocity
     config.loss = dict(name="simple", weighting=dict(name="uniform"), space=dict(name="output"))
     # How t is drawn: uniform | loss_second_moment (history, uniform_share); of a path also
-    # antithetic | logit_normal (mean, std, shift, weigh) | log_normal (mean, std, weigh)
+    # antithetic | learned (parts, history, uniform_share) | log_normal (mean, std, weigh) |
+    # logit_normal (mean, std, shift, weigh)
     config.timesteps = dict(name="uniform")
 
     # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio, and dropout,

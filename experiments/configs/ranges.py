@@ -220,6 +220,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "loss.space.name": Text(),
         "timesteps.name": Text(),
         "timesteps.history": Range(1, 10_000),
+        "timesteps.parts": Range(1, 10_000),
         "timesteps.uniform_share": Range(0, 1, whole=False, above=True),
         "timesteps.mean": Range(-20, 20, whole=False),
         "timesteps.std": Range(0, 100, whole=False, above=True),
