@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from diffusion.forward import q_marginal
+from diffusion.forward import fit, q_marginal
 from diffusion.likelihood import Decoder, bin_half_width, mean_per_example, to_bits_per_dim
 from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.paths import at, through
@@ -34,7 +34,7 @@ SHORTEST_STEP = 1e-6  # of the first; a solve that asks for less has failed
 class Flow(NamedTuple):
     """A probability-flow ODE dx/du = velocity(params, x, u, **inputs) on u in [start, end].
 
-    velocity: (params, x f32[B, ...], u f32[], **inputs) -> f32[B, ...].
+    velocity: (params, x f32[B, ...], u f32[] or f32[B], **inputs) -> f32[B, ...].
     estimate: of x_0, likewise; not clipped.
     start: where the density is the model's; 0 of a chain.
     end: where it is the prior's, N(0, deviation^2 I); T - 1 of a chain.
@@ -118,13 +118,13 @@ def make_flow(apply: Callable[..., jax.Array], process: Process) -> Flow:
     check_process(process)
 
     def estimate(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
-        now = at(path, u)
+        now = fit(at(path, u), x)
         output = ask(apply, process, params, now, x, **inputs)
         value, _ = split_output(variance, output, x)
         return parameterization.decode(now, value, x)
 
     def velocity(params: Any, x: jax.Array, u: jax.Array, **inputs: Any) -> jax.Array:
-        now, x_0 = at(path, u), estimate(params, x, u, **inputs)
+        now, x_0 = fit(at(path, u), x), estimate(params, x, u, **inputs)
         eps = (x - now.signal * x_0) / now.noise
         return now.d_signal * x_0 + now.d_noise * eps
 

@@ -44,6 +44,11 @@ def _unit(keys: Key[Array, " b"]) -> PerExample:
     return jax.vmap(jax.random.uniform)(keys)
 
 
+def _spread(keys: Key[Array, " b"]) -> PerExample:
+    """f32[B] evenly spread over [0, 1) from the draw of the first key: (u + i / B) mod 1."""
+    return (_unit(keys[:1]) + jnp.arange(len(keys)) / len(keys)) % 1.0
+
+
 def uniform(process: Process, /) -> Times:
     """t uniform on 0 .. T - 1 (DDPM Alg. 1), or u uniform between a path's ends."""
     num_timesteps, path = process.schedule.num_timesteps, process.path
@@ -69,8 +74,7 @@ def antithetic(process: Process, /) -> Times:
     path = _path_of(process, "antithetic")
 
     def draw(keys: Key[Array, " b"]) -> tuple[jax.Array, PerExample]:
-        shares = (_unit(keys[:1]) + jnp.arange(len(keys)) / len(keys)) % 1.0
-        u = path.start + (path.end - path.start) * shares
+        u = path.start + (path.end - path.start) * _spread(keys)
         return u, jnp.ones(u.shape)
 
     return _independent(draw)
@@ -175,6 +179,52 @@ def whole_parts(
     return total, locate
 
 
+class _Remembered(NamedTuple):
+    """The last losses at each of several places, and the shares of draws that they ask for.
+
+    init: () -> state, without losses.
+    probabilities: state -> f32[T] in proportion to sqrt(E[L_t^2]) (IDDPM Eq. 18), but for
+        `uniform_share` of them; all equal until every place has a full history.
+    update: (state, places i32[B], losses f32[B]) -> state.
+    """
+
+    init: Callable[[], LossHistory]
+    probabilities: Callable[[LossHistory], Float[Array, " T"]]
+    update: Callable[[LossHistory, T, PerExample], LossHistory]
+
+
+def _remembered(size: int, history: int, uniform_share: float) -> _Remembered:
+    if history < 1 or not 0.0 < uniform_share <= 1.0:
+        raise ValueError(
+            f"got history = {history} and uniform_share = {uniform_share}; "
+            "history must be at least 1 and uniform_share in (0, 1]."
+        )
+
+    def init() -> LossHistory:
+        return LossHistory(jnp.zeros((size, history)), jnp.zeros(size, jnp.int32))
+
+    def probabilities(state: LossHistory) -> jax.Array:
+        root = jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))
+        share = root / jnp.maximum(jnp.sum(root), jnp.finfo(root.dtype).tiny)
+        mixed = (1.0 - uniform_share) * share + uniform_share / size
+        full = jnp.all(state.seen >= history) & (jnp.sum(root) > 0.0)
+        return jnp.where(full, mixed, 1.0 / size)
+
+    def update(state: LossHistory, t: T, losses: PerExample) -> LossHistory:
+        # Several examples may share a t: the k-th of them takes the k-th next slot, and of more
+        # than `history` only the last ones are kept.
+        same = t[:, None] == t[None, :]
+        rank = jnp.sum(jnp.tril(same, -1), axis=1)
+        kept = rank >= jnp.sum(same, axis=1) - history
+        slot = jnp.where(kept, (state.seen[t] + rank) % history, history)
+        losses = jax.lax.stop_gradient(losses)
+        return LossHistory(
+            state.losses.at[t, slot].set(losses, mode="drop"), state.seen.at[t].add(1)
+        )
+
+    return _Remembered(init, probabilities, update)
+
+
 def loss_second_moment(
     process: Process, /, history: int = 10, uniform_share: float = 1e-3
 ) -> Times:
@@ -189,43 +239,72 @@ def loss_second_moment(
     if process.path is not None:
         raise ValueError(
             "'loss_second_moment' remembers the loss of every timestep of a chain, and continuous "
-            "time has none. Choose uniform, antithetic, logit_normal or log_normal."
-        )
-    if history < 1 or not 0.0 < uniform_share <= 1.0:
-        raise ValueError(
-            f"got history = {history} and uniform_share = {uniform_share}; "
-            "history must be at least 1 and uniform_share in (0, 1]."
+            "time has none. Choose uniform, antithetic, learned, logit_normal or log_normal."
         )
     num_timesteps = process.schedule.num_timesteps
-
-    def init() -> LossHistory:
-        return LossHistory(jnp.zeros((num_timesteps, history)), jnp.zeros(num_timesteps, jnp.int32))
-
-    def probabilities(state: LossHistory) -> jax.Array:
-        root = jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))
-        share = root / jnp.maximum(jnp.sum(root), jnp.finfo(root.dtype).tiny)
-        mixed = (1.0 - uniform_share) * share + uniform_share / num_timesteps
-        full = jnp.all(state.seen >= history) & (jnp.sum(root) > 0.0)
-        return jnp.where(full, mixed, 1.0 / num_timesteps)
+    remembered = _remembered(num_timesteps, history, uniform_share)
 
     def sample(state: LossHistory, keys: Key[Array, " b"]) -> tuple[T, PerExample]:
-        total, locate = whole_parts(probabilities(state))
+        total, locate = whole_parts(remembered.probabilities(state))
         t, p = locate(jax.vmap(lambda key: jax.random.randint(key, (), 0, total, jnp.uint32))(keys))
         return t, 1.0 / (num_timesteps * p)
 
-    def update(state: LossHistory, t: T, losses: PerExample) -> LossHistory:
-        # Several examples may share a t: the k-th of them takes the k-th next slot, and of more
-        # than `history` only the last ones are kept.
-        same = t[:, None] == t[None, :]
-        rank = jnp.sum(jnp.tril(same, -1), axis=1)
-        kept = rank >= jnp.sum(same, axis=1) - history
-        slot = jnp.where(kept, (state.seen[t] + rank) % history, history)
-        losses = jax.lax.stop_gradient(losses)
-        return LossHistory(
-            state.losses.at[t, slot].set(losses, mode="drop"), state.seen.at[t].add(1)
-        )
+    return Times(remembered.init, sample, remembered.update)
 
-    return Times(init, sample, update)
+
+def piecewise_linear(
+    probabilities: Float[Array, " k"], shares: PerExample
+) -> tuple[PerExample, PerExample]:
+    """The monotone map of [0, 1) onto itself that gives each of k equal parts its probability.
+
+    It is the inverse of a distribution function, so that of uniform shares it makes draws.
+
+    Returns:
+        f32[B] in [0, 1], and its derivative by the shares, f32[B]: one over the density there.
+    """
+    count = len(probabilities)
+    stops = jnp.cumsum(probabilities)
+    edges = jnp.concatenate([jnp.zeros(1), stops / stops[-1]])
+    part = jnp.clip(jnp.searchsorted(edges, shares, side="right") - 1, 0, count - 1)
+    width = edges[part + 1] - edges[part]
+    within = jnp.clip((shares - edges[part]) / width, 0.0, 1.0)
+    return (part + within) / count, 1.0 / (count * width)
+
+
+def learned(
+    process: Process, /, parts: int = 64, history: int = 16, uniform_share: float = 1e-2
+) -> Times:
+    """u of a learned monotone function of antithetic shares (VDM section 5.1, App. I.2).
+
+    VDM learns the log SNR as a function of a uniform share, between two ends, to minimise the
+    variance of the loss. Where the network is told the log SNR, as on `linear_snr`, the mean loss,
+    the bound and what is sampled at given levels do not depend on that function: it is a density of
+    u on a fixed path, its slope the weight that divides the density out. Here it is
+    linear in each of `parts` of the path, for which the minimum is known, a slope of
+    1 / sqrt(E[L^2]) from the last losses there; it needs no gradient and no parameters.
+
+    Args:
+        parts: equally long, of the path.
+        history: losses that are remembered of each part; u is uniform until all have so many.
+        uniform_share: of the draws, so that no part is forgotten.
+
+    Raises:
+        ValueError: for a chain, and unless parts >= 1, history >= 1 and 0 < uniform_share <= 1.
+    """
+    path = _path_of(process, "learned")
+    if parts < 1:
+        raise ValueError(f"parts = {parts} must be at least 1.")
+    remembered, length = _remembered(parts, history, uniform_share), path.end - path.start
+
+    def sample(state: LossHistory, keys: Key[Array, " b"]) -> tuple[PerExample, PerExample]:
+        share, slope = piecewise_linear(remembered.probabilities(state), _spread(keys))
+        return path.start + length * share, slope
+
+    def update(state: LossHistory, u: PerExample, losses: PerExample) -> LossHistory:
+        part = ((u - path.start) / length * parts).astype(jnp.int32)
+        return remembered.update(state, jnp.clip(part, 0, parts - 1), losses)
+
+    return Times(remembered.init, sample, update)
 
 
 TIMES = MappingProxyType(
@@ -233,6 +312,7 @@ TIMES = MappingProxyType(
         "uniform": uniform,
         "loss_second_moment": loss_second_moment,
         "antithetic": antithetic,
+        "learned": learned,
         "logit_normal": logit_normal,
         "log_normal": log_normal,
     }

@@ -9,7 +9,16 @@ from experiments import console, devices
 from experiments.console import format_duration
 from experiments.experiment import Experiment
 from experiments.files.atomic import digest
-from experiments.metrics import baselines, bound, chain, elbo, flow, parts, sample_quality
+from experiments.metrics import (
+    baselines,
+    bound,
+    chain,
+    continuous,
+    elbo,
+    flow,
+    parts,
+    sample_quality,
+)
 from experiments.metrics.metric import Context, Metric, metric_names
 from experiments.workdir.checkpoint import crc32s
 from experiments.workdir.config import config_to_dict
@@ -21,6 +30,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
     {
         "bpd": Metric(bound.check, bound.bits_per_dim),
         "bpd_fast": Metric(bound.check_estimate, bound.estimated_bits_per_dim),
+        "bpd_continuous": Metric(continuous.check, continuous.continuous_bits_per_dim),
         "baselines": Metric(lambda experiment: None, baselines.density_baselines),
         "elbo": Metric(elbo.check, elbo.evidence_lower_bound),
         "latent_bound": Metric(elbo.check_latent, elbo.latent_bound),

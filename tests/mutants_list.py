@@ -494,6 +494,21 @@ MUTANTS = (
     ),
     # --- Metrics ---
     Mutant(
+        "learned_density_not_divided_out",
+        "diffusion/times.py",
+        "1.0 / (count * width)",
+        "jnp.ones_like(width)",
+        "tests/diffusion/test_learned_times.py"
+        "::test_it_comes_to_the_least_variance_and_keeps_the_mean",
+    ),
+    Mutant(
+        "bound_in_continuous_time_of_the_sphere_only",
+        "diffusion/continuous_bound.py",
+        "now.signal * square / now.noise**3",
+        "now.signal / now.noise**3",
+        "tests/diffusion/test_continuous_bound.py::test_it_depends_on_the_ends_of_the_path_only",
+    ),
+    Mutant(
         "noise_by_the_place_in_the_batch",
         "experiments/metrics/by_image.py",
         "np.arange(first, first + batch_size, dtype=np.int32)",

@@ -20,7 +20,7 @@ LINK = re.compile(r"\[([^\[\]]+)\]\(([^()\s]+)\)")
 NAME = re.compile(r"test_\w+|[A-Za-z_]\w*(\.\w+)+")
 COMMAND = re.compile(r"\bpython3? -m ([\w.]+)")
 CONFIG = re.compile(r"\bconfig=([\w./-]+\.py)\b", re.IGNORECASE)
-TAG = re.compile(r"\((IDDPM )?Eqs?\. ([\d, ]+)\)")
+TAG = re.compile(r"\((IDDPM |VDM )?Eqs?\. ([\d, ]+)\)")
 
 
 def documents() -> list[pathlib.Path]:

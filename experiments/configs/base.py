@@ -58,7 +58,8 @@ def get_config() -> ConfigDict:
     # network predicts) | mu | x_0 | eps | v | edm | velocity
     config.loss = dict(name="simple", weighting=dict(name="uniform"), space=dict(name="output"))
     # How t is drawn: uniform | loss_second_moment (history, uniform_share); of a path also
-    # antithetic | logit_normal (mean, std, shift, weigh) | log_normal (mean, std, weigh)
+    # antithetic | learned (parts, history, uniform_share) | log_normal (mean, std, weigh) |
+    # logit_normal (mean, std, shift, weigh)
     config.timesteps = dict(name="uniform")
 
     # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio, and dropout,
@@ -156,8 +157,8 @@ def get_config() -> ConfigDict:
     config.sample.progress_columns = 11  # estimates of x_0 in each row
 
     config.evaluate = ConfigDict()
-    # Separated by commas: bpd | bpd_fast | baselines | ode | samples | chain, of a VAE elbo, of a
-    # model of latents latent_bound
+    # Separated by commas: bpd | bpd_fast | baselines | ode | samples | chain, of a path
+    # bpd_continuous, of a VAE elbo, of a model of latents latent_bound
     config.evaluate.metrics = "bpd,baselines"
     config.evaluate.split = "test"  # test | train
     config.evaluate.num_images = 1000  # the first n of the split; 0 is all
@@ -168,7 +169,8 @@ def get_config() -> ConfigDict:
     config.evaluate.timesteps_per_call = 100  # of bpd, in one dispatch
     config.evaluate.timesteps_at_once = 1  # of bpd, in one call of the network
     config.evaluate.num_importance = 64  # of elbo: draws of z behind each image
-    config.evaluate.num_strata = 50  # of bpd_fast: timesteps of each image, beside 0
+    # Of bpd_fast: timesteps of each image, beside 0; of bpd_continuous: points of the path
+    config.evaluate.num_strata = 50
     # Of ode: uniform noise inside each level | decoder, the chain's, which needs no such noise
     config.evaluate.ode_dequantization = "uniform"
     config.evaluate.ode_tolerance = 1e-5  # relative and absolute, of a step of the ODE's solver

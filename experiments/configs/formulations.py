@@ -34,8 +34,17 @@ FORMULATIONS = (
         "Karras et al. 2022, Table 2, unconditional VP, 35 evaluations",
     ),
     FormulationRow(
-        *("VDM", "CIFAR-10", "cifar10", "vdm", "bits/dim, test", "bpd", "bits_per_dim", "2.65"),
-        "Kingma et al. 2021, Table 1, SNR learned",
+        *(
+            "VDM",
+            "CIFAR-10",
+            "cifar10",
+            "vdm_learned",
+            "bits/dim, test",
+            "bpd",
+            "bits_per_dim",
+            "2.65",
+        ),
+        "Kingma et al. 2021, Table 1",
     ),
     FormulationRow(
         *("JiT-G/16", "ImageNet 256×256", "", "jit", *_FID_OF, "1.82"),

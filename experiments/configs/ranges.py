@@ -220,6 +220,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "loss.space.name": Text(),
         "timesteps.name": Text(),
         "timesteps.history": Range(1, 10_000),
+        "timesteps.parts": Range(1, 10_000),
         "timesteps.uniform_share": Range(0, 1, whole=False, above=True),
         "timesteps.mean": Range(-20, 20, whole=False),
         "timesteps.std": Range(0, 100, whole=False, above=True),
@@ -319,7 +320,10 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "sample.progress_columns": Range(1, 1000),
         "train.log_to": Word(("", "tensorboard", "wandb"), several=True),
         "evaluate.metrics": Word(
-            ("bpd", "bpd_fast", "baselines", "ode", "samples", "chain", "elbo", "latent_bound"),
+            (
+                *("bpd", "bpd_fast", "bpd_continuous", "baselines", "ode", "samples", "chain"),
+                *("elbo", "latent_bound"),
+            ),
             several=True,
             within=dict.fromkeys(("fid", "is", "kid", "precision", "recall"), "samples")
             | {"nll": "bpd", "bits_per_dim": "bpd"}

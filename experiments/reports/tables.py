@@ -19,6 +19,7 @@ HEADLINE: dict[tuple[str, str], Callable[[Any], float]] = {
     ("samples", "is"): max,
     ("samples", "classifier_score"): max,
     ("bpd", "bits_per_dim"): min,
+    ("bpd_continuous", "bits_per_dim"): min,
     ("elbo", "bits_per_dim"): min,
     ("latent_bound", "bits_per_dim"): min,
     ("bpd_fast", "bits_per_dim_estimate"): min,

@@ -59,7 +59,9 @@ def test_two_densities_of_u_with_compensating_weights_have_one_mean(
     sampler = made(name, process, **options)
     assert sampler is not None and process.path is not None
     start, end = process.path.start, process.path.end
-    u, weight = (np.asarray(x, np.float64) for x in sampler.sample((), jax.random.split(key, n)))
+    u, weight = (
+        np.asarray(x, np.float64) for x in sampler.sample(sampler.init(), jax.random.split(key, n))
+    )
     assert (u >= start).all() and (u <= end * (1 + 1e-6)).all() and (weight > 0).all()
     share = (u - start) / (end - start)
     for of in (lambda s: np.sin(3 * s) + s, lambda s: s * (1 - s) ** 2):

@@ -115,7 +115,7 @@ ON_A_CHAIN = Process(CHAIN, PARAMETERIZATIONS["eps"], VARIANCES["fixed_small"])
 
 
 def of_paths_alone(section: str, keyword: str) -> bool:
-    """Whether what has this keyword refuses a chain."""
+    """Whether the first choice that has this keyword refuses a chain."""
     tried: Any = {"sample.sampler": paths.levels_of(CHAIN), "timesteps": ON_A_CHAIN}.get(section)
     for name, entry in CHOICES.get(section, {}).items():
         if keyword not in lookup.keywords(entry):
@@ -127,6 +127,7 @@ def of_paths_alone(section: str, keyword: str) -> bool:
                 entry(tried)
             except ValueError as refusal:
                 return "continuous time" in str(refusal)
+            return False
     return section == "path"
 
 

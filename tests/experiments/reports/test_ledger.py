@@ -74,14 +74,14 @@ def test_a_formulation_counts_where_its_config_was_trained_and_measured_whole(
     tmp_path: pathlib.Path,
 ) -> None:
     def told() -> str:
-        name = ("VDM", "CIFAR-10", "cifar10:vdm", "bits/dim, test", "2.65")
+        name = ("VDM", "CIFAR-10", "cifar10:vdm_learned", "bits/dim, test", "2.65")
         return cell(page(tmp_path), *name)[-3]
 
     for row in FORMULATIONS:
         assert row.ablation in ablations.ABLATIONS and row.text in page()
-    content = made_runs.resolved("cifar10", "vdm", 0)
+    content = made_runs.resolved("cifar10", "vdm_learned", 0)
     for seed, (images, expected) in enumerate(((100, "not measured"), (10_000, "**2.7**"))):
-        folder = finished(tmp_path, "vdm", seed, 2.7, config="cifar10")
+        folder = finished(tmp_path, "vdm_learned", seed, 2.7, config="cifar10")
         section = made_runs.bpd(2.7, content, num_images=images, split_images=10_000)
         origin = {"provenance": made_runs.provenance(content)}
         put(folder / "results.json", {"bpd": section | origin})
