@@ -31,6 +31,16 @@ def at(path: Path, u: U) -> Point:
 # --- Formulations ---
 
 
+def _check_start(start: float) -> None:
+    if not 0.0 < start < 1.0:
+        raise ValueError(f"start = {start} must lie between 0 and 1.")
+
+
+def _check_log_snr(log_snr_min: float, log_snr_max: float) -> None:
+    if not log_snr_min < log_snr_max:
+        raise ValueError(f"log_snr_min = {log_snr_min} must be below log_snr_max = {log_snr_max}.")
+
+
 def straight(start: float = 1e-3) -> Path:
     """x_u = (1 - u) x_0 + u eps, u in (0, 1] (rectified flow, Liu et al. 2023; flow matching).
 
@@ -42,8 +52,7 @@ def straight(start: float = 1e-3) -> Path:
     Raises:
         ValueError: unless 0 < start < 1.
     """
-    if not 0.0 < start < 1.0:
-        raise ValueError(f"start = {start} must lie between 0 and 1.")
+    _check_start(start)
     return Path(lambda u: 1.0 - u, lambda u: u, lambda u: TOLD * u, start=start, end=1.0)
 
 
@@ -68,43 +77,48 @@ def edm(noise_min: float = 0.002, noise_max: float = 80.0) -> Path:
     )
 
 
-def cosine(log_snr_max: float = 20.0) -> Path:
-    """signal = cos(pi u / 2), noise = sin(pi u / 2), its log SNR within +- log_snr_max.
+def cosine(log_snr_min: float = -20.0, log_snr_max: float = 20.0) -> Path:
+    """signal = cos(pi u / 2), noise = sin(pi u / 2), from log_snr_max down to log_snr_min.
 
     The continuous limit of IDDPM's schedule (Eq. 17) without its offset, between ends as those of
     Hoogeboom et al. (2023).
 
     Raises:
-        ValueError: unless log_snr_max > 0.
+        ValueError: unless log_snr_min < log_snr_max.
     """
-    if not log_snr_max > 0.0:
-        raise ValueError(f"log_snr_max = {log_snr_max} must be above 0.")
-    start = float(2.0 / np.pi * np.arctan(np.exp(-0.5 * log_snr_max)))
+    _check_log_snr(log_snr_min, log_snr_max)
     right = 0.5 * np.pi
+    start = float(np.arctan(np.exp(-0.5 * log_snr_max)) / right)
+    rest = float(np.arctan(np.exp(0.5 * log_snr_min)) / right)
     return Path(
         lambda u: jnp.sin(right * (1.0 - u)),  # near u = 1 with all its digits
         lambda u: jnp.sin(right * u),
         lambda u: TOLD * u,
         start=start,
-        end=1.0 - start,
+        end=1.0 - rest,
     )
 
 
-def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
+def vp(beta_min: float = 0.1, beta_max: float = 20.0, start: float = 1e-3) -> Path:
     """log alpha_bar = -beta_min u - (beta_max - beta_min) u^2 / 2, u in (0, 1] (Song Eq. 33).
 
     The limit of DDPM's linear chain, whose betas are these over T.
 
+    Args:
+        beta_min, beta_max: of u = 0 and u = 1.
+        start: the least u that the network is asked at.
+
     Raises:
-        ValueError: unless 0 < beta_min < beta_max.
+        ValueError: unless 0 < beta_min < beta_max and 0 < start < 1.
     """
+    _check_start(start)
     if not 0.0 < beta_min < beta_max:
         raise ValueError(f"beta_min = {beta_min} must be above 0 and below beta_max = {beta_max}.")
 
     def log_alpha_bar(u: U) -> U:
         return -u * (beta_min + 0.5 * (beta_max - beta_min) * u)
 
-    return _variance_preserving(log_alpha_bar, lambda u: TOLD * u, 1e-3, 1.0)
+    return _variance_preserving(log_alpha_bar, lambda u: TOLD * u, start, 1.0)
 
 
 def linear_snr(log_snr_min: float = -5.0, log_snr_max: float = 13.3) -> Path:
@@ -115,8 +129,7 @@ def linear_snr(log_snr_min: float = -5.0, log_snr_max: float = 13.3) -> Path:
     Raises:
         ValueError: unless log_snr_min < log_snr_max.
     """
-    if not log_snr_min < log_snr_max:
-        raise ValueError(f"log_snr_min = {log_snr_min} must be below log_snr_max = {log_snr_max}.")
+    _check_log_snr(log_snr_min, log_snr_max)
 
     def log_alpha_bar(u: U) -> U:
         return jax.nn.log_sigmoid(log_snr_max + (log_snr_min - log_snr_max) * u)
@@ -311,10 +324,15 @@ def check_signal(levels: Levels, sampler: str) -> None:
         ValueError: naming the sampler and what to choose instead.
     """
     if not (levels.signal > 0.0).all():
+        ends, other = "chain ends in pure noise (its last beta is 1)", "another schedule"
+        if levels.path is not None:
+            ends, other = (
+                "path ends in pure noise",
+                "the spacing log_snr or karras, without the end",
+            )
         raise ValueError(
-            f"the sampler {sampler!r} needs some signal at every timestep, and this chain ends "
-            "in pure noise (its last beta is 1). Choose ancestral or ddim, or another schedule; of "
-            "a path, the spacing log_snr, which leaves out the end."
+            f"the sampler {sampler!r} needs some signal at every level, and this {ends}. Choose "
+            f"ancestral or ddim, or {other}."
         )
 
 

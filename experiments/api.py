@@ -39,7 +39,7 @@ from experiments.arguments import (
 )
 from experiments.build import build
 from experiments.command_line import spelled_out
-from experiments.configs import saved
+from experiments.configs import ranges, saved
 from experiments.data.dataset import InMemory
 from experiments.drawing import (
     compile_sampling,
@@ -82,7 +82,7 @@ class Model:
 
     @property
     def schedule(self) -> Schedule:
-        """The chain's tables, f32[T]; raises ValueError for a method without a chain."""
+        """The tables of the chain or of a path's levels, f32[T]; raises ValueError without them."""
         return chain_of(self.experiment.method, "schedule").process.schedule
 
     def sample(
@@ -152,7 +152,10 @@ class Model:
     ) -> Experiment:
         """The model with these choices in place of its config's."""
         config = self.experiment.config.copy_and_resolve_references()
-        config.sample.num_steps = whole(steps, "steps", 0, self.experiment.method.num_steps)
+        method = self.experiment.method
+        endless = method.chain is not None and method.chain.process.path is not None
+        most = ranges.TIMESTEPS if endless else method.num_steps
+        config.sample.num_steps = whole(steps, "steps", 0, most)
         if guidance is not None:
             config.sample.guidance_scale = real(guidance, "guidance")
         if sampler is not None:
@@ -268,7 +271,7 @@ class Model:
 
         Args:
             x_t: f32[n, ...] as `encode` gives it, with the noise of timestep t.
-            t: one for all, or one each; 0-based, below the chain's T.
+            t: one for all, or one each; 0-based, below the chain's T: a row of `schedule`.
             labels: one each, for a class-conditional model.
 
         Raises:

@@ -45,8 +45,7 @@ def get_config() -> ConfigDict:
     # The chain: linear | quadratic | sigmoid | constant | jsd | warmup10 | warmup50 | cosine |
     # array (betas). Or, as in the ablation `flow`, a section `path` in its place, continuous time
     # (num_timesteps: levels of its bound and figures): straight (start) | edm (noise_min,
-    # noise_max) | cosine (log_snr_max) | vp (beta_min, beta_max) | linear_snr (log_snr_min,
-    # log_snr_max)
+    # noise_max) | vp (beta_min, beta_max, start) | cosine or linear_snr (log_snr_min, log_snr_max)
     config.schedule = dict(name="linear", num_timesteps=1000, beta_start=1e-4, beta_end=0.02)
     # What the network predicts: mu | x_0 | eps | v | edm (sigma_data) | velocity (of paths)
     config.parameterization = dict(name="eps")

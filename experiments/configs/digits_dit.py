@@ -8,7 +8,7 @@ Measured on one core of an AMD EPYC that other programs used too, jax 0.10.2: 7 
 
 from ml_collections import ConfigDict
 
-from experiments.configs import ablations, digits
+from experiments.configs import digits
 
 
 def get_config(ablation: str = "") -> ConfigDict:
@@ -29,4 +29,4 @@ def get_config(ablation: str = "") -> ConfigDict:
             dtype="float32",
         )
     )
-    return ablations.apply(config, ablation)
+    return digits.apply(config, ablation)

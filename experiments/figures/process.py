@@ -22,9 +22,10 @@ def forward(context: Context) -> Figure:
     records = real_images(context, context.config.rows)
     x_0 = context.encode(records["image"])
     eps = noise(context, "forward", len(x_0))
-    last = schedule.num_timesteps - 1
-    shares = np.linspace(0.0, 1.0, context.config.columns - 1) ** 2  # denser where more is seen
-    times = np.unique((last * shares).round().astype(int))
+    signal, deviation = (np.asarray(x, np.float64) for x in (schedule.signal, schedule.noise))
+    share = deviation / (signal + deviation)
+    evenly = np.linspace(share[0], share[-1], context.config.columns - 1)
+    times = np.unique(np.abs(share[:, None] - evenly).argmin(axis=0))
     columns = [records["image"]]
     for t in times:
         now = at(schedule, jnp.asarray(t), x_0)

@@ -193,6 +193,7 @@ def _chain(config: ConfigDict, dataset: Dataset, encoder: Encoder, condition: Co
 def _summary(chain: Chain, examples: Examples, details: jax.Array) -> dict[str, Any]:
     """The loss in each quarter of the chain, over the examples whose t was drawn there.
 
+    Of a path, in each quarter of its log SNR, for many draws of u some of them empty.
     Not weighted: where t is drawn by importance, they are of the drawn t.
     """
     t, total = examples.t, chain.levels.num_steps

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import grids, paths, samplers, schedules, spacings, thresholds
@@ -23,7 +24,8 @@ FLAGS = 8  # steps on which a sampler is made to read what it says of itself
 class Walks(NamedTuple):
     """A process, and how config.sample walks it.
 
-    whole: its levels, all of the chain's or config.path.num_timesteps of a path's.
+    whole: its levels, all of the chain's; of a path config.path.num_timesteps, evenly spaced in
+        the log SNR, whose falls alone the bound weighs errors with.
     flags: the sampler, for what it says of itself.
     sampler: levels -> the sampler on them.
     spacing: {name, **options} of the levels that are walked.
@@ -132,11 +134,11 @@ def _of_chain(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks
 def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
     with naming_field("path"):
         path: Path = lookup(paths.PATHS, config.path, "path", (), ("num_timesteps",))()
-        whole_of = grids.uniform if path.spacing == "trailing" else grids.GRIDS[path.spacing]
-        whole = paths.grid(path, whole_of(path, config.path.get("num_timesteps", NUM_TIMESTEPS)))
-    with_signal = paths.grid(path, grids.log_snr(path, FLAGS))
-    flags = sampler(with_signal)
-    own = "log_snr" if flags.needs_signal and not whole.signal[-1] > 0.0 else path.spacing
+        num_timesteps = config.path.get("num_timesteps", NUM_TIMESTEPS)
+        whole = paths.grid(path, grids.log_snr(path, num_timesteps))
+    flags = sampler(paths.grid(path, grids.log_snr(path, FLAGS)))
+    end = paths.grid(path, np.array([path.end]))
+    own = "log_snr" if flags.needs_signal and not end.signal[-1] > 0.0 else path.spacing
     spacing, space = _asked(config, own, grids.GRIDS)
 
     def levels(num_steps: int) -> tuple[Schedule, Levels]:

@@ -62,15 +62,23 @@ class Window(NamedTuple):
         return result
 
     def columns(self, metrics: dict[str, float]) -> str:
-        """The method's summary for the terminal: `[a b c]` for several of a name, else `name a`."""
+        """The method's summary for the terminal: `[a b c]` for several of a name, else `name a`.
+
+        A dash stands for a mean of no examples.
+        """
         text = ""
         for name, (sums, _) in self.calls[0]["summary"].items():
             if np.ndim(sums):
-                values = [metrics.get(f"{name}{i}", float("nan")) for i in range(len(sums))]
-                text += f" [{' '.join(f'{value:.3f}' for value in values)}]"
+                values = [metrics.get(f"{name}{i}") for i in range(len(sums))]
+                text += f" [{' '.join(map(_shown, values))}]"
             else:
-                text += f"  {name} {metrics.get(name, float('nan')):.4f}"
+                text += f"  {name} {_shown(metrics.get(name), 4)}"
         return text
+
+
+def _shown(value: float | None, digits: int = 3) -> str:
+    """A mean, or a dash where there was nothing to take it of."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 class Meter:

@@ -155,7 +155,9 @@ def test_a_grid_has_the_posterior_of_its_steps(name: str) -> None:
         (lambda: grid(PATHS["straight"](), np.array([0.5, 0.5])), "rising row"),
         (lambda: grid(PATHS["straight"](), np.array([0.5, 1.1])), "leave the path"),
         (lambda: PATHS["edm"](noise_min=90.0), "must be above 0 and below noise_max = 80"),
-        (lambda: PATHS["cosine"](log_snr_max=0.0), "must be above 0"),
+        (lambda: PATHS["cosine"](log_snr_max=-20.0), "-20.0 must be below log_snr_max = -20"),
+        (lambda: PATHS["straight"](start=0.0), "start = 0.0 must lie between 0 and 1"),
+        (lambda: PATHS["vp"](start=1.0), "start = 1.0 must lie between 0 and 1"),
         (lambda: PATHS["vp"](beta_min=30.0), "must be above 0 and below beta_max = 20"),
     ],
 )

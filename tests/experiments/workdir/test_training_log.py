@@ -4,11 +4,12 @@ import pathlib
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from experiments import console
-from experiments.workdir.training_log import TrainingLog
+from experiments.workdir.training_log import TrainingLog, Window
 
 
 def test_a_folder_that_stalls_is_named(
@@ -28,3 +29,11 @@ def test_a_folder_that_stalls_is_named(
     said = " ".join(capsys.readouterr().out.split())
     assert f"for the log to be written to {tmp_path}" in said
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_mean_of_no_examples_is_a_dash_and_no_column() -> None:
+    """As of a quarter of the chain in which no t was drawn; nan would look like a divergence."""
+    sums, counts = np.array([3.0, 0.0]), np.array([2.0, 0.0])
+    calls = [{"summary": {"loss_q": (sums, counts), "share": (0.0, 0.0)}}] * 2
+    window = Window(1, calls, 1, 0.0, {})
+    assert window.columns({"loss_q0": 1.5}) == " [1.500 -]  share -"
