@@ -32,7 +32,7 @@ def flow(levels: Levels, /, tolerance: float = 1e-4, max_steps: int = 1000) -> S
     stops = levels.time[1:, None]
 
     def step(model: BoundFlow, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        examples = jnp.arange(x_t.shape[0])
+        examples = jnp.arange(x_t.shape[0], dtype=jnp.int32)
         (u,), (below,) = row(stops, t, x_t), row(stops, jnp.maximum(t - 1, 0), x_t)
         x_0 = jax.vmap(model.estimate, (0, None, 0))(x_t, u, examples)
 
@@ -74,5 +74,5 @@ def _solve(
     assert solution.ys is not None and solution.stats is not None
     success = solution.result == diffrax.RESULTS.successful
     # Six a step, the last of which is the next's first, and once at the start.
-    evaluations = 6 * solution.stats["num_steps"] + 1
+    evaluations = (6 * solution.stats["num_steps"] + 1).astype(jnp.int32)
     return jnp.where(success, solution.ys[-1], jnp.nan), evaluations

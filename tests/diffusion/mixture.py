@@ -1,47 +1,19 @@
-"""Data that is a mixture of two Gaussians a value, whose best denoiser is known in closed form."""
+"""The mixture of the benchmarks as the data of tests, with the best network of a chain."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.stats import norm
 
+from benchmarks.mixture import DATA as DATA
+from benchmarks.mixture import Mixture as Mixture
+from benchmarks.mixture import cumulative as cumulative
+from benchmarks.mixture import draw as draw
+from benchmarks.mixture import log_density as log_density
+from benchmarks.mixture import x_0_given_x_t
 from diffusion import paths
 from diffusion.structs import Point, Schedule
-
-
-class Mixture(NamedTuple):
-    """w_0 N(m_0, s^2) + w_1 N(m_1, s^2) of each value; of one place where the means are equal."""
-
-    means: Any  # [..., 2]; the first axes those of the values
-    weights: Any = (0.3, 0.7)
-    deviation: Any = 0.15
-
-
-DATA = Mixture((-0.6, 0.5))
-
-
-def _parts(now: Any, x_t: jax.Array, data: Mixture) -> tuple[jax.Array, jax.Array]:
-    """log of weight times density [..., 2], and the mean of x_0 of each part [..., 2]."""
-    root, noise = now.signal[..., None], now.noise[..., None] ** 2
-    means, weights = (jnp.asarray(values, x_t.dtype) for values in (data.means, data.weights))
-    spread = root**2 * data.deviation**2 + noise
-    off = x_t[..., None] - root * means
-    log_part = jnp.log(weights) - 0.5 * (off**2 / spread + jnp.log(2 * jnp.pi * spread))
-    return log_part, means + data.deviation**2 * root / spread * off
-
-
-def log_density(now: Any, x_t: jax.Array, data: Mixture = DATA) -> jax.Array:
-    """log q(x_t) of each value; `now` holds the coefficients."""
-    return jax.nn.logsumexp(_parts(now, x_t, data)[0], axis=-1)
-
-
-def x_0_given_x_t(now: Any, x_t: jax.Array, data: Mixture = DATA) -> jax.Array:
-    """E[x_0 | x_t] of each value."""
-    log_part, means = _parts(now, x_t, data)
-    return jnp.sum(jax.nn.softmax(log_part, axis=-1) * means, axis=-1)
 
 
 def levels(schedule: Schedule) -> Callable[[jax.Array, jax.Array], Point]:
@@ -59,16 +31,3 @@ def best_network(schedule: Schedule) -> Any:
     """(data, x_t, t [B]) -> E[x_0 | x_t], to be read as x_0, on a chain of its own times."""
     at = levels(schedule)
     return lambda data, x_t, t: x_0_given_x_t(at(t, x_t), x_t, data)
-
-
-def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x_0."""
-    which, noise = jax.random.split(key)
-    upper = jax.random.bernoulli(which, DATA.weights[1], shape).astype(int)
-    return jnp.asarray(DATA.means)[upper] + DATA.deviation * jax.random.normal(noise, shape)
-
-
-def cumulative(x: np.ndarray) -> np.ndarray:
-    """P(x_0 <= x)."""
-    parts = zip(DATA.weights, DATA.means, strict=True)
-    return sum(weight * norm.cdf(x, mean, DATA.deviation) for weight, mean in parts)
