@@ -145,21 +145,22 @@ def annealed_langevin(
 ) -> Sampler:
     """Langevin dynamics at every noise level in turn, from the score alone (NCSN Alg. 1).
 
-    x is handed on as it is from level to level, in the chain's scale, in which all of them have
-    about the variance of the data (Song Alg. 3 without its predictor). NCSN hands on
-    x / sqrt(alpha_bar): its noise then grows from one level to the next by the ratio of their
-    sqrt(alpha_bar), beyond all bounds where levels are far apart, as the first of a cosine chain
-    are. After the last level comes one evaluation more, for the estimate of x_0.
+    From level to level x is handed on in the scale in which signal^2 + noise^2 is 1, as it is on
+    every chain, and all levels have about the variance of the data (Song Alg. 3 without its
+    predictor). NCSN hands on x / signal: its noise then grows from one level to the next by the
+    ratio of their signals, beyond all bounds where levels are far apart, as the first of a cosine
+    chain are. After the last level comes one evaluation more, for the estimate of x_0.
 
     Raises:
         ValueError: for a step size that diverges.
     """
-    langevin, table = _langevin(steps_per_level, step_size), levels.noise[1:, None]
+    langevin, length = _langevin(steps_per_level, step_size), np.hypot(levels.signal, levels.noise)
+    table = np.stack([levels.noise[1:], length[:-1] / length[1:]], axis=1)
 
     def step(denoise: BoundDenoise, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
-        (sigma,) = row(table, t, x_t)
+        sigma, scale = row(table, t, x_t)
         x, x_0 = langevin(denoise, x_t, t, sigma, noise, 0)
-        x = jax.lax.cond(t > 0, lambda: x, lambda: denoise(x, t).x_0)
+        x = jax.lax.cond(t > 0, lambda: scale * x, lambda: denoise(x, t).x_0)
         return Step(x, x_0, memory, steps_per_level + (t == 0))
 
     return Sampler(levels.num_steps, _nothing, step, stochastic=True)

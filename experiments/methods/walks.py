@@ -138,7 +138,11 @@ def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
         whole = paths.grid(path, grids.log_snr(path, num_timesteps))
     flags = sampler(paths.grid(path, grids.log_snr(path, FLAGS)))
     end = paths.grid(path, np.array([path.end]))
-    own = "log_snr" if flags.needs_signal and not end.signal[-1] > 0.0 else path.spacing
+    own = path.spacing
+    if flags.adaptive:
+        own = "uniform"  # whose first level, where its own steps end, is the path's start
+    elif flags.needs_signal and not end.signal[-1] > 0.0:
+        own = "log_snr"
     spacing, space = _asked(config, own, grids.GRIDS)
 
     def levels(num_steps: int) -> tuple[Schedule, Levels]:

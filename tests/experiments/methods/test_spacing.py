@@ -15,6 +15,7 @@ from diffusion.spacings import SPACINGS
 from experiments import hooks
 from experiments.build import build
 from experiments.configs import saved
+from experiments.configs.continuous import CONTINUOUS
 from experiments.devices import make_mesh
 from experiments.files.atomic import write_json
 from experiments.state import TrainState, facts, save, training_images
@@ -48,6 +49,21 @@ def test_without_a_wish_the_timesteps_are_the_samplers_own(tiny: Make, name: str
     asked = build(sampled_by(tiny, name, "quadratic")).method
     assert asked.protocol["spacing"] == {"name": "quadratic"}
     np.testing.assert_array_equal(asked.chain.respaced(3)[0].told, SPACINGS["quadratic"](8, 3))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", [name for name, each in FLAGS.items() if each.adaptive])
+def test_what_chooses_its_own_steps_goes_to_the_start_of_a_path(
+    tiny: Make, name: str, path: str
+) -> None:
+    """It ends at the first level, from which an estimate of x_0 must not be far."""
+    config = sampled_by(tiny, name)
+    CONTINUOUS["flow"].change(config)
+    config.path = ConfigDict(dict(name=path, num_timesteps=20))
+    config.sample.sampler = ConfigDict(dict(name=name))
+    config.sample.num_steps = 0
+    chain = build(config).method.chain
+    assert chain.respaced(0).levels.time[1] == PATHS[path]().start
 
 
 def test_auto_takes_no_options_and_is_one_of_the_choices(tiny: Make) -> None:
