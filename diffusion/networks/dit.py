@@ -25,6 +25,7 @@ from diffusion.networks.layers import (
     TimeEmbedding,
     attention,
     dense,
+    fourier_features,
 )
 from diffusion.networks.network import check_label_dropout
 from diffusion.networks.text import (
@@ -151,6 +152,7 @@ class DiT(nn.Module):
     num_heads: int = 6  # attention heads
     mlp_ratio: float = 4.0  # width of the MLPs' hidden layer, in `hidden_size`
     dropout: float = 0.0  # probability of dropping what attention or MLP adds, per activation
+    fourier_features: tuple[int, ...] = ()  # n of what the input is given as well, see there
     num_classes: int | None = None  # number of labels, for a class-conditional network
     text: TextSettings | None = None  # of captions, which every block then attends to
     label_dropout: float = 0.0  # share of labels that training replaces by the null class
@@ -220,6 +222,7 @@ class DiT(nn.Module):
             condition += dense(features, "text_proj", jnp.float32)(context.mean())
         condition = nn.swish(condition)
 
+        x = fourier_features(x, self.fourier_features)
         h = each(dense(features, "patch_in", jnp.float32), patchify(x, patch))
         places = position_embedding(height // patch, width // patch, features)
         h = (h + jnp.asarray(places, jnp.float32)).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""What networks share: linear maps, attention, embeddings of timestep and label, a convolution.
+"""What networks share: maps, attention, embeddings of timestep and label, features, a convolution.
 
 In a `lax.scan` XLA:CPU does not bring a convolution into the one layout that its fast kernels know,
 and the gradient of the weights runs some 25 times slower; here both gradients have that layout.
@@ -65,6 +65,26 @@ def timestep_embedding(
     waves = [jnp.sin(angles), jnp.cos(angles)]
     embedding = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=1)
     return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
+
+
+def fourier_features(
+    x: Float[Array, "b h w c"], exponents: tuple[int, ...]
+) -> Float[Array, "b h w d"]:
+    """x and behind it sin(2^n pi x) and cos(2^n pi x) of every channel, for each n (VDM App. C).
+
+    Of period 2^(1 - n): they show differences far smaller than the image to a first layer that
+    else would need large weights for them. K levels lie 2 / (K - 1) apart in [-1, 1]. With
+    2^n = (K - 1) / 2 neighbouring levels have opposite cosines, and with n + 1 the period is one
+    level, so that the features show how far a value is from the nearest; a finer one would not
+    tell noise of one level from none. For 256 levels these are 7 and 8, VDM's, for 17 they are
+    3 and 4.
+
+    Args:
+        exponents: n; () gives x.
+    """
+    angles = [2.0**n * np.pi * x for n in exponents]
+    waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+    return jnp.concatenate([x, *waves], axis=-1) if waves else x
 
 
 class TimeEmbedding(nn.Module):

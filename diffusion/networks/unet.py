@@ -23,6 +23,7 @@ from diffusion.networks.layers import (
     attention,
     conv_general_dilated,
     dense,
+    fourier_features,
     kernel_init,
 )
 from diffusion.networks.network import check_heads, check_label_dropout, check_levels
@@ -273,6 +274,7 @@ class UNet(nn.Module):
     flip_sin_to_cos: bool = False  # cosines before sines in the time embedding
     freq_shift: int = 1  # of its frequencies, see `timestep_embedding`
     downsample_padding: int = 0  # of what halves images: 0 bottom and right, 1 every side
+    fourier_features: tuple[int, ...] = ()  # n of what the input is given as well, see there
     num_classes: int | None = None  # number of labels, for a class-conditional network
     text: TextSettings | None = None  # of captions, for a network that is told them
     cross_attention_resolutions: tuple[int, ...] = ()  # heights at which blocks attend to words
@@ -360,6 +362,7 @@ class UNet(nn.Module):
             return context if height in self.cross_attention_resolutions else None
 
         last = len(self.channel_multipliers) - 1
+        x = fourier_features(x, self.fourier_features)
         h = conv3x3(self.channels, "conv_in", jnp.float32)(x).astype(self.dtype)
         skips, attention = [h], []
         for i, multiplier in enumerate(self.channel_multipliers):

@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.timesteps = dict(name="uniform")
 
     # unet, or dit (patch_size, hidden_size, depth, num_heads, mlp_ratio, and dropout,
-    # class_conditional, label_dropout, remat and dtype as here)
+    # fourier_features, class_conditional, label_dropout, remat and dtype as here)
     config.model = ConfigDict(dict(name="unet"))
     config.model.channels = 128  # width of the first level
     config.model.channel_multipliers = (1, 2, 2, 2)  # widths of the levels, in `channels`
@@ -78,6 +78,8 @@ def get_config() -> ConfigDict:
     config.model.freq_shift = 1  # its frequencies are 10000^(-i / (channels / 2 - freq_shift))
     # Of what halves images: 0 pads at the bottom and right, 1 on every side
     config.model.downsample_padding = 0
+    # n of sin, cos(2^n pi x_t) beside x_t: (7, 8) is VDM's for 256 levels; () is none
+    config.model.fourier_features = ()
     config.model.class_conditional = False  # give the network the labels
     config.model.label_dropout = 0.0  # share of labels that training replaces by "no label"
     config.model.remat = False  # recompute activations in the backward pass to save memory

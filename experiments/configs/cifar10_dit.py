@@ -24,6 +24,7 @@ def get_config(ablation: str = "") -> ConfigDict:
             num_heads=6,
             mlp_ratio=4.0,
             dropout=0.1,  # as for the U-Net; the paper's DiTs have none
+            fourier_features=(),
             class_conditional=False,
             label_dropout=0.0,
             remat=False,

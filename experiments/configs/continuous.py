@@ -7,6 +7,9 @@ from ml_collections import ConfigDict
 
 from experiments.configs.changes import Ablation
 
+# Exponents of `layers.fourier_features` for data that have not 256 levels.
+FEATURES: MappingProxyType[str, tuple[int, ...]] = MappingProxyType({"digits": (3, 4)})
+
 
 def _continuous(
     words: str,
@@ -19,12 +22,14 @@ def _continuous(
     loss: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
     num_steps: int = 0,
+    features: bool = False,
 ) -> Ablation:
     """A path in place of the chain, with what the network predicts and how u is drawn.
 
     Args:
         loss: weighting and space of the squared error, where they are not uniform and the output.
         sampler, num_steps: of samples and previews; None leaves the config's.
+        features: whether the network is given Fourier features of its input, fit to the levels.
     """
 
     def change(config: ConfigDict) -> None:
@@ -38,10 +43,13 @@ def _continuous(
         if sampler is not None:
             config.sample.sampler = ConfigDict(sampler)
             config.sample.num_steps = config.train.preview_num_steps = num_steps
+        if features:
+            config.model.fourier_features = FEATURES.get(config.data.name, (7, 8))
 
     keys: tuple[str, ...] = ("schedule", "path", "variance", "loss")
     keys += ("parameterization",) * (predicts["name"] != "eps")  # which every data set's predicts
     keys += ("timesteps",) * (times["name"] != "uniform")  # as they are drawn everywhere
+    keys += ("model.fourier_features",) * features
     walked = ("sample.sampler", "sample.num_steps", "train.preview_num_steps")
     return Ablation(words, source, keys + (walked if sampler else ()), change, expected)
 
@@ -94,12 +102,13 @@ CONTINUOUS: MappingProxyType[str, Ablation] = MappingProxyType(
             times=_UNIFORM,
         ),
         "vdm": _continuous(
-            "the bound in continuous time, log SNR falling linearly, ε prediction, antithetic u",
-            "Kingma et al. 2021, section 4",
+            "the bound in continuous time, log SNR linear in u, antithetic u, Fourier features",
+            "Kingma et al. 2021, section 4, App. C",
             path=_LINEAR_SNR,
             predicts=dict(name="eps"),
             times=dict(name="antithetic"),
             loss=dict(weighting=dict(name="vlb")),
+            features=True,
         ),
         "vdm_learned": _continuous(
             "vdm with the log SNR learned between its ends, for the least variance of the bound",
@@ -109,6 +118,7 @@ CONTINUOUS: MappingProxyType[str, Ablation] = MappingProxyType(
             predicts=dict(name="eps"),
             times=dict(name="learned", parts=64, history=16, uniform_share=0.01),
             loss=dict(weighting=dict(name="vlb")),
+            features=True,
         ),
         "jit": _continuous(
             "x_0 predicted and velocity compared on the straight path, for large patches of a DiT",

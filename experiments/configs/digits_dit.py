@@ -23,6 +23,7 @@ def get_config(ablation: str = "") -> ConfigDict:
             num_heads=4,
             mlp_ratio=4.0,
             dropout=0.1,  # as for the U-Net
+            fourier_features=(),
             class_conditional=False,
             label_dropout=0.0,
             remat=False,

@@ -34,16 +34,8 @@ FORMULATIONS = (
         "Karras et al. 2022, Table 2, unconditional VP, 35 evaluations",
     ),
     FormulationRow(
-        *(
-            "VDM",
-            "CIFAR-10",
-            "cifar10",
-            "vdm_learned",
-            "bits/dim, test",
-            "bpd",
-            "bits_per_dim",
-            "2.65",
-        ),
+        *("VDM", "CIFAR-10", "cifar10", "vdm_learned"),
+        *("bits/dim, test", "bpd", "bits_per_dim", "2.65"),
         "Kingma et al. 2021, Table 1",
     ),
     FormulationRow(

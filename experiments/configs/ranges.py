@@ -243,6 +243,7 @@ FIELDS: MappingProxyType[str, Rule] = MappingProxyType(
         "model.flip_sin_to_cos": Flag(),
         "model.freq_shift": Range(0, CHANNELS),
         "model.downsample_padding": Range(0, 1),
+        "model.fourier_features": Many(Range(0, 16), most=16),
         "model.patch_size": Range(1, SIDE),
         "model.hidden_size": Range(4, CHANNELS),
         "model.depth": Range(1, 1000),

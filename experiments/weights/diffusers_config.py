@@ -292,9 +292,15 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
     """The config.json under which diffusers' UNet2DModel is this network.
 
     Raises:
-        ValueError: for a network that it cannot be: as many heads at other widths, or labels.
+        ValueError: for a network that it cannot be: as many heads at other widths, labels, or
+            features of its input.
     """
     height, width, channels = image_shape
+    if network.fourier_features:
+        raise ValueError(
+            f"model.fourier_features = {network.fourier_features}: diffusers' UNet2DModel is given "
+            "the image alone, so this network cannot be written for it."
+        )
     head, attended = network.attention_head_dim or None, set(network.attending(height))
     if head is None and network.num_heads > 1 and len(attended) == 1:
         head = attended.pop() // network.num_heads

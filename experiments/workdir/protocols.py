@@ -74,11 +74,12 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     Every model was of pixels and told no words, and trained on all images alike; every device had
     all parameters, and no checkpoint stayed for good. The precision of products was the default of
     jax before it was a field, diffusion the only method; of a U-Net no label was dropped, and what
-    diffusers' does otherwise was as in the paper. After its warm-up the learning rate stayed, no
-    weight decayed, and the average had no warm-up; losses compared what the network predicts. Of
-    sampling, a flag said whether x_0 is clipped, and the timesteps of every sampler were evenly
-    spaced. Of pictures of one's own, the folders were numbered by the alphabet, and their names not
-    kept. A VAE below latents was of its newest checkpoint.
+    diffusers' does otherwise was as in the paper; no network was given features of its input. After
+    its warm-up the learning rate stayed, no weight decayed, and the average had no warm-up; losses
+    compared what the network predicts. Of sampling, a flag said whether x_0 is clipped, and the
+    timesteps of every sampler were evenly spaced. Of pictures of one's own, the folders were
+    numbered by the alphabet, and their names not kept. A VAE below latents was of its newest
+    checkpoint.
     """
     config = {"precision": "default", "method": {"name": "diffusion"}, "ema_warmup": 0.0, **config}
     config = {"encoder": {"name": "pixels"}, "mesh": {"data": 0, "fsdp": 1}, **config}
@@ -114,6 +115,9 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
         case {"model": {"name": "unet"} as model}:
             words: dict[str, Any] = {"cross_attention_resolutions": []}
             config["model"] = {"label_dropout": 0.0, **words, **OF_THE_PAPER, **model}
+    match config:
+        case {"model": {"name": "unet" | "dit"} as model}:
+            config["model"] = {"fourier_features": [], **model}
     match config:
         case {
             "clip": {"images_per_core": int(images), **clip},

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.networks.autoencoder import posterior
-from diffusion.networks.layers import kernel_init, timestep_embedding
+from diffusion.networks.layers import fourier_features, kernel_init, timestep_embedding
 from diffusion.networks.network import check_label_dropout
 from diffusion.networks.text import TextSettings, check_text, read_caption
 from diffusion.structs import Gaussian
@@ -25,6 +25,7 @@ class SmallNetwork(nn.Module):
     out_channels: int
     channels: int = 8
     dropout: float = 0.0
+    fourier_features: tuple[int, ...] = ()
     num_classes: int | None = None
     label_dropout: float = 0.0
     text: TextSettings | None = None
@@ -51,7 +52,9 @@ class SmallNetwork(nn.Module):
         context = read_caption(self.text, tokens, train)
         if context is not None:
             told += nn.Dense(self.channels, name="caption")(context.mean())
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(
+            fourier_features(x, self.fourier_features)
+        )
         h = nn.swish(h + told[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         kernel = kernel_init(0.0)  # almost zero, as of the others

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.networks import NETWORKS
-from diffusion.networks.layers import ClassEmbedding, attention
+from diffusion.networks.layers import ClassEmbedding, attention, fourier_features
 from tests.diffusion.networks.small import applied, shaken, shapes, small
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -115,3 +115,41 @@ def test_a_label_out_of_range_gives_nan(name: str) -> None:
     x, t = jnp.zeros((5, 8, 8, 1)), jnp.zeros(5)
     out = applied(network)(shaken(network), x, t, labels)
     assert jnp.isfinite(out[:2]).all() and jnp.isnan(out[2:]).all()
+
+
+# --- Features of the input ---
+
+
+@pytest.mark.parametrize(("num_levels", "exponents"), [(256, (7, 8)), (17, (3, 4))])
+def test_features_show_which_level_and_how_far_from_it(
+    num_levels: int, exponents: tuple[int, ...]
+) -> None:
+    levels = jnp.linspace(-1.0, 1.0, num_levels).reshape(1, -1, 1, 1)
+    found = fourier_features(levels, exponents)
+    assert found.shape == (1, num_levels, 1, 5)
+    np.testing.assert_array_equal(found[..., :1], levels)
+    features = found[0, :, 0, 1:]
+    apart = jnp.linalg.norm(jnp.diff(features[:, :2], axis=0), axis=1)
+    np.testing.assert_allclose(apart, 2.0, atol=0.02)  # opposite points of the circle
+    fine = jnp.linalg.norm(jnp.diff(features[:, 2:], axis=0), axis=1)
+    np.testing.assert_allclose(fine, 0.0, atol=0.04)  # the same phase of every level, nearly
+    between = fourier_features(levels + 1.0 / (num_levels - 1), exponents)[0, :, 0, 3:]
+    np.testing.assert_allclose(jnp.linalg.norm(between - features[:, 2:], axis=1), 2.0, atol=0.02)
+
+
+@every_network
+def test_without_features_a_network_is_what_it_was_and_with_them_it_has_them(name: str) -> None:
+    plain, none, some = (
+        small(NETWORKS[name], {}, out_channels=1, **fields)
+        for fields in ({}, {"fourier_features": ()}, {"fourier_features": (1, 2)})
+    )
+    assert shapes(plain) == shapes(none) != shapes(some)
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.arange(2)
+    programs = [jax.make_jaxpr(each.apply)(shaken(each), x, t) for each in (plain, none)]
+    assert str(programs[0]) == str(programs[1]) and "sin" not in str(
+        jax.make_jaxpr(lambda x: fourier_features(x, ()))(x)
+    )
+    # One grey level apart is another output, and x itself is still seen.
+    apply, params = applied(some), shaken(some)
+    moved = [apply(params, x + step, t) - apply(params, x, t) for step in (0.125, 2.0)]
+    assert all(abs(change).max() > 1e-3 for change in moved)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import pathlib
 import re
 
@@ -323,3 +324,13 @@ def test_the_tables_agree_with_each_other() -> None:
     second = {row.ablation: row.cells for row in published.TABLES["table2"].rows}
     for row in published.TABLES["table1"].rows:
         assert row.cells.items() >= second[row.ablation].items()
+
+
+def test_fourier_features_of_an_ablation_are_of_the_levels_of_the_data() -> None:
+    """The finest has as many periods in [-1, 1] as there are levels, the next half as many."""
+    keyed = [name for name, each in ABLATIONS.items() if "model.fourier_features" in each.keys]
+    assert keyed
+    for name, ablation in itertools.product(DATA, keyed):
+        config = get(name, ablation)
+        finest = np.log2(lookup(DATASETS, config.data, "data")().num_levels - 1)
+        assert config.model.fourier_features == (round(finest) - 1, round(finest)), name

@@ -97,6 +97,7 @@ def test_the_card_gives_the_results_and_where_they_come_from(
         ({"parameterization": {"name": "mu"}}, "schedulers take eps"),
         ({"variance": {"name": "learned"}, "loss": {"name": "vlb"}}, "it is its logarithm"),
         ({"model.class_conditional": True}, "passes no labels"),
+        ({"model.fourier_features": (3, 4)}, r"fourier_features = \(3, 4\).*the image alone"),
         (
             {
                 **{"model.num_heads": 2, "model.channel_multipliers": (1, 2)},
