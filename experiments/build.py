@@ -94,11 +94,12 @@ def _method(config: ml_collections.ConfigDict, dataset: Dataset, encoder: Encode
 def _check_heeded(config: ml_collections.ConfigDict) -> None:
     """Refuses what was changed from `base` and another method heeds, since this one would not."""
     name, content, defaults = config.method.name, config.to_dict(), base.get_config().to_dict()
-    own = HEEDS.get(name)
-    for other, fields in HEEDS.items() if own is not None else ():
+    if name not in HEEDS:
+        return
+    for other, fields in HEEDS.items():
         for field in fields:
             value, default = _field(content, field), _field(defaults, field)
-            if field in own or value in (None, default, FORMER.get(field)):
+            if field in HEEDS[name] or value in (None, default, FORMER.get(field)):
                 continue
             neutral = "out" if default is None else f"at {default}"
             raise ValueError(
