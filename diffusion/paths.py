@@ -36,7 +36,7 @@ def _check_start(start: float) -> None:
         raise ValueError(f"start = {start} must lie between 0 and 1.")
 
 
-def _check_log_snr(log_snr_min: float, log_snr_max: float) -> None:
+def _check_log_snr(log_snr_min: float | int, log_snr_max: float | int) -> None:
     if not log_snr_min < log_snr_max:
         raise ValueError(f"log_snr_min = {log_snr_min} must be below log_snr_max = {log_snr_max}.")
 
@@ -77,7 +77,7 @@ def edm(noise_min: float = 0.002, noise_max: float = 80.0) -> Path:
     )
 
 
-def cosine(log_snr_min: float = -20.0, log_snr_max: float = 20.0) -> Path:
+def cosine(log_snr_min: float | int = -20.0, log_snr_max: float | int = 20.0) -> Path:
     """signal = cos(pi u / 2), noise = sin(pi u / 2), from log_snr_max down to log_snr_min.
 
     The continuous limit of IDDPM's schedule (Eq. 17) without its offset, between ends as those of
@@ -121,7 +121,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, start: float = 1e-3) -> Pa
     return _variance_preserving(log_alpha_bar, lambda u: TOLD * u, start, 1.0)
 
 
-def linear_snr(log_snr_min: float = -5.0, log_snr_max: float = 13.3) -> Path:
+def linear_snr(log_snr_min: float | int = -5.0, log_snr_max: float | int = 13.3) -> Path:
     """The log SNR falls linearly in u in [0, 1], and the variance is kept (VDM section 4).
 
     Its ends are those of VDM's code.

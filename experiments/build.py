@@ -8,30 +8,28 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments.configs import by_size, ranges
+from experiments.configs import base, by_size, ranges
 from experiments.data.captions import captioned, vocabulary_of
 from experiments.data.dataset import Dataset
 from experiments.data.datasets import DATASETS
 from experiments.experiment import Experiment
 from experiments.lookup import lookup
-from experiments.methods import latent
-from experiments.methods.diffusion import diffusion
+from experiments.methods import diffusion, latent, vae
 from experiments.methods.latent import ENCODERS
 from experiments.methods.method import Encoder, Method, chain_of
-from experiments.methods.vae import vae
 from experiments.optimizers import CLIPS, OPTIMIZERS
 
-# What a method needs of a config that not every config has, and one that has it.
-NEEDED = MappingProxyType(
-    {
-        "diffusion": ("schedule", "parameterization", "variance", "loss", "timesteps", "text"),
-        "vae": ("likelihood",),
-    }
-)
+# Dotted fields and subtrees that a method heeds and not every other; the others refuse them where
+# they were changed, and it needs those that are whole sections. One that is not here may heed all.
+HEEDS = MappingProxyType({"diffusion": diffusion.HEEDS, "vae": vae.HEEDS})
+# Values of before a field was what it is, with which it asks for nothing either.
+FORMER = MappingProxyType({"sample.spacing": {"name": "uniform"}})
 EXAMPLES = MappingProxyType({"diffusion": "digits.py", "vae": "vae_digits.py"})
 BOUND = "bpd_fast"  # of validations
 # name -> (config, dataset, encoder) -> Method
-METHODS: MappingProxyType[str, Any] = MappingProxyType({"diffusion": diffusion, "vae": vae})
+METHODS: MappingProxyType[str, Any] = MappingProxyType(
+    {"diffusion": diffusion.diffusion, "vae": vae.vae}
+)
 
 
 def build(
@@ -75,19 +73,46 @@ def _experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Experime
 
 
 def _method(config: ml_collections.ConfigDict, dataset: Dataset, encoder: Encoder) -> Method:
-    """The method of config.method; refuses a config that lacks what it needs."""
+    """The method of config.method; refuses a config that lacks what it needs, or asks in vain."""
     make = lookup(METHODS, config.method, "method")
     name = config.method.name
-    has = {*config, *(["schedule"] if "path" in config else [])}  # one of the two
-    lacking = [section for section in NEEDED.get(name, ()) if section not in has]
+    process = {"schedule", "path"}  # one of the two
+    has = {*config, *(process if process & {*config} else {"path"})}
+    needed = [field for field in HEEDS.get(name, ()) if "." not in field]
+    lacking = [section for section in needed if section not in has]
     if lacking:
         raise ValueError(
             f"config.method.name = {name!r} needs config.{', config.'.join(lacking)}, which this "
             "config does not have: begin with one of that method, such as "
             f"experiments/configs/{EXAMPLES[name]}."
         )
+    _check_heeded(config)
     made: Method = make(config, dataset, encoder)
     return made
+
+
+def _check_heeded(config: ml_collections.ConfigDict) -> None:
+    """Refuses what was changed from `base` and another method heeds, since this one would not."""
+    name, content, defaults = config.method.name, config.to_dict(), base.get_config().to_dict()
+    if name not in HEEDS:
+        return
+    for other, fields in HEEDS.items():
+        for field in fields:
+            value, default = _field(content, field), _field(defaults, field)
+            if field in HEEDS[name] or value in (None, default, FORMER.get(field)):
+                continue
+            neutral = "out" if default is None else f"at {default}"
+            raise ValueError(
+                f"config.{field} = {value} is not heeded by config.method.name = {name!r}, but by "
+                f"{other!r}. Leave it {neutral}."
+            )
+
+
+def _field(content: Any, field: str) -> Any:
+    """The value of a dotted field, or None."""
+    for name in field.split("."):
+        content = content.get(name, {})
+    return None if content == {} else content
 
 
 def with_vocabulary(config: ml_collections.ConfigDict, dataset: Dataset) -> Any:

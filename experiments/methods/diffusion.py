@@ -35,6 +35,16 @@ from experiments.methods.method import (
 from experiments.methods.sampler_model import model_for
 from experiments.methods.walks import respaced, walks_of
 
+# Of a config, what this method heeds and not every other.
+HEEDS = (
+    *("schedule", "path", "parameterization", "variance", "loss", "timesteps", "text"),
+    *("sample.sampler", "sample.num_steps", "sample.spacing", "sample.threshold"),
+    *("sample.guidance_scale", "sample.guidance_interval", "train.preview_num_steps"),
+    *("evaluate.clip_denoised", "evaluate.decoder", "evaluate.num_draws", "evaluate.num_strata"),
+    *("evaluate.timesteps_per_call", "evaluate.timesteps_at_once", "evaluate.chain_points"),
+    *("evaluate.ode_dequantization", "evaluate.ode_tolerance", "evaluate.ode_probes"),
+    *("evaluate.ode_max_steps", "figures.resamplings"),
+)
 # Of a network, from here.
 SUPPLIED = ("out_channels", "dtype", "num_classes", "text", "parent", "name")
 

@@ -26,13 +26,8 @@ from experiments.methods.method import (
     dtype_of,
 )
 
+HEEDS = ("likelihood", "evaluate.num_importance")  # of a config, and not every other method
 SUPPLIED = ("out_channels", "dtype", "parent", "name")  # of a network, from here
-# Of config.sample: what only a chain has, and the values with which it asks for nothing; the second
-# is that of older configs.
-OF_A_CHAIN = (
-    *(("sampler", {"name": "ancestral"}), ("spacing", {"name": "auto"}, {"name": "uniform"})),
-    *(("threshold", {"name": "clip"}), ("num_steps", 0), ("guidance_scale", 1.0)),
-)
 
 
 class Examples(NamedTuple):
@@ -44,20 +39,12 @@ class Examples(NamedTuple):
 
 
 def _check(config: ConfigDict, encoder: Encoder) -> None:
-    """Refuses what a single step cannot heed, and latents, which have an autoencoder already."""
+    """Refuses latents, which have an autoencoder already."""
     if encoder.latents is not None:
         raise ValueError(
             f"config.encoder = {config.encoder.name!r} is for the method `diffusion`: a VAE is "
             "trained on pixels. Choose the encoder `pixels`."
         )
-    for name, *neutral in OF_A_CHAIN:
-        value = config.sample[name]
-        found = value.to_dict() if isinstance(value, ConfigDict) else value
-        if found not in neutral:
-            raise ValueError(
-                f"config.sample.{name} = {found} is for diffusion: a VAE draws z and decodes it. "
-                f"Leave it at {neutral[0]}."
-            )
 
 
 def make_vae(
@@ -109,8 +96,7 @@ def vae(
         kl_warmup_steps: over which the weight grows to that, evenly from 0 (Bowman et al. 2016).
 
     Raises:
-        ValueError: for an unknown name, a stale keyword, an impossible size, and for choices that
-            only diffusion heeds.
+        ValueError: for an unknown name, a stale keyword, an impossible size, and for latents.
     """
     _check(config, encoder)
     model, network = make_vae(config, dataset.image_shape, dataset.num_levels)

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import configs
-from experiments.build import build
+from experiments.build import HEEDS, build
 from experiments.configs import base, by_size, ranges
 from experiments.lookup import lookup
 from experiments.optimizers import CLIPS, OPTIMIZERS
@@ -27,6 +27,7 @@ READ = (
     *("sample.guidance_scale", "sample.guidance_interval"),
     *("evaluate.decoder", "evaluate.clip_denoised", "train.preview_num_steps"),
     *("train.balance", "train.validate_every", "train.validate_with", "train.preview_every"),
+    *(field for fields in HEEDS.values() for field in fields),
 )
 
 

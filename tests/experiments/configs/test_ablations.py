@@ -36,7 +36,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 # What has to fit each other; a network of one level fits all images.
 FITTING = (
     ("model",),
-    ("schedule", "timesteps", "sample", "train.preview_num_steps"),
+    ("schedule", "path", "timesteps", "sample", "train.preview_num_steps"),
     ("parameterization", "variance", "loss"),
 )
 every_ablation = pytest.mark.parametrize("ablation", ABLATIONS)

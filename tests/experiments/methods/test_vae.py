@@ -165,17 +165,6 @@ def test_numbers_that_would_be_none_are_refused(tiny_vae: Make, field, value, wo
         checked(config, ("evaluate",))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("sampler", dict(name="ddim", eta=0.0)), ("num_steps", 20), ("guidance_scale", 2.0)],
-)
-def test_what_a_single_step_cannot_heed_is_refused(tiny_vae: Make, name, value) -> None:
-    config = tiny_vae()
-    config.sample[name] = ConfigDict(value) if isinstance(value, dict) else value
-    with pytest.raises(ValueError, match=f"config.sample.{name} = .*is for diffusion"):
-        build(config)
-
-
 def test_there_is_nothing_of_a_chain_in_its_config(tiny_vae: Make) -> None:
     config = tiny_vae()
     assert not {"schedule", "parameterization", "variance", "loss", "timesteps"} & set(config)
