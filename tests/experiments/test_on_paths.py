@@ -21,6 +21,7 @@ from experiments.figures import process
 from experiments.figures.figure import Context
 from experiments.methods.latent import pixels
 from experiments.methods.walks import walks_of
+from experiments.weights.diffusers_config import scheduler_config
 from experiments.workdir.outcome import Outcome
 from tests.experiments import modes
 
@@ -152,6 +153,12 @@ def test_its_levels_cost_the_bound_next_to_nothing(
 
     assert 0.0 < excess(1000) < 0.021
     assert excess(250) / excess(1000) == pytest.approx(4.0, rel=0.1)
+
+
+@every_path
+def test_it_is_not_written_for_a_program_of_chains(tiny_unet: Make, path: str) -> None:
+    with pytest.raises(ValueError, match=f"config.path = {path}: .*in continuous time cannot"):
+        scheduler_config(on_path(tiny_unet(), path))
 
 
 @pytest.mark.parametrize("ablation", CONTINUOUS)
