@@ -337,6 +337,11 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
     Raises:
         ValueError: for a prediction or variance that it does not have.
     """
+    if "path" in config:
+        raise ValueError(
+            f"config.path = {config.path.name}: diffusers' pipeline for this network walks a "
+            "chain, so a model in continuous time cannot be written for it."
+        )
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if config.parameterization.name not in predictions:
         raise ValueError(
@@ -347,11 +352,6 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
         raise ValueError(
             f"variance = {config.variance.name}: diffusers takes this output for a variance where "
             "it is its logarithm, so this model cannot be written for it."
-        )
-    if "path" in config:
-        raise ValueError(
-            f"config.path = {config.path.name}: diffusers' pipeline for this network walks a "
-            "chain, so a model in continuous time cannot be written for it."
         )
     betas = lookup(schedules.BETAS, config.schedule, "schedule")()
     start, end = float(betas[0]), float(betas[-1])
