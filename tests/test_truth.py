@@ -143,6 +143,7 @@ def check_page(document: Path, budgets: tuple[int, ...]) -> None:
     assert all(float(r["evaluations"]) <= float(r["budget"]) for r in rows if r["budget"])
 
 
+@pytest.mark.slow
 def test_the_page_in_docs_has_what_the_tables_have() -> None:
     check_page(DOCUMENT, truth.BUDGETS)
 
