@@ -139,8 +139,8 @@ def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
     flags = sampler(paths.grid(path, grids.log_snr(path, FLAGS)))
     end = paths.grid(path, np.array([path.end]))
     own = path.spacing
-    if flags.adaptive:
-        own = "uniform"  # whose first level, where its own steps end, is the path's start
+    if flags.adaptive and grids.GRIDS[own](path, FLAGS)[0] > path.start:
+        own = "uniform"  # its own steps end at the first level, which is to be the path's start
     elif flags.needs_signal and not end.signal[-1] > 0.0:
         own = "log_snr"
     spacing, space = _asked(config, own, grids.GRIDS)
