@@ -139,7 +139,8 @@ def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
     flags = sampler(paths.grid(path, grids.log_snr(path, FLAGS)))
     end = paths.grid(path, np.array([path.end]))
     own = path.spacing
-    if flags.adaptive and grids.GRIDS[own](path, FLAGS)[0] > path.start:
+    first = grids.GRIDS[own](path, FLAGS)[0]
+    if flags.adaptive and not np.isclose(first, path.start):
         own = "uniform"  # its own steps end at the first level, which is to be the path's start
     elif flags.needs_signal and not end.signal[-1] > 0.0:
         own = "log_snr"
