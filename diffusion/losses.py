@@ -104,9 +104,24 @@ def _weighed_error(
     if space is None:
         error = process.parameterization.target(now, x_0, eps, x_t) - value
     else:
+        if space.predicts_mean and isinstance(now, Point):
+            others = [name for name, each in SPACES.items() if each and not each.predicts_mean]
+            raise ValueError(
+                "the space `mu` is of single steps of a chain, and continuous time has none. "
+                f"Choose output or {' or '.join(others)}."
+            )
         off = process.parameterization.decode(now, value, x_t) - x_0
         error = space.target(now, off, -now.signal / now.noise * off, jnp.zeros_like(off))
     return weighting(process, noised.now) * mean_per_example(jnp.square(error))
+
+
+def _row_of_chain(now: Now, loss: str) -> Schedule:
+    if not isinstance(now, Schedule):
+        raise ValueError(
+            f"loss `{loss}` is of the bound of a chain's steps, and continuous time has none. "
+            "Choose `simple`, whose weighting `vlb` is that bound in continuous time, or a chain."
+        )
+    return now
 
 
 def simple(
@@ -153,12 +168,7 @@ def vlb(
         ValueError: for a point of a path, between which there are no steps.
     """
     x_0, _, x_t, now = noised
-    if not isinstance(now, Schedule):
-        raise ValueError(
-            "loss `vlb` is the bound of a chain's steps, and continuous time has none. Choose "
-            "`simple`, or a chain (a schedule)."
-        )
-    now = fit(now, x_t)
+    now = fit(_row_of_chain(now, "vlb"), x_t)
     prediction = predict(process, output, x_t, now, threshold=thresholds.none)
     term = to_bits_per_dim(vlb_term(now, prediction, x_0, x_t, decoder=decoder))
     return scale * process.schedule.num_timesteps * term
@@ -180,8 +190,10 @@ def hybrid(
         weighting, space: of L_simple.
 
     Raises:
-        ValueError: if the variance is fixed: the second part would then have no gradient at all.
+        ValueError: if the variance is fixed: the second part would then have no gradient at all;
+            and for a point of a path.
     """
+    _row_of_chain(noised.now, "hybrid")
     if not process.variance.extra_channels:
         raise ValueError(f"loss `hybrid` trains a learned variance and has none. {ALLOWED}")
     value, _ = split_output(process.variance, output, noised.x_t)

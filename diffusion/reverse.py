@@ -108,6 +108,19 @@ def check_process(process: Process) -> None:
                 "= 1. Choose edm(sigma_data=1), which is -v there and takes all of them, or "
                 "velocity, or another path."
             )
+    if process.parameterization.needs_signal and process.path is not None:
+        with jax.ensure_compile_time_eval():
+            left = float(process.path.signal(jnp.asarray(process.path.end, jnp.float32)))
+        if not left > 0.0:
+            others = [
+                name
+                for name, each in PARAMETERIZATIONS.items()
+                if not (each.needs_signal or each.predicts_mean)
+            ]
+            raise ValueError(
+                "this parameterization recovers x_0 by dividing by the signal, of which this path "
+                f"has none at its end. Choose {' or '.join(others)}, or another path."
+            )
     alpha_bar = np.asarray(process.schedule.alpha_bar)
     if process.parameterization.needs_signal and not (alpha_bar > 0.0).all():
         t = int(np.argmin(alpha_bar > 0.0))

@@ -44,6 +44,11 @@ def _unit(keys: Key[Array, " b"]) -> PerExample:
     return jax.vmap(jax.random.uniform)(keys)
 
 
+def _inside(shares: PerExample) -> PerExample:
+    """Shares of which none is 0 or 1, where a normal quantile is infinite."""
+    return jnp.clip(shares, 2.0**-24, 1.0 - 2.0**-24)
+
+
 def _spread(keys: Key[Array, " b"]) -> PerExample:
     """f32[B] evenly spread over [0, 1) from the draw of the first key: (u + i / B) mod 1."""
     return (_unit(keys[:1]) + jnp.arange(len(keys)) / len(keys)) % 1.0
@@ -120,7 +125,8 @@ def log_normal(
 
     Args:
         mean, std: of the logarithm before it is cut off.
-        weigh: divide the density of u out, so that the mean loss is that of `uniform`.
+        weigh: divide the density of u out, so that the mean loss is that of `uniform`; for ends of
+            the path within some five std of the mean, since beyond float32 draws nothing.
 
     Raises:
         ValueError: for a chain, unless std is above 0, and for a density that lies off the path.
@@ -139,7 +145,7 @@ def log_normal(
         )
 
     def draw(keys: Key[Array, " b"]) -> tuple[jax.Array, PerExample]:
-        n = jax.scipy.special.ndtri(low + (high - low) * _unit(keys))
+        n = jax.scipy.special.ndtri(low + (high - low) * _inside(_unit(keys)))
         u = place(path, -(mean + std * n))
         now = at(path, u)
         slope = now.d_noise / now.noise - now.d_signal / now.signal

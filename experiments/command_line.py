@@ -23,6 +23,13 @@ from experiments.workdir.outcome import EXIT_STATUS, USER_ERROR, Outcome
 
 Arguments = ParamSpec("Arguments")
 # What absl says of a text that is no number or no boolean.
+# Of sections that a config of the other kind has.
+PROCESSES = {
+    "path": ": this config is of a chain (config.schedule). Begin with an ablation in continuous "
+    "time, such as experiments/configs/digits.py:flow",
+    "schedule": ": this config is of a path (config.path). Begin with one of a chain, such as "
+    "experiments/configs/digits.py:eps_simple",
+}
 UNREAD = re.compile(
     r"flag --config\.([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)", re.DOTALL
 )
@@ -144,7 +151,7 @@ def message(error: BaseException) -> str:
     text = " ".join(map(str, error.args))
     if isinstance(error, AttributeError | KeyError):  # ml_collections quotes its own message
         text = text.strip("\"'").replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
-        return f"the config has no field {text}"
+        return f"the config has no field {text}{PROCESSES.get(text.split('.')[0].split()[0], '')}"
     if found := UNREAD.match(text):
         field, value = found.groups()
         rule = ranges.FIELDS.get(field, ranges.Finite())

@@ -229,7 +229,7 @@ def _description(config: ConfigDict, chain: Chain, init: Callable[..., Any]) -> 
             f"path      {config.path.name}, u from {path.start:.3g} to {path.end:g}, {ends}; "
             f"{levels.num_steps} levels of it for the bound"
         )
-        better = ["another end of the path, such as a smaller log_snr_min"]
+        better = ["another end of the path (" + ", ".join(config.path) + ")"]
     else:
         lines.append(
             f"chain     {config.schedule.name}, T = {levels.num_steps}, "
@@ -239,8 +239,8 @@ def _description(config: ConfigDict, chain: Chain, init: Callable[..., Any]) -> 
     if prior > ENOUGH_NOISE:
         lines.append(
             f"WARNING   this {lines[1].split()[0]} does not end in noise: L_T is up to "
-            f"{prior:.3g} bits/dim and should be near 0. Samples start from "
-            f"N(0, I), which training then never sees. Choose {' or '.join(better)}"
+            f"{prior:.3g} bits/dim and should be near 0. Samples start from N(0, "
+            f"{chain.deviation:g}² I), which training then never sees. Choose {' or '.join(better)}"
         )
     return tuple(lines)
 

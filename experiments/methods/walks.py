@@ -85,7 +85,8 @@ def walks_of(config: ConfigDict, encoder: Encoder) -> Walks:
             f"continuous time does not have. Choose {' or '.join(fixed)}."
         )
     process = walks.process._replace(parameterization=_parameterization(config), variance=variance)
-    with naming_field("schedule" if process.path is None else "parameterization"):
+    of_chain = process.path is None and not process.parameterization.needs_path
+    with naming_field("schedule" if of_chain else "parameterization"):
         check_process(process)
     threshold = lookup(thresholds.THRESHOLDS, config.sample.threshold, "sample.threshold")
     return walks._replace(process=process, threshold=threshold)

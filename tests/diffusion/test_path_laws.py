@@ -81,7 +81,11 @@ def test_decoding_the_target_gives_back_x_0_everywhere_on_a_path(name: str, path
         with pytest.raises(ValueError, match=r"keep the variance.*Choose edm\(sigma_data=1\)"):
             make_denoise(network, process, threshold=thresholds.none)
         return
-    make_denoise(network, process, threshold=thresholds.none)
+    if each.needs_signal and not path.signal(jnp.asarray(path.end)) > 0:
+        with pytest.raises(ValueError, match=r"of which this path has none at its end.*Choose x_0"):
+            make_denoise(network, process, threshold=thresholds.none)
+    else:
+        make_denoise(network, process, threshold=thresholds.none)
     with jax.enable_x64(True):
         now = at(path, jnp.asarray(inside(path))[:, None])
         x_0, eps = (jnp.linspace(*ends, 7) * jnp.ones((40, 1)) for ends in ((-1, 1), (2, -1.5)))

@@ -11,7 +11,7 @@ from diffusion.parameterizations import PARAMETERIZATIONS
 from diffusion.variances import VARIANCES
 from experiments import lookup
 from experiments.build import build
-from experiments.command_line import load_config
+from experiments.command_line import load_config, message
 from experiments.configs import digits
 from tests.experiments.configs.test_ranges import CHOICES, SUPPLIED
 
@@ -112,3 +112,22 @@ def test_the_best_known_of_them_is_not_taken_for_another() -> None:
     config.sample.sampler = ConfigDict({"name": "ddpm"})
     with pytest.raises(ValueError, match=r"'ddpm' is not known\. It is called ancestral here\."):
         build(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "changed", "words"),
+    [
+        ("digits:flow", "loss.space.name=mu", "`mu` is of single steps.*Choose output or x_0"),
+        ("digits:flow", "parameterization=eps", "^config.parameterization: .*none at its end"),
+        ("digits:flow", "loss=hybrid(vlb_coefficient=1e-3)", "continuous time has none. Choose `s"),
+        ("digits:eps_simple", "parameterization=velocity", "^config.parameterization: .*a path"),
+        ("digits", "path=straight", "no field path: .* of a chain .*digits.py:flow"),
+        ("digits:flow", "schedule.name=linear", "no field schedule: .* of a path .*:eps_simple"),
+    ],
+)
+def test_what_a_path_or_a_chain_does_not_have_is_said(
+    config: str, changed: str, words: str
+) -> None:
+    with pytest.raises((ValueError, AttributeError, KeyError)) as refusal:
+        build(load_config([f"--config={config}", f"--config.{changed}"]))
+    assert re.search(words, message(refusal.value))
