@@ -31,6 +31,7 @@ from diffusion.probability_flow import bind, make_flow
 from diffusion.structs import Parameterization, Point, Sampler
 from diffusion.variances import VARIANCES
 from diffusion.walk import Samples, begin, end, start, walk
+from experiments import devices
 from experiments.figures.figure import blank
 from experiments.files import markdown
 from experiments.files.atomic import write_text
@@ -166,7 +167,7 @@ def drawn(way: Walks, steps: int, x_T: np.ndarray | None, count: int = 0) -> Sam
         model = bind(make_flow(_network, way.process), None, {})
     keys = jax.random.split(jax.random.key(0), count if x_T is None else len(x_T))
 
-    @jax.jit
+    @functools.partial(devices.jit, precision=devices.REPORTED)
     def run(keys: jax.Array, x_T: jax.Array | None) -> Samples:
         if x_T is None:
             state = begin(sampler, keys, (1,), 0, path.deviation if path else 1.0)

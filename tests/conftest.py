@@ -92,12 +92,12 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-MOST = 1.25 * 2**30  # bytes that a worker may keep from one file to the next
+MOST = 1.25 * 2**30  # bytes that a worker may keep from one test to the next
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """What jax compiled for earlier files is let go of where a process has become large."""
+    """What jax compiled for earlier tests is let go of where a process has become large."""
     yield
     with contextlib.suppress(OSError):  # without a /proc it may become larger
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])

@@ -376,7 +376,7 @@ def test_the_chain_of_a_path_is_a_tight_bound_with_the_true_reverse_step(path: P
     assert (error < 0.06).all() and (abs(total.mean(axis=1) - truth) < 4 * error + 3e-3).all()
 
 
-def bound_of_path(path: Path, shares: jax.Array, draws: int = 4000) -> float:
+def bound_of_path(path: Path, shares: jax.Array, draws: int = 1000) -> float:
     """The bound's integral over u by the midpoint rule, in nats, of a network that is off."""
     u = path.start + (path.end - path.start) * shares
     process = process_of(path, grid(path, inside(path)), PARAMETERIZATIONS["x_0"])
@@ -394,7 +394,7 @@ def test_the_bound_in_continuous_time_depends_on_the_ends_only() -> None:
     high, low = 6.0, -4.0
     linear = PATHS["linear_snr"](log_snr_min=low, log_snr_max=high)
     ends = np.exp([-high / 2, -low / 2])
-    shares = (jnp.arange(4000) + 0.5) / 4000
+    shares = (jnp.arange(2000) + 0.5) / 2000
     others = [PATHS["edm"](noise_min=float(ends[0]), noise_max=float(ends[1]))]
     for name in ("straight", "vp", "cosine"):
         path = PATHS[name]()

@@ -36,6 +36,7 @@ FIXED = {
     *("sample.guidance_scale", "sample.labels", "sample.prompts", "figures.names"),
     *("data.data_dir", "distributed", "evaluate.inception_weights", "evaluate.reference"),
     *("optimizer.name", "optimizer.cosine_steps", "optimizer.final_learning_rate"),
+    "evaluate.num_importance",  # of another method
 }
 Values = Mapping[str, Any]  # dotted field or section -> another value
 
