@@ -15,6 +15,7 @@ from diffusion import paths, samplers
 from diffusion.structs import Levels, Sampler
 from tests.started import ROOT
 
+pytestmark = pytest.mark.slow  # a page of a benchmark, which walks some hundred ways
 FAST = truth.Effort(cells=2**12, draws=2**14, shares=8, neighbours=8)
 DOCUMENT = ROOT / "docs" / "truth.md"
 ENDS = np.linspace(-8.0, 8.0, 4001)
@@ -143,7 +144,6 @@ def check_page(document: Path, budgets: tuple[int, ...]) -> None:
     assert all(float(r["evaluations"]) <= float(r["budget"]) for r in rows if r["budget"])
 
 
-@pytest.mark.slow
 def test_the_page_in_docs_has_what_the_tables_have() -> None:
     check_page(DOCUMENT, truth.BUDGETS)
 

@@ -114,6 +114,7 @@ def test_the_forward_figure_shows_equal_steps_of_the_noises_share(model: api.Mod
     assert middle[times[1]] == middle.min()
 
 
+@pytest.mark.slow  # 300 samplers are made
 @every_path
 def test_every_sampler_walks_it_at_its_own_spacing_and_others(tiny: Make, path: str) -> None:
     """Where a spacing does not serve, the refusal names one that does."""
