@@ -21,7 +21,8 @@ def test_a_dit_is_trained_on_labels_sampled_without_and_measured(
     tiny_unet: Callable[[], ConfigDict], tmp_path: pathlib.Path
 ) -> None:
     config = tiny_unet()
-    config.model = ConfigDict(dict(DIT, class_conditional=True, label_dropout=0.5, dropout=0.1))
+    options = dict(class_conditional=True, label_dropout=0.5, dropout=0.1, fourier_features=())
+    config.model = ConfigDict(DIT | options)
     config.train.log_every = config.train.num_steps = config.train.checkpoint_every = 4
     assert train.train(build(config), tmp_path) is Outcome.FINISHED
     again = read_config(tmp_path)
