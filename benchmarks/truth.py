@@ -44,7 +44,8 @@ BUDGETS = (1, 2, 5, 10, 20, 50, 100)  # evaluations of the denoiser
 CHAINS = ("linear", "cosine")
 REACH = 6.5  # deviations of x_T on either side of 0 that the cells cover
 BEST = 5  # rows of the first table
-CLEAN: Any = Point(*(np.float64(value) for value in (1.0, 0.0, 0.0, 0.0, 0.0)))  # type: ignore
+_CLEAN: Any = map(np.float64, (1.0, 0.0, 0.0, 0.0, 0.0))
+CLEAN: Any = Point(*_CLEAN)
 EXACT = Parameterization(
     lambda now, x_0, eps, x_t: x_t,
     lambda now, output, x_t: mixture.x_0_given_x_t(now, x_t),

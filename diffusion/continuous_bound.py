@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion.forward import fit
 from diffusion.likelihood import Decoder, bound_terms, mean_per_example, prior_term, tanh_decoder
-from diffusion.paths import at, place
+from diffusion.paths import at, place, points
 from diffusion.random import normal
 from diffusion.structs import BoundDenoise, Path, Point, Process
 
@@ -33,23 +33,19 @@ class ContinuousBound(NamedTuple):
         return self.prior + self.divergence + self.decoder
 
 
-def _angle(now: Point) -> jax.Array:
-    """atan(noise / signal), f32 of now's shape in (0, pi / 2]: 0 is clean and pi / 2 pure noise."""
-    return jnp.arctan2(now.noise, now.signal)
-
-
 def _log_angles(path: Path) -> tuple[float, float]:
     """Logarithms of the angle at the path's start and end, from float64."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        start, end = np.log(np.asarray(_angle(at(path, jnp.asarray([path.start, path.end])))))
+    ends = points(path, [path.start, path.end])
+    start, end = np.log(np.arctan2(ends.noise, ends.signal))
     return float(start), float(end)
 
 
 def stratified(path: Path, keys: Key[Array, " b"], num_strata: int) -> Float[Array, "s b"]:
-    """One u out of each of `num_strata` parts of a path, equally long in the angle's logarithm.
+    """One u out of each of `num_strata` parts of a path, equally long in the log of the angle.
 
-    There the integrand of the bound is finite on all paths: near clean data, where the estimate
-    of x_0 is off by about the noise, it is about constant, and pure noise is no infinity.
+    The angle is atan(noise / signal): 0 is clean and pi / 2 pure noise. There the integrand of the
+    bound is finite on all paths: near clean data, where the estimate of x_0 is off by about the
+    noise, it is about constant, and pure noise is no infinity.
 
     Args:
         keys: one per example, of which alone its u depend.
@@ -64,7 +60,7 @@ def stratified(path: Path, keys: Key[Array, " b"], num_strata: int) -> Float[Arr
 def _weight(now: Point) -> jax.Array:
     """-1/2 d SNR / d log(angle), of now's shape; SNR = 1 / tan(angle)^2."""
     square = jnp.square(now.signal) + jnp.square(now.noise)
-    return now.signal * square / now.noise**3 * _angle(now)
+    return now.signal * square / now.noise**3 * jnp.arctan2(now.noise, now.signal)
 
 
 def continuous_bound(

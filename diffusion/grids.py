@@ -7,12 +7,10 @@ and goes from the first to clean data.
 
 from types import MappingProxyType
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from diffusion.paths import place
+from diffusion.paths import places, points
 from diffusion.structs import Path
 
 Times = Float64[np.ndarray, " n"]
@@ -42,17 +40,11 @@ def trailing(path: Path, num_steps: int, /) -> Times:
 
 
 def _noise_ratios(path: Path) -> tuple[float, float]:
-    """noise / signal at the path's start and end, inf where no signal is left."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(divide="ignore"):
-        u = jnp.asarray([path.start, path.end])
-        start, end = np.asarray(path.noise(u)) / np.asarray(path.signal(u))
-    return float(start), float(end)
-
-
-def _at_ratios(path: Path, ratios: np.ndarray) -> Times:
-    """u at which noise / signal has these rising values."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        return np.asarray(place(path, -jnp.log(jnp.asarray(ratios))))
+    """noise / signal at the path's start and where a walk begins: LITTLE signal is left there."""
+    ends = points(path, [path.start, path.end])
+    with np.errstate(divide="ignore"):
+        start, end = ends.noise / ends.signal
+    return float(start), min(float(end), 1.0 / LITTLE)
 
 
 def karras(path: Path, num_steps: int, /, rho: float = 7.0) -> Times:
@@ -67,8 +59,8 @@ def karras(path: Path, num_steps: int, /, rho: float = 7.0) -> Times:
     if not rho > 0.0:
         raise ValueError(f"rho = {rho} must be above 0.")
     start, end = _noise_ratios(path)
-    roots = np.linspace(min(end, 1 / LITTLE) ** (1 / rho), start ** (1 / rho), num_steps)
-    return _at_ratios(path, roots[::-1] ** rho)
+    roots = np.linspace(end ** (1 / rho), start ** (1 / rho), num_steps)
+    return places(path, -rho * np.log(roots[::-1]))
 
 
 def log_snr(path: Path, num_steps: int, /) -> Times:
@@ -79,7 +71,7 @@ def log_snr(path: Path, num_steps: int, /) -> Times:
     """
     _check_steps(num_steps)
     start, end = _noise_ratios(path)
-    return _at_ratios(path, np.geomspace(min(end, 1 / LITTLE), start, num_steps)[::-1])
+    return places(path, np.linspace(-np.log(end), -np.log(start), num_steps)[::-1])
 
 
 GRIDS = MappingProxyType(

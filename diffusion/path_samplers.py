@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.paths import at, check_signal, place, row
+from diffusion.paths import check_signal, places, points, row
 from diffusion.probability_flow import BoundFlow
 from diffusion.structs import BoundDenoise, Levels, Noise, Path, Prediction, Sampler, Step
 
@@ -116,20 +116,7 @@ def heun_churn(
             f"{churn_noise} must be at least 0, and churn_max at least churn_min."
         )
     check_signal(levels, "heun_churn")
-    noise_ratio = np.exp(-levels.log_ratio)  # of each entry, 0 at clean data
-    most = max(noise_ratio[-1], float(_ratio(path, path.end)))
-    within = (noise_ratio[1:] >= churn_min) & (noise_ratio[1:] <= churn_max)
-    gamma = np.where(within, min(churn / levels.num_steps, MOST_CHURN), 0.0)
-    higher = np.minimum(noise_ratio[1:] * (1.0 + gamma), most)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        found = np.asarray(place(path, -jnp.log(jnp.asarray(higher))))
-        u = np.where(higher > noise_ratio[1:], found, levels.time[1:])
-        signal, noise = (np.asarray(x) for x in at(path, jnp.asarray(u))[:2])
-    higher = noise / signal
-    added = np.sqrt(np.maximum(higher**2 - noise_ratio[1:] ** 2, 0.0)) * churn_noise
-    rise = levels.signal[:-1] * (noise_ratio[:-1] - higher)
-    below = [levels.time[:-1], levels.signal[:-1], levels.noise[:-1]]
-    table = np.stack([u, signal, noise, levels.signal[1:], added, rise, *below], axis=1)
+    table = _churned(levels, path, churn, (churn_min, churn_max), churn_noise)
 
     def step(model: BoundFlow, x_t: X, t: jax.Array, noise: Noise, memory: Any) -> Step:
         u, signal, deviation, before, added, rise, lower, *at_end = row(table, t, x_t)
@@ -159,11 +146,29 @@ def heun_churn(
     )
 
 
-def _ratio(path: Path, u: float) -> jax.Array:
-    """noise / signal at u, float64."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        here = jnp.asarray(u)
-        return path.noise(here) / path.signal(here)
+def _churned(
+    levels: Levels, path: Path, churn: float, within: tuple[float, float], churn_noise: float
+) -> np.ndarray:
+    """f64[T, 9]: of each step u, signal and noise after churn; the signal before; the noise added.
+
+    Then Heun's step in noise / signal, and u, signal and noise where it ends.
+    """
+    now = np.exp(-levels.log_ratio[1:])  # noise / signal
+    below = np.exp(-levels.log_ratio[:-1])
+    end = points(path, path.end)
+    with np.errstate(divide="ignore"):
+        most = max(now[-1], end.noise / end.signal)
+    gamma = np.where(
+        (now >= within[0]) & (now <= within[1]), min(churn / levels.num_steps, MOST_CHURN), 0.0
+    )
+    wanted = np.minimum(now * (1.0 + gamma), most)
+    u = np.where(wanted > now, places(path, -np.log(wanted)), levels.time[1:])
+    signal, noise = points(path, u)[:2]
+    higher = noise / signal
+    added = np.sqrt(np.maximum(higher**2 - now**2, 0.0)) * churn_noise
+    rise = levels.signal[:-1] * (below - higher)
+    at_end = (levels.time[:-1], levels.signal[:-1], levels.noise[:-1])
+    return np.stack([u, signal, noise, levels.signal[1:], added, rise, *at_end], axis=1)
 
 
 def _normal(noise: Noise, churn: float) -> X | float:

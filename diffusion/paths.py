@@ -28,6 +28,12 @@ def at(path: Path, u: U) -> Point:
     return Point(signal, noise, d_signal, d_noise, path.told(u))
 
 
+def points(path: Path, u: Any) -> Any:
+    """A `Point` at concrete u, of numpy's f64 arrays, also while something else is traced."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        return jax.tree.map(np.asarray, at(path, jnp.asarray(u, jnp.float64)))
+
+
 # --- Formulations ---
 
 
@@ -282,8 +288,7 @@ def grid(path: Path, times: Float[np.ndarray, " T"]) -> Levels:
             f"times from {u[0]:g} to {u[-1]:g} leave the path, which is from {path.start:g} to "
             f"{path.end:g}."
         )
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        signal, noise, *rest = (np.asarray(x) for x in at(path, jnp.asarray(u)))
+    signal, noise, *rest = points(path, u)
     d_signal, d_noise, told = (np.append(x[:1], x) for x in rest)
     signal, noise = np.append(1.0, signal), np.append(0.0, noise)
     with np.errstate(divide="ignore"):
@@ -315,6 +320,12 @@ def place(path: Path, log_ratio: U) -> U:
 
     low, high = jnp.full_like(log_ratio, path.start), jnp.full_like(log_ratio, path.end)
     return jax.lax.fori_loop(0, 64, halve, (low, high))[1]
+
+
+def places(path: Path, log_ratio: Any) -> np.ndarray:
+    """`place` for concrete numbers: an f64 array of numpy, also while something else is traced."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        return np.asarray(place(path, jnp.asarray(log_ratio, jnp.float64)))
 
 
 def check_signal(levels: Levels, sampler: str) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from diffusion.forward import Time, at, q_posterior
 from diffusion.parameterizations import PARAMETERIZATIONS
-from diffusion.structs import Point, Prediction, Process, Schedule, Variance
+from diffusion.structs import Path, Point, Prediction, Process, Schedule, Variance
 
 X = Float[Array, "*x"]
 Threshold = Callable[[jax.Array], jax.Array]
@@ -82,6 +82,11 @@ def predict(
     return Prediction(x_0, eps, mean, variance.log_variance(now, extra, x_t))
 
 
+def _signal_at_end(path: Path) -> float:
+    with jax.ensure_compile_time_eval():
+        return float(path.signal(jnp.asarray(path.end, jnp.float32)))
+
+
 def check_process(process: Process) -> None:
     """Refuses a parameterization that divides by alpha_bar_t where it reaches 0, or needs a path.
 
@@ -108,21 +113,19 @@ def check_process(process: Process) -> None:
                 "= 1. Choose edm(sigma_data=1), which is -v there and takes all of them, or "
                 "velocity, or another path."
             )
-    if process.parameterization.needs_signal and process.path is not None:
-        with jax.ensure_compile_time_eval():
-            left = float(process.path.signal(jnp.asarray(process.path.end, jnp.float32)))
-        if not left > 0.0:
-            others = [
-                name
-                for name, each in PARAMETERIZATIONS.items()
-                if not (each.needs_signal or each.predicts_mean)
-            ]
-            raise ValueError(
-                "this parameterization recovers x_0 by dividing by the signal, of which this path "
-                f"has none at its end. Choose {' or '.join(others)}, or another path."
-            )
+    needs_signal = process.parameterization.needs_signal
+    if needs_signal and process.path is not None and not _signal_at_end(process.path) > 0.0:
+        others = [
+            name
+            for name, each in PARAMETERIZATIONS.items()
+            if not (each.needs_signal or each.predicts_mean)
+        ]
+        raise ValueError(
+            "this parameterization recovers x_0 by dividing by the signal, of which this path "
+            f"has none at its end. Choose {' or '.join(others)}, or another path."
+        )
     alpha_bar = np.asarray(process.schedule.alpha_bar)
-    if process.parameterization.needs_signal and not (alpha_bar > 0.0).all():
+    if needs_signal and not (alpha_bar > 0.0).all():
         t = int(np.argmin(alpha_bar > 0.0))
         others = [name for name, each in PARAMETERIZATIONS.items() if not each.needs_signal]
         raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from scipy.special import ndtr
 
-from diffusion.paths import at, place
+from diffusion.paths import at, place, points
 from diffusion.structs import Path, Process, Times
 
 PerExample = Float[Array, " b"]
@@ -134,9 +134,9 @@ def log_normal(
     path = _path_of(process, "log_normal")
     if not std > 0.0:
         raise ValueError(f"std = {std} must be above 0.")
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        ends = jnp.asarray([path.start, path.end])
-        logs = np.log(np.asarray(path.noise(ends) / path.signal(ends)))
+    ends = points(path, [path.start, path.end])
+    with np.errstate(divide="ignore"):
+        logs = np.log(ends.noise / ends.signal)
     low, high = (float(p) for p in ndtr((logs - mean) / std))
     if not high - low > 1e-3:
         raise ValueError(

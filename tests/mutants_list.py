@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant(
         "churn_that_adds_the_whole_noise",
         "diffusion/path_samplers.py",
-        "higher**2 - noise_ratio[1:] ** 2",
+        "higher**2 - now**2",
         "higher**2",
         "tests/diffusion/test_sampler_laws.py::test_it_draws_the_data",
     ),
