@@ -1,6 +1,7 @@
-"""Formulations of diffusion side by side: bits/dim, and distance of samples at few evaluations.
+r"""Formulations of diffusion side by side: bits/dim, and distance of samples at few evaluations.
 
-    python -m launch.sweep --config=experiments/configs/digits.py --ablations=eps_simple,v_simple,continuous --seeds=0,1,2 --workdir=runs/formulations
+    python -m launch.sweep --config=experiments/configs/digits.py --workdir=runs/formulations \
+        --ablations=eps_simple,v_simple,continuous --seeds=0,1,2
     python -m benchmarks.formulations runs/formulations --out=docs/formulations/digits.csv
     python -m benchmarks.formulations --table docs/formulations/digits.csv
 
@@ -8,12 +9,12 @@ The first trains them, one network and as many steps each. The second draws --nu
 run by DDIM, which takes steps in noise / signal on every path, and judges them by the features that
 evaluation uses; what is in the file is not drawn again. The third prints the mean and the standard
 deviation over the seeds. Bits/dim are those that the run measured of itself.
-"""  # noqa: E501 (a command is one line)
+"""
 
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def facts(run: Run) -> dict[str, Any]:
     return dict(zip(OF_RUN, found, strict=True))
 
 
-def distances(workdir: Path, num: int, batch: int, missing: Sequence[int]) -> Any:
+def distances(
+    workdir: Path, num: int, batch: int, missing: Sequence[int]
+) -> Iterator[tuple[int, float, str]]:
     """(evaluations, distance to the train split, quantity) for each number that is missing."""
     config, mesh = saved.get_config(str(workdir)), devices.make_mesh()
     config.sample.sampler = ConfigDict({"name": "ddim"})

@@ -101,7 +101,7 @@ MUTANTS = (
         "diffusion/path_samplers.py",
         "velocity(denoise(guess, t - 1), t - 1, x_t)",
         "velocity(denoise(guess, t - 1), t, x_t)",
-        "tests/diffusion/test_path_laws.py::test_every_solver_has_its_order_on_every_path",
+        "tests/diffusion/test_path_walks.py::test_every_solver_has_its_order_on_every_path",
     ),
     Mutant(
         "churn_that_adds_the_whole_noise",
@@ -115,7 +115,7 @@ MUTANTS = (
         "diffusion/walk.py",
         "return start(sampler, deviation * normal(keys, 0, shape), recorded)",
         "return start(sampler, normal(keys, 0, shape), recorded)",
-        "tests/diffusion/test_path_laws.py::test_a_walk_from_the_paths_own_end_has_the_datas_moments",
+        "tests/diffusion/test_path_walks.py::test_a_walk_from_the_paths_own_end_has_the_datas_moments",
     ),
     Mutant(
         "a_paths_prior_at_deviation_1",
@@ -130,7 +130,7 @@ MUTANTS = (
         "diffusion/schedules.py",
         "posterior_mean_x_t=ratio * (noise_prev / noise) ** 2",
         "posterior_mean_x_t=(noise_prev / noise) ** 2",
-        "tests/diffusion/test_path_laws.py::test_one_step_back_on_a_path_is_bayes_rule",
+        "tests/diffusion/test_path_walks.py::test_one_step_back_on_a_path_is_bayes_rule",
     ),
     # --- The step back, guidance ---
     Mutant(

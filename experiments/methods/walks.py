@@ -21,6 +21,20 @@ NUM_TIMESTEPS = 1000  # of a path, where config.path.num_timesteps is not set
 FLAGS = 8  # steps on which a sampler is made to read what it says of itself
 
 
+class _Course(NamedTuple):
+    """A chain or a path and the ways along it, before anything is asked of a network.
+
+    schedule, path: of the process. The others are those of `Walks`.
+    """
+
+    schedule: Schedule
+    path: Path | None
+    whole: Levels
+    flags: Sampler
+    spacing: dict[str, Any]
+    levels: Callable[[int], tuple[Schedule, Levels]]
+
+
 class Walks(NamedTuple):
     """A process, and how config.sample walks it.
 
@@ -74,48 +88,41 @@ def walks_of(config: ConfigDict, encoder: Encoder) -> Walks:
             "time, as in --config=experiments/configs/digits.py:flow; this one has "
             f"{'both' if 'path' in config else 'neither'}."
         )
-    walks = (_of_path if "path" in config else _of_chain)(config, _sampler(config))
+    sampler = _sampler(config)
+    course = (_of_path if "path" in config else _of_chain)(config, sampler)
     variance = lookup(VARIANCES, config.variance, "variance")
-    if encoder.latents is not None or walks.process.path is not None:
+    if encoder.latents is not None or course.path is not None:
         variance = of_density(variance)
-    if variance.extra_channels and walks.process.path is not None:
+    if variance.extra_channels and course.path is not None:
         fixed = [name for name, each in VARIANCES.items() if not each.extra_channels]
         raise ValueError(
             f"config.variance.name = {config.variance.name!r} is learned of a chain's steps, which "
             f"continuous time does not have. Choose {' or '.join(fixed)}."
         )
-    process = walks.process._replace(parameterization=_parameterization(config), variance=variance)
+    process = Process(course.schedule, _parameterization(config), variance, course.path)
     of_chain = process.path is None and not process.parameterization.needs_path
     with naming_field("schedule" if of_chain else "parameterization"):
         check_process(process)
     threshold = lookup(thresholds.THRESHOLDS, config.sample.threshold, "sample.threshold")
-    return walks._replace(process=process, threshold=threshold)
-
-
-def _walks(
-    process: Process,
-    whole: Levels,
-    flags: Sampler,
-    sampler: Callable[[Levels], Sampler],
-    spacing: dict[str, Any],
-    levels: Callable[[int], tuple[Schedule, Levels]],
-) -> Walks:
-    return Walks(process, whole, flags, sampler, spacing, levels, thresholds.none)
-
-
-def _incomplete(schedule: Schedule, path: Path | None) -> Process:
-    """What `walks_of` completes."""
-    return Process(schedule, PARAMETERIZATIONS["x_0"], VARIANCES["fixed_small"], path)
+    return Walks(
+        process, course.whole, course.flags, sampler, course.spacing, course.levels, threshold
+    )
 
 
 def _asked(config: ConfigDict, own: str, table: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """config.sample.spacing as {name, **options} with `own` for auto, and its entry."""
     spec = config.sample.spacing.to_dict()
+    if spec["name"] in {*grids.GRIDS, *spacings.SPACINGS} - {*table}:
+        kinds = ("a path", "a chain") if spec["name"] in grids.GRIDS else ("a chain", "a path")
+        raise ValueError(
+            f"config.sample.spacing.name = {spec['name']!r} is of {kinds[0]}, and this model is of "
+            f"{kinds[1]}. Choose one of: {', '.join((AUTO, *table))}."
+        )
     found = lookup({AUTO: table[own], **table}, spec, "sample.spacing")
     return ({"name": own} if spec["name"] == AUTO else spec), found
 
 
-def _of_chain(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
+def _of_chain(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> _Course:
     with naming_field("schedule"):
         betas = lookup(schedules.BETAS, config.schedule, "schedule")()
         schedule = schedules.from_betas(betas)
@@ -129,10 +136,10 @@ def _of_chain(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks
         respaced = schedules.respace(betas, space(len(betas), num_steps))
         return respaced, paths.levels_of(respaced)
 
-    return _walks(_incomplete(schedule, None), whole, flags, sampler, spacing, levels)
+    return _Course(schedule, None, whole, flags, spacing, levels)
 
 
-def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
+def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> _Course:
     with naming_field("path"):
         path: Path = lookup(paths.PATHS, config.path, "path", (), ("num_timesteps",))()
         num_timesteps = config.path.get("num_timesteps", NUM_TIMESTEPS)
@@ -152,8 +159,7 @@ def _of_path(config: ConfigDict, sampler: Callable[[Levels], Sampler]) -> Walks:
             found = paths.grid(path, space(path, num_steps))
         return schedules.from_levels(found), found
 
-    process = _incomplete(schedules.from_levels(whole), path)
-    return _walks(process, whole, flags, sampler, spacing, levels)
+    return _Course(schedules.from_levels(whole), path, whole, flags, spacing, levels)
 
 
 def respaced(apply: Callable[..., jax.Array], walks: Walks) -> Callable[[int], Respaced]:

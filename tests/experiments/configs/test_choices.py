@@ -121,6 +121,8 @@ def test_the_best_known_of_them_is_not_taken_for_another() -> None:
         ("digits:flow", "parameterization=eps", "^config.parameterization: .*none at its end"),
         ("digits:flow", "loss=hybrid(vlb_coefficient=1e-3)", "continuous time has none. Choose `s"),
         ("digits:eps_simple", "parameterization=velocity", "^config.parameterization: .*a path"),
+        ("digits", "sample.spacing=karras", "'karras' is of a path.* of a chain.*: auto, uniform"),
+        ("digits:flow", "sample.spacing=leading", "'leading' is of a chain.*: auto, uniform, tr"),
         ("digits", "path=straight", "no field path: .* of a chain .*digits.py:flow"),
         ("digits:flow", "schedule.name=linear", "no field schedule: .* of a path .*:eps_simple"),
     ],
