@@ -21,7 +21,7 @@ from diffusion.schedules import from_levels
 from diffusion.structs import Path, Prediction, Process
 from diffusion.variances import VARIANCES
 from tests.diffusion.gaussian import DEVIATION, MEAN, exact_variance, log_density
-from tests.diffusion.test_path_laws import EXACT, every_path, network
+from tests.diffusion.on_paths import EXACT, every_path, network
 
 CALM = 0.7  # x_0 where the error is a function of u alone
 

@@ -9,7 +9,7 @@ from diffusion.losses import vlb_weight
 from diffusion.paths import at
 from diffusion.structs import Path, Times
 from diffusion.times import TIMES, piecewise_linear
-from tests.diffusion.test_path_laws import every_path
+from tests.diffusion.on_paths import every_path
 from tests.diffusion.test_times import continuous
 
 PROBABILITIES = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(12)), jnp.float32)
