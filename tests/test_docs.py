@@ -99,6 +99,16 @@ def test_every_link_leads_to_a_file_that_defines_its_name(path: pathlib.Path) ->
     assert broken_links(path.read_text(), path.parent) == []
 
 
+@every_document
+def test_a_test_that_is_named_without_a_link_is_there(path: pathlib.Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", path.read_text()))
+    files = (ROOT / "tests").rglob("*.py") if named else ()
+    there = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert not named - there - {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
+
+
 @pytest.mark.parametrize(
     "link",
     [
